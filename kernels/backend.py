@@ -1,0 +1,44 @@
+"""The one place that knows whether Triton is there and which tensors it takes.
+
+Kernel files import `triton_jit` and `tl` from here. Without Triton the decorator leaves the function as it is and `tl`
+is None: the kernels are then dead code, and `use_triton` never sends a tensor to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+tl: Any = None
+triton_jit: Callable[..., Any]
+HAS_TRITON = False
+INTERPRETED = False
+
+try:
+    import triton
+    import triton.language as _tl
+except ImportError:
+
+    def triton_jit(function: Callable[..., Any]) -> Any:
+        """Return `function` unchanged: there is no compiler to give it to."""
+        return function
+else:
+    tl = _tl
+    triton_jit = triton.jit
+    HAS_TRITON = True
+    # Read once: triton.jit decides at decoration whether a kernel is interpreted, so a later change means nothing.
+    INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+def use_triton(tensor: torch.Tensor) -> bool:
+    """True where the Triton kernels can take `tensor`: on CUDA, or on the CPU when TRITON_INTERPRET=1 at import."""
+    if INTERPRETED:
+        return tensor.device.type in ("cpu", "cuda")
+    return HAS_TRITON and tensor.is_cuda
+
+
+def next_power_of_two(n: int) -> int:
+    """The least power of two that is at least `n` (n >= 1)."""
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,135 @@
+"""Drawing tokens from logits with counter-based random numbers.
+
+A draw depends on the logits and on (seed, position, choice) only: not on the batch, the replica or the device, so that a
+replay elsewhere draws the same tokens.
+
+Shapes: B sequences, V vocabulary.
+Sources: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011 (Philox4x32-10); Gumbel, 1954 (the argmax of
+logits with Gumbel noise is a draw from their softmax).
+"""
+
+from __future__ import annotations
+
+import torch
+
+_WORD = 0xFFFFFFFF
+# The multipliers less 2^32: every product then fits a signed 64-bit integer.
+_MULTIPLIERS = (0xD2511F53 - (1 << 32), 0xCD9E8D57 - (1 << 32))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _multiply(x: torch.Tensor, multiplier: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low words of x * (multiplier + 2^32)."""
+    product = x * multiplier
+    return (product >> 32) + x, product & _WORD
+
+
+def philox(counter: Words, key: tuple[torch.Tensor, torch.Tensor]) -> Words:
+    """Philox4x32-10: four random words for each counter and key.
+
+    All are int64 tensors of values below 2^32 and broadcast against each other. Parts of a counter that are the same
+    for a whole row or column should come unexpanded: the first rounds are then done once for all.
+    """
+    a, b, c, d = counter
+    first, second = key
+    for _ in range(_ROUNDS):
+        high_a, low_a = _multiply(a, _MULTIPLIERS[0])
+        high_c, low_c = _multiply(c, _MULTIPLIERS[1])
+        a, b, c, d = high_c ^ b ^ first, low_c, high_a ^ d ^ second, low_a
+        first, second = (first + _WEYL[0]) & _WORD, (second + _WEYL[1]) & _WORD
+    return a, b, c, d
+
+
+def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, choices: torch.Tensor, vocab: int) -> torch.Tensor:
+    """Standard Gumbel noise [B, V] fp32 for seeds [B] int64 (the bits of a uint64), positions [B] and choices [B].
+
+    -log(E), where E is exponential: -log(1 - v) for a uniform v, by its series below 2^-8, where fp32 would cancel.
+    """
+    tokens = torch.arange(vocab, device=seeds.device).unsqueeze(0)
+    rows = seeds.long().unsqueeze(1)
+    counter = (tokens, positions.long().unsqueeze(1) & _WORD, choices.long().unsqueeze(1) & _WORD, torch.zeros_like(rows))
+    word, _, _, _ = philox(counter, (rows & _WORD, (rows >> 32) & _WORD))
+    v = (word.float() + 0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
+    series = v * (1 + v * (0.5 + v / 3))
+    exponential = torch.where(v < 2.0**-8, series, -torch.log(1 - v))
+    return -torch.log(exponential)
+
+
+def gumbel_argmax_reference(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    choices: torch.Tensor,
+) -> torch.Tensor:
+    """`gumbel_argmax` in torch; on CUDA it waits for the device."""
+    drawn = logits.argmax(dim=-1)
+    rows = (temperatures > 0).nonzero().flatten()
+    if rows.numel():
+        noise = gumbel_noise(seeds[rows], positions[rows], choices[rows], logits.shape[1])
+        drawn[rows] = (logits[rows] / temperatures[rows].unsqueeze(1)).add_(noise).argmax(dim=-1)
+    return drawn
+
+
+def apply_top_k_top_p_min_p(
+    logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """Set the logits of the tokens that the filters exclude to -inf; returns a new tensor.
+
+    logits [B, V] fp32, already divided by the temperature; top_k [B] int, 0 for off; top_p [B], 1 for off; min_p [B], 0
+    for off. In this order: the top_k greatest are kept (and those equal to the last of them); of these, the least set
+    whose probability reaches top_p; of the rest, those at least min_p times as probable as the best. The best token is
+    always kept. Sources: Holtzman et al., 2019 (top-p); Nguyen et al., 2024 (min-p).
+    """
+    vocab = logits.shape[1]
+    ascending, order = logits.sort(dim=-1)
+    last = torch.where((top_k > 0) & (top_k < vocab), vocab - top_k, 0).long().unsqueeze(1)
+    ascending = ascending.masked_fill(ascending < ascending.gather(1, last), -torch.inf)
+    below = ascending.softmax(dim=-1).cumsum(dim=-1)
+    excluded = (below <= 1 - top_p.unsqueeze(1)) & (top_p < 1).unsqueeze(1)
+    # p < min_p * p_max, in logits: what is excluded so far changes no ratio.
+    excluded |= ascending < ascending[:, -1:] + min_p.unsqueeze(1).log()
+    excluded[:, -1] = False
+    ascending = ascending.masked_fill_(excluded, -torch.inf)
+    return torch.empty_like(logits).scatter_(1, order, ascending)
+
+
+def apply_penalties(
+    logits: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    counts: torch.Tensor,
+    presence: torch.Tensor,
+    frequency: torch.Tensor,
+    repetition: torch.Tensor,
+) -> torch.Tensor:
+    """Penalize tokens that have occurred; returns a new tensor [B, V].
+
+    logits [B, V] fp32; prompt_mask [B, V] bool: tokens of the prompt; counts [B, V] int: occurrences in the output;
+    presence, frequency (0 for off) and repetition (1 for off) [B] fp32. Repetition goes first and looks at prompt and
+    output: positive logits are divided by it, others multiplied. Presence and frequency look at the output only.
+    Source: Keskar et al., CTRL, 2019 (repetition); the OpenAI API (the other two).
+    """
+    occurred = counts > 0
+    factor = torch.where(prompt_mask | occurred, repetition.unsqueeze(1), 1.0)
+    logits = torch.where(logits > 0, logits / factor, logits * factor)
+    return logits - frequency.unsqueeze(1) * counts - presence.unsqueeze(1) * occurred
+
+
+def gumbel_argmax(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    choices: torch.Tensor,
+) -> torch.Tensor:
+    """Draw one token a row from softmax(logits / temperature).
+
+    logits [B, V] fp32, -inf where a token is not allowed; temperatures [B] fp32, 0 for the argmax (of equals the lowest
+    id); seeds [B] int64, the bits of a uint64; positions [B] int32 or int64, of the token to be drawn in its sequence;
+    choices [B] int, which of a request's n answers. Returns [B] int64. The random words are word 0 of Philox4x32-10
+    with key (low word, high word of the seed) and counter (token id, position, choice, 0).
+    """
+    return gumbel_argmax_reference(logits, temperatures, seeds, positions, choices)

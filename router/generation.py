@@ -1,0 +1,51 @@
+"""The seam between HTTP and the cluster: what the front asks for, and what comes back, in tokens.
+
+`router.http` turns text into a `GenerationRequest` and events back into text; `router.sessions` is the real `Generator`,
+and tests use fakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from workers.api.request import Delta, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt with n choices: one lease, n sequences.
+
+    `samplings[i].choice == i`, and the seed is already drawn. `owner` and `tier` come from the API key, never from a body.
+    """
+
+    id: str
+    model: str
+    prompt_ids: tuple[int, ...]
+    samplings: tuple[SamplingParams, ...]
+    owner: str = "default"
+    tier: str = ""
+    route: str = ""  # learned output lengths are per (owner, route)
+    salt: bytes = b""
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """A delta of choice number `choice`. Positions are gapless and come once, whatever replicas died."""
+
+    choice: int
+    delta: Delta
+
+
+class Generator(Protocol):
+    """Runs generation requests."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[tuple[ChoiceDelta, ...]]:
+        """Batches of deltas, one batch an engine step, until every choice has its `finish`.
+
+        Before the first batch it may raise Overloaded, NoReplica, ModelNotFound or InvalidRequest (the request was not
+        accepted); the first batch may be empty and then only says that the request is accepted. After it: EngineFault or
+        ReplicaLost when replay gave up. Closing the iterator (`aclose`, or cancelling its reader) aborts the sequences.
+        """

@@ -1,0 +1,99 @@
+"""What a replica is told at its start. Frozen; derived values get types of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workers.api.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which checkpoint, and how it is loaded.
+
+    `path` is a local folder in the Hugging Face layout (hub ids are resolved to one before this is made).
+    `load_format`: "safetensors" streams the files; "dummy" makes seeded weights on the device.
+    `dtype`: "auto" is the checkpoint's on a GPU and float32 on the CPU.
+    """
+
+    path: str
+    name: str
+    dtype: str = "auto"
+    load_format: str = "safetensors"
+    max_model_len: int | None = None  # tokens; None = the checkpoint's own
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", *DTYPES):
+            raise ConfigError(f"dtype {self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        if self.load_format not in ("safetensors", "dummy"):
+            raise ConfigError(f"load_format {self.load_format!r} is not one of safetensors, dummy")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of one engine. Tokens and blocks, not bytes, but for the two memory settings."""
+
+    block_size: int = 16  # tokens a block
+    max_num_seqs: int = 128  # sequences with a slot
+    max_num_batched_tokens: int = 2048  # query tokens a step
+    num_blocks: int | None = None  # None = from memory
+    cache_fraction: float = 0.8  # of the device memory that is free after loading (GPU)
+    cache_bytes_cpu: int = 256 << 20  # KV cache on the CPU
+    prefix_caching: bool = True
+    step_ahead: bool = True  # plan step N+1 while N runs
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1 or self.block_size & (self.block_size - 1):
+            raise ConfigError(f"block_size must be a power of two, got {self.block_size}")
+        if self.max_num_seqs < 1:
+            raise ConfigError(f"max_num_seqs must be at least 1, got {self.max_num_seqs}")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}), or a full batch could not decode"
+            )
+        if not 0.0 < self.cache_fraction <= 1.0:
+            raise ConfigError(f"cache_fraction must be in (0, 1], got {self.cache_fraction}")
+        if self.num_blocks is not None and self.num_blocks < 1:
+            raise ConfigError(f"num_blocks must be at least 1, got {self.num_blocks}")
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheSpec:
+    """The KV cache of a group of layers that share a shape; block bytes follow from it."""
+
+    layers: tuple[int, ...]
+    num_kv_heads: int  # on one rank
+    head_size: int
+    dtype: str
+    window: int = 0  # sliding window in tokens; 0 = full attention
+    latent_size: int = 0  # latent attention stores one vector of this size instead of K and V; 0 = K and V
+    scale_bytes: int = 0  # bytes of quantization scales a token, head and layer
+
+    def block_bytes(self, block_size: int) -> int:
+        """Bytes of one block over all layers of the group, on one rank."""
+        if self.latent_size:
+            per_token = self.latent_size * DTYPE_BYTES[self.dtype] + self.scale_bytes
+        else:
+            per_token = 2 * self.num_kv_heads * (self.head_size * DTYPE_BYTES[self.dtype] + self.scale_bytes)
+        return per_token * block_size * len(self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaConfig:
+    """All that the ranks of one replica need to start."""
+
+    model: ModelConfig
+    engine: EngineConfig
+    tensor_parallel: int = 1
+    device: str = "auto"  # auto | cpu | cuda
+
+    def __post_init__(self) -> None:
+        if self.tensor_parallel < 1:
+            raise ConfigError(f"tensor_parallel must be at least 1, got {self.tensor_parallel}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device {self.device!r} is not one of auto, cpu, cuda")

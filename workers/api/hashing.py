@@ -1,0 +1,47 @@
+"""Chained block hashes: a block's hash covers everything before it, so equal hashes mean equal prefixes.
+
+Both the prefix cache of an engine and the dispatcher's index of them need the same bytes, so the rule lives here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from workers.api.request import MediaSegment
+
+HASH_BYTES = 16
+
+
+def root_hash(salt: bytes = b"", adapter: str | None = None) -> bytes:
+    """The hash before the first block: what must never be shared differs here."""
+    h = hashlib.blake2b(digest_size=HASH_BYTES)
+    name = (adapter or "").encode()
+    h.update(len(salt).to_bytes(4, "little") + salt + len(name).to_bytes(4, "little") + name)
+    return h.digest()
+
+
+def extend_hash(parent: bytes, token_ids: Sequence[int], media: Sequence[bytes] = ()) -> bytes:
+    """The hash of a full block of `token_ids` after `parent`; `media` are the digests of images that touch it."""
+    h = hashlib.blake2b(parent, digest_size=HASH_BYTES)
+    h.update(b"".join(t.to_bytes(4, "little") for t in token_ids))
+    for digest in media:
+        h.update(digest)
+    return h.digest()
+
+
+def block_hashes(
+    token_ids: Sequence[int],
+    block_size: int,
+    *,
+    salt: bytes = b"",
+    adapter: str | None = None,
+    media: Sequence[MediaSegment] = (),
+) -> list[bytes]:
+    """Hashes of all full blocks of `token_ids`, first to last."""
+    parent, out = root_hash(salt, adapter), []
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
+        digests = [m.digest for m in media if m.start < start + block_size and start < m.start + m.length]
+        parent = extend_hash(parent, token_ids[start : start + block_size], digests)
+        out.append(parent)
+    return out

@@ -1,0 +1,44 @@
+"""What a replica says of itself: once (`ReplicaInfo`) and every step (`LoadReport`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workers.api.request import RequestCounts
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaInfo:
+    """One replica as the dispatcher's table holds it. `id` is unique for ever: it is the generation too."""
+
+    id: str
+    model: str
+    host: str
+    port: int
+    max_model_len: int
+    max_num_seqs: int
+    num_blocks: int
+    block_size: int
+    node: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """The state of an engine after a step. Token counts are of this step unless named otherwise."""
+
+    step: int  # steps completed since the start; grows while there is progress
+    step_seconds: float = 0.0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    overhead_tokens: int = 0  # recomputed or discarded in this step
+    running: int = 0  # sequences with a slot
+    waiting: int = 0
+    prefill_backlog: int = 0  # prompt tokens not yet computed, of all waiting and running sequences
+    kv_tokens: int = 0  # tokens held by running sequences
+    free_blocks: int = 0  # free or evictable
+    total_blocks: int = 0
+    preemptions: int = 0  # since the start
+    prefix_queries: int = 0  # prompt tokens looked up in the prefix cache, since the start
+    prefix_hits: int = 0  # and found
+    requests: RequestCounts = RequestCounts()

@@ -1,0 +1,100 @@
+"""What one step runs (`StepPlan`), what it yields (`StepResult`), and who runs it (`Executor`).
+
+Every rank keeps the state of the batch by slot: the tokens of a sequence, its block table, its sampling parameters. A
+plan carries changes only. A token drawn in step N is written by the rank itself at the sequence's next position, so step
+N+1 can be planned, and run, before the host has seen it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from workers.api.request import SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class NewSequence:
+    """A sequence enters slot `slot`: after admission, or again after preemption.
+
+    `token_ids` are all that is known (prompt, resumed, emitted). The first `num_prompt` are prompt; penalties count the
+    rest as emitted, and so does `min_tokens`.
+    """
+
+    slot: int
+    token_ids: tuple[int, ...]
+    num_prompt: int
+    sampling: SamplingParams
+    blocks: tuple[int, ...]  # those it holds before this step's `ScheduledSequence.new_blocks` (prefix hits)
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """Run the tokens at positions [start, start + count) of the sequence in `slot`.
+
+    `emit` tokens are drawn after the last of them (0 for a prefill chunk that is not the prompt's end, else 1 today; k for
+    speculative decoding). `new_blocks` are appended to its block table first.
+    """
+
+    slot: int
+    start: int
+    count: int
+    emit: int
+    new_blocks: tuple[int, ...] = ()
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it runs one token: attention has a faster kernel for that."""
+        return self.count == 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. `removed` slots are emptied first, then `added` ones filled (a slot may be in both), then all run.
+
+    `scheduled` holds the sequences with count == 1 first, then the longer ones.
+    """
+
+    step: int
+    removed: tuple[int, ...]
+    added: tuple[NewSequence, ...]
+    scheduled: tuple[ScheduledSequence, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Query tokens of the step."""
+        return sum(s.count for s in self.scheduled)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotResult:
+    """What was drawn for one slot. `fault` (say, NaN logits) ends that request alone."""
+
+    slot: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One entry for each scheduled sequence with emit > 0, in the plan's order. `seconds`: device time of the step."""
+
+    step: int
+    slots: tuple[SlotResult, ...]
+    seconds: float
+
+
+class StepHandle(Protocol):
+    """A step under way."""
+
+    def result(self) -> StepResult:
+        """Wait for it. Raises EngineFault when the step as a whole failed."""
+
+
+class Executor(Protocol):
+    """Runs plans, in the order in which they are submitted."""
+
+    def submit(self, plan: StepPlan) -> StepHandle:
+        """Start a step; returns before it is done where the device is asynchronous."""
