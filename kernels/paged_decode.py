@@ -61,11 +61,11 @@ def paged_decode(
 ) -> torch.Tensor:
     """Attention of the query at position kv_len - 1 of each sequence over that sequence's cache.
 
-    q [B, H, D]; key_cache, value_cache [N, S, K, D] with the new token's own key and value stored; block_tables [B, M]
-    int32; kv_lens [B] int32, 0 for a padding row, whose output is zeros; max_kv >= every kv_len, on the host; window: how
-    many positions are seen, the query's own included, 0 for all. Returns [B, H, D] in the dtype of q, written to `out` if
-    given. Block table entries and cache contents past kv_len (and before the window) are never used; they may be -1 and
-    NaN.
+    q [B, H, D]; key_cache, value_cache [N, S, K, D] with the new token's own key and value stored; block_tables
+    [B, M] int32; kv_lens [B] int32, 0 for a padding row, whose output is zeros; max_kv >= every kv_len, on the host;
+    window: how many positions are seen, the query's own included, 0 for all. Returns [B, H, D] in the dtype of q,
+    written to `out` if given. Block table entries and cache contents past kv_len (and before the window) are never
+    used; they may be -1 and NaN.
     """
     result = paged_decode_reference(q, key_cache, value_cache, block_tables, kv_lens, max_kv, scale, window)
     return result if out is None else out.copy_(result)

@@ -24,8 +24,8 @@ def paged_prefill_reference(
 ) -> torch.Tensor:
     """`paged_prefill` in torch; on CUDA it waits for the device.
 
-    Sequences of like lengths share one dense attention: a batch of many decodes and few prompts costs a handful of calls
-    and less than four times the arithmetic, however it is mixed.
+    Sequences of like lengths share one dense attention: a batch of many decodes and few prompts costs a handful of
+    calls and less than four times the arithmetic, however it is mixed.
     """
     starts, lens = cu_query.tolist(), kv_lens.tolist()
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -108,10 +108,10 @@ def paged_prefill(
 
     q [T, H, D], the sequences one after the other; cu_query [B + 1] int32, where each begins and the last ends;
     key_cache, value_cache [N, S, K, D] with the new tokens' own keys and values stored; block_tables [B, M] int32;
-    kv_lens [B] int32: the queries of a sequence are the last of its kv_len positions; max_query and max_kv: bounds of the
-    two lengths, on the host; window: how many positions a query sees, its own included, 0 for all. Returns [T, H, D] in
-    the dtype of q, written to `out` if given. Block table entries and cache contents past kv_len (and before the first
-    window) are never used; they may be -1 and NaN.
+    kv_lens [B] int32: the queries of a sequence are the last of its kv_len positions; max_query and max_kv: bounds of
+    the two lengths, on the host; window: how many positions a query sees, its own included, 0 for all. Returns
+    [T, H, D] in the dtype of q, written to `out` if given. Block table entries and cache contents past kv_len (and
+    before the first window) are never used; they may be -1 and NaN.
     """
     result = paged_prefill_reference(q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window)
     return result if out is None else out.copy_(result)

@@ -1,7 +1,7 @@
 """Drawing tokens from logits with counter-based random numbers.
 
-A draw depends on the logits and on (seed, position, choice) only: not on the batch, the replica or the device, so that a
-replay elsewhere draws the same tokens.
+A draw depends on the logits and on (seed, position, choice) only: not on the batch, the replica or the device, so that
+a replay elsewhere draws the same tokens.
 
 Shapes: B sequences, V vocabulary.
 Sources: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011 (Philox4x32-10); Gumbel, 1954 (the argmax of
@@ -50,8 +50,8 @@ def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, choices: torch.Te
     """
     tokens = torch.arange(vocab, device=seeds.device).unsqueeze(0)
     rows = seeds.long().unsqueeze(1)
-    counter = (tokens, positions.long().unsqueeze(1) & _WORD, choices.long().unsqueeze(1) & _WORD, torch.zeros_like(rows))
-    word, _, _, _ = philox(counter, (rows & _WORD, (rows >> 32) & _WORD))
+    at, choice = (column.long().unsqueeze(1) & _WORD for column in (positions, choices))
+    word, _, _, _ = philox((tokens, at, choice, torch.zeros_like(rows)), (rows & _WORD, (rows >> 32) & _WORD))
     v = (word.float() + 0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
     series = v * (1 + v * (0.5 + v / 3))
     exponential = torch.where(v < 2.0**-8, series, -torch.log(1 - v))
@@ -84,17 +84,16 @@ def apply_top_k_top_p_min_p(
     whose probability reaches top_p; of the rest, those at least min_p times as probable as the best. The best token is
     always kept. Sources: Holtzman et al., 2019 (top-p); Nguyen et al., 2024 (min-p).
     """
-    vocab = logits.shape[1]
-    ascending, order = logits.sort(dim=-1)
-    last = torch.where((top_k > 0) & (top_k < vocab), vocab - top_k, 0).long().unsqueeze(1)
-    ascending = ascending.masked_fill(ascending < ascending.gather(1, last), -torch.inf)
-    below = ascending.softmax(dim=-1).cumsum(dim=-1)
-    excluded = (below <= 1 - top_p.unsqueeze(1)) & (top_p < 1).unsqueeze(1)
-    # p < min_p * p_max, in logits: what is excluded so far changes no ratio.
-    excluded |= ascending < ascending[:, -1:] + min_p.unsqueeze(1).log()
-    excluded[:, -1] = False
-    ascending = ascending.masked_fill_(excluded, -torch.inf)
-    return torch.empty_like(logits).scatter_(1, order, ascending)
+    # Stable, so that of equal logits the lowest ids are kept, on every device.
+    ranked, order = logits.sort(dim=-1, descending=True, stable=True)
+    last = torch.where(top_k > 0, top_k, logits.shape[1]).clamp(max=logits.shape[1]).long().unsqueeze(1) - 1
+    ranked = ranked.masked_fill(ranked < ranked.gather(1, last), -torch.inf)
+    probability = ranked.softmax(dim=-1)
+    excluded = probability.cumsum(dim=-1).sub_(probability) >= torch.where(top_p < 1, top_p, 2.0).unsqueeze(1)
+    # p < min_p * p_max, in logits.
+    excluded |= ranked < ranked[:, :1] + min_p.unsqueeze(1).log()
+    excluded[:, 0] = False
+    return torch.empty_like(logits).scatter_(1, order, ranked.masked_fill_(excluded, -torch.inf))
 
 
 def apply_penalties(
