@@ -1,7 +1,7 @@
 """The seam between HTTP and the cluster: what the front asks for, and what comes back, in tokens.
 
-`router.http` turns text into a `GenerationRequest` and events back into text; `router.sessions` is the real `Generator`,
-and tests use fakes.
+`router.http` turns text into a `GenerationRequest` and events back into text; `router.sessions` is the real
+`Generator`, and tests use fakes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from workers.api.request import Delta, SamplingParams
 class GenerationRequest:
     """One prompt with n choices: one lease, n sequences.
 
-    `samplings[i].choice == i`, and the seed is already drawn. `owner` and `tier` come from the API key, never from a body.
+    `samplings[i].choice == i`, and the seed is already drawn. `owner` and `tier` come from the API key, never from a
+    body.
     """
 
     id: str
@@ -46,6 +47,6 @@ class Generator(Protocol):
         """Batches of deltas, one batch an engine step, until every choice has its `finish`.
 
         Before the first batch it may raise Overloaded, NoReplica, ModelNotFound or InvalidRequest (the request was not
-        accepted); the first batch may be empty and then only says that the request is accepted. After it: EngineFault or
-        ReplicaLost when replay gave up. Closing the iterator (`aclose`, or cancelling its reader) aborts the sequences.
+        accepted); the first batch may be empty and then only says that the request is accepted. After it: EngineFault
+        or ReplicaLost when replay gave up. Closing the iterator (`aclose`, or cancelling its reader) aborts the sequences.
         """

@@ -1,7 +1,7 @@
 """Framed asyncio connections: `dial` and `listen`, with the secret, heartbeats and a bound on what is unsent.
 
-A peer that says nothing for `SILENCE_SECONDS` is taken for dead: a cut link gives no EOF. All callbacks run in the event
-loop and must not block.
+A peer that says nothing for `SILENCE_SECONDS` is taken for dead: a cut link gives no EOF. All callbacks run in the
+event loop and must not block.
 """
 
 from __future__ import annotations

@@ -75,6 +75,14 @@ def _is_dataclass_type(kind: Any) -> bool:
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
+def _unless_none(convert: Convert) -> Convert:
+    return lambda v: None if v is None else convert(v)
+
+
+def _each(convert: Convert, into: Callable[[Any], Any]) -> Convert:
+    return lambda v: into([convert(x) for x in v])
+
+
 def _converters(kind: Any) -> tuple[Convert | None, Convert | None]:
     """(to wire, from wire) for one annotated type; None where the value travels as it is."""
     origin = typing.get_origin(kind)
@@ -83,17 +91,14 @@ def _converters(kind: Any) -> tuple[Convert | None, Convert | None]:
         if len(inner) != 1:
             raise TypeError(f"{kind} cannot travel: a union may only add None")
         put, get = _converters(inner[0])
-        return (
-            put and (lambda v: None if v is None else put(v)),
-            get and (lambda v: None if v is None else get(v)),
-        )
+        return None if put is None else _unless_none(put), None if get is None else _unless_none(get)
     if origin is tuple:
         args = typing.get_args(kind)
         if len(args) == 2 and args[1] is Ellipsis:
             put, get = _converters(args[0])
             return (
-                put and (lambda v: [put(x) for x in v]),
-                get and (lambda v: tuple(get(x) for x in v)),
+                None if put is None else _each(put, list),
+                None if get is None else _each(get, tuple),
             )
         return None, None
     if _is_dataclass_type(kind):

@@ -1,8 +1,8 @@
 """What one step runs (`StepPlan`), what it yields (`StepResult`), and who runs it (`Executor`).
 
 Every rank keeps the state of the batch by slot: the tokens of a sequence, its block table, its sampling parameters. A
-plan carries changes only. A token drawn in step N is written by the rank itself at the sequence's next position, so step
-N+1 can be planned, and run, before the host has seen it.
+plan carries changes only. A token drawn in step N is written by the rank itself at the sequence's next position, so
+step N+1 can be planned, and run, before the host has seen it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class NewSequence:
 class ScheduledSequence:
     """Run the tokens at positions [start, start + count) of the sequence in `slot`.
 
-    `emit` tokens are drawn after the last of them (0 for a prefill chunk that is not the prompt's end, else 1 today; k for
-    speculative decoding). `new_blocks` are appended to its block table first.
+    `emit` tokens are drawn after the last of them (0 for a prefill chunk that is not the prompt's end, else 1 today; k
+    for speculative decoding). `new_blocks` are appended to its block table first.
     """
 
     slot: int
