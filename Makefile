@@ -1,0 +1,53 @@
+# The two commands that matter: make serve, make test.
+PYTHON ?= python3
+PORT ?= 23333
+HOST ?= 127.0.0.1
+MODEL ?= demo
+REPLICAS ?= 2
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve stop test test-fast check format clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(STAMP)  ## Make .venv with everything (serve and test call it)
+
+$(STAMP): pyproject.toml
+	@echo "Setting up .venv (some minutes the first time; the log is .venv/install.log)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else f"Echelon needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' > .venv/install.log 2>&1 \
+		|| { tail -20 .venv/install.log; echo "The installation failed; the whole log is .venv/install.log"; exit 1; }
+	@touch $(STAMP)
+
+serve: $(STAMP)  ## Serve the embedded demo model: two replicas, http://127.0.0.1:23333/v1 (PORT=, MODEL=, REPLICAS=)
+	@$(BIN)/echelon serve $(MODEL) --host $(HOST) --port $(PORT) --replicas $(REPLICAS)
+
+stop: $(STAMP)  ## Stop what make serve started on PORT
+	@$(BIN)/echelon stop --port $(PORT)
+
+test: $(STAMP)  ## Run all tests: fast ones first, then the kernels in Triton's interpreter, then Ray
+	$(BIN)/pytest -m "not ray and not slow"
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpreter
+	$(BIN)/pytest -m "slow and not ray"
+	$(BIN)/pytest -m ray
+
+test-fast: $(STAMP)  ## Run the fast tests only
+	$(BIN)/pytest -m "not ray and not slow"
+
+check: $(STAMP)  ## Lint, types, layering
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove .venv and caches
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

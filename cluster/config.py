@@ -1,0 +1,139 @@
+"""A cluster in one YAML file, checked by pydantic: unknown keys are refused with their place."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cluster.environment import DEMO_MODEL, cpu_count
+from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
+from workers.api.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Section(BaseModel):
+    """A part of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """Which model, how many replicas of it, and on what."""
+
+    path: str = DEMO_MODEL  # a local folder, a hub id, or "demo" for the embedded model
+    name: str | None = None  # as clients say it; default: the last part of the path
+    replicas: Positive = 1
+    tensor_parallel: Positive = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    load_format: Literal["safetensors", "dummy"] = "safetensors"
+    max_model_len: Positive | None = None  # tokens
+    seed: int = 0
+    revision: str | None = None  # of a hub id
+
+
+class EngineSection(Section):
+    """Limits of each engine; see `workers.api.config.EngineConfig`."""
+
+    block_size: Positive = 16
+    max_num_seqs: Positive = 128
+    max_num_batched_tokens: Positive = 2048
+    num_blocks: Positive | None = None
+    cache_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
+    cache_bytes_cpu: Positive = 256 << 20
+    prefix_caching: bool = True
+    step_ahead: bool = True
+
+
+class HttpSection(Section):
+    """Where the front listens."""
+
+    host: str = "127.0.0.1"
+    port: Port = 23333
+    ingress_replicas: Positive = 1
+
+
+class DispatchSection(Section):
+    """How a replica is chosen."""
+
+    strategy: Literal["min_expected_latency", "min_observed_latency", "random", "round_robin", "power_of_two"] = (
+        "min_expected_latency"
+    )
+    max_waiting: Positive = 10_000  # requests that wait for a lease; beyond it 429
+
+
+class ClusterConfig(Section):
+    """The whole file."""
+
+    model: ModelSection = ModelSection()
+    engine: EngineSection = EngineSection()
+    http: HttpSection = HttpSection()
+    dispatch: DispatchSection = DispatchSection()
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients use."""
+        return self.model.name or Path(self.model.path.rstrip("/")).name
+
+    def replica_config(self, folder: Path, device: str) -> ReplicaConfig:
+        """What the ranks are told, for a checkpoint in `folder`. Raises ConfigError."""
+        m = self.model
+        return ReplicaConfig(
+            model=ModelConfig(
+                path=str(folder),
+                name=self.model_name,
+                dtype=m.dtype,
+                load_format=m.load_format,
+                max_model_len=m.max_model_len,
+                seed=m.seed,
+            ),
+            engine=EngineConfig(**self.engine.model_dump()),
+            tensor_parallel=m.tensor_parallel,
+            device=device,
+        )
+
+
+def read_cluster_config(path: Path) -> ClusterConfig:
+    """The file, checked. Raises ConfigError with the line or the key that is wrong."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from e
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{path} is not YAML: {e}") from e
+    try:
+        return ClusterConfig.model_validate(data or {})
+    except ValidationError as e:
+        places = "; ".join(f"{'.'.join(map(str, d['loc'])) or 'the file'}: {d['msg']}" for d in e.errors())
+        raise ConfigError(f"{path}: {places}") from e
+
+
+def resolve_model(path: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint: the embedded model, a folder, or a hub id (downloaded). Raises ConfigError."""
+    if path == DEMO_MODEL:
+        return Path(str(importlib.resources.files("configs") / "demo-model"))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"{folder} has no config.json: it is not a checkpoint in the Hugging Face layout")
+        return folder.resolve()
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ConfigError(f"{path!r} is neither a folder here nor a hub id of the form owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        raise ConfigError(f"cannot get {path!r} from the model hub: {e}. A local folder works without it.") from e
+
+
+def threads_per_rank(config: ClusterConfig) -> int:
+    """CPU threads for each rank when all replicas share this machine."""
+    return max(1, cpu_count() // (config.model.replicas * config.model.tensor_parallel))

