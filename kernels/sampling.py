@@ -24,7 +24,8 @@ Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 def _multiply(x: torch.Tensor, multiplier: int) -> tuple[torch.Tensor, torch.Tensor]:
     """High and low words of x * (multiplier + 2^32)."""
     product = x * multiplier
-    return (product >> 32) + x, product & _WORD
+    low = product & _WORD
+    return product.bitwise_right_shift_(32).add_(x), low
 
 
 def philox(counter: Words, key: tuple[torch.Tensor, torch.Tensor]) -> Words:
@@ -38,7 +39,7 @@ def philox(counter: Words, key: tuple[torch.Tensor, torch.Tensor]) -> Words:
     for _ in range(_ROUNDS):
         high_a, low_a = _multiply(a, _MULTIPLIERS[0])
         high_c, low_c = _multiply(c, _MULTIPLIERS[1])
-        a, b, c, d = high_c ^ b ^ first, low_c, high_a ^ d ^ second, low_a
+        a, b, c, d = high_c ^ (b ^ first), low_c, high_a ^ (d ^ second), low_a
         first, second = (first + _WEYL[0]) & _WORD, (second + _WEYL[1]) & _WORD
     return a, b, c, d
 

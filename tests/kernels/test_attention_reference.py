@@ -16,7 +16,7 @@ SHAPES = [(1, 1, 16, 16), (3, 3, 24, 32), (6, 2, 32, 16), (8, 2, 64, 64), (8, 1,
 def test_decode(make_case, heads, kv_heads, size, block, window):
     case = make_case([(1, kv) for kv in (1, 7, 16, 33, 130)], heads, kv_heads, size, block, window)
     out = paged_decode_reference(
-        case.q, case.key_cache, case.value_cache, case.block_tables, case.kv_lens, case.max_kv, case.scale, window
+        case.q, case.key_cache, case.value_cache, case.block_tables, case.kv_lens, case.scale, window
     )
     torch.testing.assert_close(out, case.expected(), atol=2e-6, rtol=1e-5)
 
@@ -34,7 +34,7 @@ def test_prefill(make_case, heads, kv_heads, size, block, window):
 
 def test_prefill_of_one_token_each_is_decode(make_case):
     case = make_case([(1, kv) for kv in (3, 20, 50)])
-    rest = (case.kv_lens, case.max_kv, case.scale)
+    rest = (case.kv_lens, case.scale)
     decoded = paged_decode_reference(case.q, case.key_cache, case.value_cache, case.block_tables, *rest)
     filled = paged_prefill_reference(
         case.q, case.key_cache, case.value_cache, case.block_tables, case.cu_query, case.kv_lens, case.scale
