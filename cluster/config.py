@@ -81,12 +81,12 @@ class ClusterConfig(Section):
         """The name that clients use."""
         return self.model.name or Path(self.model.path.rstrip("/")).name
 
-    def replica_config(self, folder: Path, device: str) -> ReplicaConfig:
-        """What the ranks are told, for a checkpoint in `folder`. Raises ConfigError."""
+    def replica_config(self, device: str) -> ReplicaConfig:
+        """What the ranks are told; each resolves the model's path on its own node. Raises ConfigError."""
         m = self.model
         return ReplicaConfig(
             model=ModelConfig(
-                path=str(folder),
+                path=m.path,
                 name=self.model_name,
                 dtype=m.dtype,
                 load_format=m.load_format,

@@ -29,7 +29,7 @@ log = logging.getLogger("ray.serve")  # Serve routes this one to the replica's l
 class Replica:
     """The supervisor of one gang of ranks."""
 
-    async def __init__(self, config: ReplicaConfig, secret: str, threads: int) -> None:
+    async def __init__(self, config: ReplicaConfig, revision: str | None, secret: str, threads: int) -> None:
         self._id = serve.get_replica_context().replica_id.unique_id
         self._stopping = False
         group = ray.util.get_current_placement_group()
@@ -39,7 +39,7 @@ class Replica:
                 **rank_options(config),
                 name=f"rank-{self._id}-{rank}",
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-            ).remote(config, self._id, secret, threads)
+            ).remote(config, revision, self._id, secret, threads)
             for rank in range(config.tensor_parallel)
         ]
         self._info, phases = await self._ranks[0].start.remote()
@@ -89,7 +89,9 @@ class Replica:
         self._kill_ranks()
 
 
-def replica_application(config: ReplicaConfig, *, replicas: int, secret: str, threads: int) -> serve.Application:
+def replica_application(
+    config: ReplicaConfig, *, revision: str | None, replicas: int, secret: str, threads: int
+) -> serve.Application:
     """The Serve application of all replicas of one model."""
     deployment = serve.deployment(
         Replica,
@@ -104,4 +106,4 @@ def replica_application(config: ReplicaConfig, *, replicas: int, secret: str, th
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=5,
     )
-    return deployment.bind(config, secret, threads)
+    return deployment.bind(config, revision, secret, threads)

@@ -40,9 +40,9 @@ def prepare_ray() -> None:
     """Set what Ray and Serve read at their start. Call before `import ray`; values the user has set stay.
 
     Serve's HTTP goes through the HAProxy that Ray ships (4 to 10 times the events a second of its Python proxy), with
-    its files in a private folder, and its statistics on loopback by our wrapper.
+    its files in a private folder (short: a socket path has 97 characters), and its statistics on loopback by our wrapper.
     """
-    private = Path(tempfile.mkdtemp(prefix="echelon-haproxy-"))
+    private = Path(tempfile.mkdtemp(prefix="echelon-", dir="/tmp"))
     defaults = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

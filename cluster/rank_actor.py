@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import ray
 
+from cluster.config import resolve_model
 from workers.api.config import ReplicaConfig
 from workers.api.replica import ReplicaInfo
 
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
 class RankActor:
     """Loads its shard in `start`, then steps in `run`, which never returns while the replica is well."""
 
-    def __init__(self, config: ReplicaConfig, replica_id: str, secret: str, threads: int) -> None:
+    def __init__(self, config: ReplicaConfig, revision: str | None, replica_id: str, secret: str, threads: int) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-        self._config, self._replica_id, self._secret, self._threads = config, replica_id, secret, threads
+        folder = resolve_model(config.model.path, revision)
+        self._config = replace(config, model=replace(config.model, path=str(folder)))
+        self._replica_id, self._secret, self._threads = replica_id, secret, threads
         self._server: EngineServer | None = None
 
     def start(self) -> tuple[ReplicaInfo, dict[str, float]]:

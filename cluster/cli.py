@@ -1,0 +1,78 @@
+"""The command `echelon`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import echelon
+from workers.api.errors import EchelonError
+
+app = typer.Typer(
+    help="Echelon serves large language models on a Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+errors = Console(stderr=True, highlight=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"echelon {echelon.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Echelon serves large language models on a Ray cluster."""
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="demo, a local folder, a hub id, or a cluster file (.yaml).")] = "demo",
+    host: Annotated[str | None, typer.Option(help="Where HTTP listens; default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; default 23333.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Replicas of the model; default 1.")] = None,
+    name: Annotated[str | None, typer.Option(help="Model name for clients; default: the folder's.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: an own one.")] = None,
+) -> None:
+    """Serve a model over HTTP until Ctrl-C or `echelon stop`."""
+    from cluster.serving import run_until_stopped
+
+    given = {"host": host, "port": port, "replicas": replicas, "name": name}
+    run_until_stopped(model, {k: v for k, v in given.items() if v is not None}, address=address)
+
+
+@app.command()
+def stop(port: Annotated[int, typer.Option(help="HTTP port of the one to stop.")] = 23333) -> None:
+    """Stop an `echelon serve` of this user on this machine."""
+    from cluster.serving import stop_running
+
+    typer.echo(stop_running(port))
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine and say what Echelon would trip over."""
+    from cluster.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        errors.print(f"[{'green' if finding.ok else 'red'}]{'ok ' if finding.ok else 'BAD'}[/] {finding.text}")
+    raise typer.Exit(0 if all(f.ok for f in findings) else 1)
+
+
+def main() -> None:
+    """Entry point: our own errors are one readable line, anything else a traceback."""
+    try:
+        app()
+    except EchelonError as e:
+        errors.print(f"[bold red]error:[/] {e}")
+        sys.exit(1)
+

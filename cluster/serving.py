@@ -1,0 +1,107 @@
+"""`echelon serve` and `echelon stop`: one foreground process that owns a cluster, and the note it leaves."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cluster.config import ClusterConfig, ModelSection, read_cluster_config, resolve_model
+from cluster.doctor import refuse_if_unfit
+from cluster.environment import prepare_ray, state_dir
+from workers.api.errors import ConfigError, EchelonError
+
+STOP_SECONDS = 30.0
+HTTP_FLAGS = ("host", "port")
+MODEL_FLAGS = ("replicas", "name")
+
+
+def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
+    """The config of a model or a cluster file, with command-line flags on top. Raises ConfigError."""
+    if model.endswith((".yaml", ".yml")):
+        config = read_cluster_config(Path(model))
+    else:
+        config = ClusterConfig(model=ModelSection(path=model))
+    values = config.model_dump()
+    values["http"].update({k: flags[k] for k in HTTP_FLAGS if k in flags})
+    values["model"].update({k: flags[k] for k in MODEL_FLAGS if k in flags})
+    return ClusterConfig.model_validate(values)
+
+
+def note_path(port: int) -> Path:
+    """The file that says which process serves on `port`."""
+    return state_dir() / f"serve-{port}.json"
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raise ConfigError when something listens there already."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((host, port))
+        except OSError as e:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({e.strerror}). Stop the other one (echelon stop --port {port}) "
+                "or take another port (make serve PORT=..., echelon serve --port ...)"
+            ) from e
+
+
+def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None) -> None:
+    """Bring the cluster up, say where it answers, and wait for Ctrl-C or SIGTERM. Raises EchelonError."""
+    config = cluster_config(model, flags)
+    refuse_if_unfit()
+    refuse_taken_port(config.http.host, config.http.port)
+    resolve_model(config.model.path, config.model.revision)  # a wrong path or a download: now, with its progress bar
+    prepare_ray()
+    from cluster.app import bring_down, bring_up
+
+    stop = threading.Event()
+    note = note_path(config.http.port)
+    note.write_text(json.dumps({"pid": os.getpid(), "port": config.http.port}))
+    console = Console(highlight=False)
+    say = functools.partial(console.print, soft_wrap=True, markup=False)
+    try:
+        started = time.monotonic()
+        with console.status("starting") as status:
+            cluster = bring_up(config, address=address, progress=lambda text: status.update(f"{text} ..."))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        body = json.dumps({"model": cluster.model, "messages": [{"role": "user", "content": "What is 3 + 4?"}]})
+        say(f"Echelon is serving {cluster.base_url} (model {cluster.model})")
+        say(f"  started in {time.monotonic() - started:.1f} s; try:")
+        say(f"  curl {cluster.base_url}/chat/completions -H 'content-type: application/json' -d '{body}'")
+        say(f"  stop it with Ctrl-C, `make stop PORT={config.http.port}` or `echelon stop --port {config.http.port}`")
+        stop.wait()
+        console.print("stopping ...")
+    except KeyboardInterrupt:
+        console.print("stopped before it was up")
+    finally:
+        bring_down(own_ray=address is None)
+        note.unlink(missing_ok=True)
+
+
+def stop_running(port: int) -> str:
+    """Stop the `echelon serve` on `port` and return what to print. Raises EchelonError when there is none."""
+    note = note_path(port)
+    try:
+        pid = int(json.loads(note.read_text())["pid"])
+        os.kill(pid, signal.SIGTERM)
+    except FileNotFoundError as e:
+        raise EchelonError(f"nothing that this user started serves on port {port}") from e
+    except ProcessLookupError:
+        note.unlink(missing_ok=True)
+        return f"process {pid} was gone already; its note is removed"
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline:
+        if not note.exists():
+            return f"stopped the server on port {port}"
+        time.sleep(0.1)
+    raise EchelonError(f"process {pid} has not stopped within {STOP_SECONDS:.0f} s; kill it with kill -9 {pid}")
