@@ -1,0 +1,67 @@
+"""Plans arrive whole and in order, through the ring and over the socket, and EOF ends a receiver."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from workers.api.errors import WireError
+from workers.api.request import SamplingParams
+from workers.engine.plan import NewSequence, ScheduledSequence, StepPlan
+from workers.parallel import channel
+from workers.parallel.channel import PlanReceiver, PlanSender
+
+
+def plan(step: int, size: int) -> StepPlan:
+    new = NewSequence(1, tuple(range(size)), size, SamplingParams(4, seed=2**64 - 1), (3, 4))
+    return StepPlan(step, (step % 7,), (new,), (ScheduledSequence(1, 0, size, 1, (5, 6)),))
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_plans_arrive_in_order(far: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "RING_BYTES", 4096)  # so that the ring wraps often
+    sender = PlanSender("127.0.0.1", receivers=2)
+    got: list[list[StepPlan]] = [[], []]
+    taken = [threading.Semaphore(0), threading.Semaphore(0)]
+
+    def receive(i: int) -> None:
+        receiver = PlanReceiver(sender.address, sender.secret)
+        while (p := receiver.receive()) is not None:
+            got[i].append(p)
+            taken[i].release()
+        receiver.close()
+
+    if far:
+        hosts = iter(["here", "there", "here", "elsewhere"])
+        monkeypatch.setattr(channel, "_boot_id", lambda: next(hosts, "here"))
+    threads = [threading.Thread(target=receive, args=(i,)) for i in range(2)]
+    for t in threads:
+        t.start()
+    sender.accept()
+    sent = [plan(i, 1 + 37 * i % 200) for i in range(300)]
+    for p in sent:
+        sender.send(p)
+        for s in taken:  # as collectives do: nobody is a ring behind
+            assert s.acquire(timeout=10)
+    sender.close()
+    for t in threads:
+        t.join(timeout=10)
+        assert not t.is_alive()
+    assert got == [sent, sent]
+
+
+def test_a_wrong_secret_is_refused() -> None:
+    sender = PlanSender("127.0.0.1", receivers=1)
+
+    def greet() -> None:
+        with pytest.raises(WireError, match="refused"):
+            PlanReceiver(sender.address, "wrong")
+
+    thread = threading.Thread(target=greet)
+    thread.start()
+    with pytest.raises(WireError, match="secret"):
+        sender.accept()
+    sender.close()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
