@@ -1,0 +1,182 @@
+"""An executor that checks every plan, and whose model reads what the plan says attention would read.
+
+The KV store holds, per (block, offset), the token that was run there and its position. The next token is a hash of all
+tokens read through the block table, of the seed and of the position, so a wrong block, a stale block or a wrong order
+changes the answer. `oracle` computes the same answer from the request alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from workers.api.errors import EngineFault
+from workers.api.request import EngineRequest, FinishReason, SamplingParams, TokenLogprobs
+from workers.engine.plan import SlotResult, StepPlan, StepResult
+
+VOCAB = 64
+Fault = Callable[[int, int], bool]  # (seed, position of the token to draw) -> whether that draw fails
+
+
+def draw(tokens: Sequence[int], sampling: SamplingParams, num_prompt: int) -> int:
+    """The model and its sampler: a pure function of all tokens before, and of the request."""
+    h = hashlib.blake2b(digest_size=4)
+    h.update(bytes(tokens))
+    h.update(f"{sampling.seed}/{sampling.choice}".encode())
+    token = int.from_bytes(h.digest(), "little") % VOCAB
+    if len(tokens) - num_prompt < sampling.min_tokens:
+        while token in sampling.stop_ids:
+            token = (token + 1) % VOCAB
+    return token
+
+
+def oracle(
+    request: EngineRequest, context: int, fault: Fault = lambda seed, position: False
+) -> tuple[list[int], FinishReason]:
+    """The tokens (resumed ones left out) and the end of a request that runs alone."""
+    tokens, sampling = list(request.known_ids), request.sampling
+    start = len(tokens)
+    while True:
+        if fault(sampling.seed, len(tokens)):
+            return tokens[start:], FinishReason.ERROR
+        tokens.append(draw(tokens, sampling, len(request.prompt_ids)))
+        emitted = len(tokens) - len(request.prompt_ids)
+        if tokens[-1] in sampling.stop_ids and emitted > sampling.min_tokens:
+            return tokens[start:], FinishReason.STOP
+        if emitted >= sampling.max_tokens or len(tokens) >= context:
+            return tokens[start:], FinishReason.LENGTH
+
+
+@dataclass
+class Slot:
+    """What a rank keeps of a sequence."""
+
+    tokens: list[int]
+    num_prompt: int
+    sampling: SamplingParams
+    blocks: list[int]
+    computed: int
+
+
+@dataclass
+class FakeExecutor:
+    """Runs a plan when it is submitted; asserts that results are awaited in order, at most `depth` late."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    context: int
+    depth: int = 2
+    fault: Fault = lambda seed, position: False
+    fail_submit_at: int | None = None
+    fail_result_at: int | None = None
+    slots: dict[int, Slot] = field(default_factory=dict)
+    plans: list[StepPlan] = field(default_factory=list)
+    awaited: int = 0
+
+    def __post_init__(self) -> None:
+        self.store: list[list[tuple[int, int] | None]] = [[None] * self.block_size for _ in range(self.num_blocks)]
+
+    def submit(self, plan: StepPlan) -> FakeHandle:
+        if plan.step == self.fail_submit_at:
+            raise EngineFault(f"rank 0 refused step {plan.step}")
+        assert plan.step == len(self.plans), f"step {plan.step} after {len(self.plans) - 1}"
+        assert len(self.plans) - self.awaited < self.depth, "too many steps in flight"
+        self.plans.append(plan)
+        self._change(plan)
+        self._check_shape(plan)
+        results = [r for s in plan.scheduled if (r := self._run(s.slot, s.start, s.count, s.emit)) is not None]
+        return FakeHandle(self, StepResult(plan.step, tuple(results), 0.001))
+
+    def _change(self, plan: StepPlan) -> None:
+        assert len(set(plan.removed)) == len(plan.removed)
+        for slot in plan.removed:
+            del self.slots[slot]  # KeyError: it was empty
+        for new in plan.added:
+            assert new.slot not in self.slots, f"slot {new.slot} is taken"
+            assert 0 <= new.slot < self.max_num_seqs
+            assert all(0 <= t < VOCAB for t in new.token_ids)
+            assert 1 <= new.num_prompt <= len(new.token_ids)
+            hit = len(new.blocks) * self.block_size
+            assert hit < len(new.token_ids), "a hit covers the whole prompt"
+            self.slots[new.slot] = Slot(list(new.token_ids), new.num_prompt, new.sampling, list(new.blocks), hit)
+            self._read(self.slots[new.slot], hit)
+        held = {b for s in self.slots.values() for b in s.blocks}
+        for run in plan.scheduled:
+            for block in run.new_blocks:
+                assert block not in held, f"block {block} is given to slot {run.slot} but held"
+                held.add(block)
+                self.store[block] = [None] * self.block_size  # stale KV must not help
+            self.slots[run.slot].blocks.extend(run.new_blocks)
+        # A block of two tables is a full block of a common prefix, and nobody writes there.
+        owners: dict[int, tuple[int, int]] = {}
+        for slot, state in self.slots.items():
+            for index, block in enumerate(state.blocks):
+                if block in owners:
+                    assert owners[block][1] == index, f"block {block} at two places of two tables"
+                    assert (index + 1) * self.block_size <= state.computed, f"shared block {block} not full"
+                    assert (index + 1) * self.block_size <= self.slots[owners[block][0]].computed
+                owners[block] = (slot, index)
+
+    def _check_shape(self, plan: StepPlan) -> None:
+        slots = [s.slot for s in plan.scheduled]
+        assert slots, "an empty plan"
+        assert len(set(slots)) == len(slots), "a slot runs twice"
+        assert {n.slot for n in plan.added} <= set(slots), "a sequence is added but not run"
+        assert plan.num_tokens <= self.max_num_batched_tokens
+        counts = [s.count for s in plan.scheduled]
+        assert min(counts) >= 1
+        first_longer = next((i for i, c in enumerate(counts) if c > 1), len(counts))
+        assert all(c > 1 for c in counts[first_longer:]), f"single tokens come first, got {counts}"
+
+    def _run(self, slot: int, start: int, count: int, emit: int) -> SlotResult | None:
+        state = self.slots[slot]
+        end = start + count
+        assert start == state.computed, f"slot {slot}: starts at {start}, {state.computed} are computed"
+        assert end <= len(state.tokens), f"slot {slot}: position {end - 1} has no token"
+        assert emit == (end == len(state.tokens)), f"slot {slot}: emit {emit} at {end} of {len(state.tokens)}"
+        assert len(state.blocks) == -(-end // self.block_size), f"slot {slot}: {len(state.blocks)} blocks for {end}"
+        for position in range(start, end):
+            cell = self.store[state.blocks[position // self.block_size]]
+            assert cell[position % self.block_size] is None, f"slot {slot}: position {position} is written twice"
+            cell[position % self.block_size] = (position, state.tokens[position])
+        state.computed = end
+        if not emit:
+            return None
+        assert end < self.context, "planned beyond the context"
+        assert end - state.num_prompt < state.sampling.max_tokens, "planned beyond max_tokens"
+        read = self._read(state, end)
+        if self.fault(state.sampling.seed, end):
+            state.tokens.append(0)  # what a rank puts there is garbage
+            return SlotResult(slot, (), fault=f"logits at position {end} are not finite")
+        token = draw(read, state.sampling, state.num_prompt)
+        state.tokens.append(token)
+        logprobs = (TokenLogprobs(token, -1.0, 1),) if state.sampling.logprobs is not None else ()
+        return SlotResult(slot, (token,), logprobs)
+
+    def _read(self, state: Slot, end: int) -> list[int]:
+        """The tokens that attention over positions [0, end) would see."""
+        tokens = []
+        for position in range(end):
+            cell = self.store[state.blocks[position // self.block_size]][position % self.block_size]
+            assert cell is not None, f"position {position} reads a hole"
+            assert cell == (position, state.tokens[position]), f"position {position} reads {cell}"
+            tokens.append(cell[1])
+        return tokens
+
+
+@dataclass
+class FakeHandle:
+    """A step that ran at its submission."""
+
+    executor: FakeExecutor
+    answer: StepResult
+
+    def result(self) -> StepResult:
+        assert self.answer.step == self.executor.awaited, "awaited out of order"
+        self.executor.awaited += 1
+        if self.answer.step == self.executor.fail_result_at:
+            raise EngineFault(f"rank 1 died in step {self.answer.step}")
+        return self.answer

@@ -1,0 +1,167 @@
+"""`Engine`: requests in, deltas out, one step at a time. No thread and no I/O of its own: the caller calls `step`.
+
+With `step_ahead` the plan of step N+1 is submitted before the result of step N is awaited, so that the device never
+waits for the host. A decode is then planned by its position alone; the ranks put the token there themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workers.api.config import EngineConfig
+from workers.api.errors import EngineFault, InvalidRequest
+from workers.api.replica import LoadReport
+from workers.api.request import Delta, EngineRequest, FinishReason
+from workers.engine.ledger import check_ledgers
+from workers.engine.plan import Executor, StepHandle
+from workers.engine.queue import Fifo, Ordering
+from workers.engine.scheduler import PlannedStep, Scheduler
+from workers.engine.sequence import Sequence
+from workers.engine.stats import Stats
+from workers.engine.stop import validate
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    step: PlannedStep
+    handle: StepHandle
+
+
+class Engine:
+    """The step loop over an executor. Not thread-safe: one thread submits, aborts and steps.
+
+    `num_blocks` blocks of `config.block_size` tokens are the pool. The context is `max_model_len` tokens or the
+    pool's, whichever is less, so that every accepted request can run to its end alone. `watermark` is the room, in
+    tokens, that admission leaves for each resident to grow.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        *,
+        num_blocks: int,
+        max_model_len: int,
+        vocab_size: int | None = None,
+        ordering: Ordering | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        watermark: int = 64,
+    ) -> None:
+        self.config = config
+        self.max_model_len = min(max_model_len, num_blocks * config.block_size)
+        self.stats = Stats()
+        self.scheduler = Scheduler(config, num_blocks, ordering or Fifo(), self.stats, watermark=watermark)
+        self._executor = executor
+        self._vocab_size = vocab_size
+        self._clock = clock
+        self._live: dict[str, Sequence] = {}
+        self._outbox: list[Delta] = []
+        self._in_flight: _InFlight | None = None
+        self._arrivals = 0
+        self._failure: str | None = None
+
+    def submit(self, request: EngineRequest) -> None:
+        """The request waits for a slot; its deltas come from `step`, the last of them with `finish`.
+
+        Raises InvalidRequest or ContextLengthExceeded, and EngineFault after a failed step; then nothing has changed.
+        """
+        if self._failure is not None:
+            raise EngineFault(self._failure)
+        if request.id in self._live:
+            raise InvalidRequest(f"request id {request.id[:64]!r} is in use", param="id")
+        validate(request, self.max_model_len, self._vocab_size)
+        sequence = Sequence(request, self._arrivals, self.max_model_len)
+        self._arrivals += 1
+        self._live[request.id] = sequence
+        self.stats.accepted += 1
+        self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """The request's blocks and slot are free; the next `step` hands out its last delta. Unknown ids are ignored."""
+        sequence = self._live.pop(request_id, None)
+        if sequence is not None:
+            self._outbox.append(self.scheduler.finish(sequence, FinishReason.ABORT))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do or to hand out."""
+        return bool(self._live or self._outbox or self._in_flight)
+
+    def step(self) -> list[Delta]:
+        """Submit at most one step and commit at most one; returns the deltas that are ready, in order.
+
+        Raises EngineFault (or whatever the executor raised) when the step as a whole failed. The engine is failed from
+        then on: nothing runs, `submit` refuses, and `fail_all` gives every live request its terminal delta.
+        """
+        if self._failure is not None and self._live:
+            raise EngineFault(self._failure)
+        try:
+            self._advance()
+        except Exception as error:
+            self._failure = f"a step failed: {error}"
+            self._in_flight = None
+            raise
+        return self._hand_out()
+
+    def fail_all(self, message: str) -> list[Delta]:
+        """Every live request has ended with FinishReason.ERROR; returns their terminal deltas, after those not yet
+        handed out. An engine that had not failed stays usable.
+        """
+        for sequence in self._live.values():
+            self._outbox.append(self.scheduler.finish(sequence, FinishReason.ERROR, error=message))
+        self._live.clear()
+        return self._hand_out()
+
+    def load(self) -> LoadReport:
+        """The state after the last step."""
+        scheduler, stats = self.scheduler, self.stats
+        return LoadReport(
+            step=stats.steps,
+            step_seconds=stats.step_seconds,
+            prefill_tokens=stats.step_prefill,
+            decode_tokens=stats.step_decode,
+            overhead_tokens=stats.step_overhead,
+            running=len(scheduler.residents),
+            waiting=len(scheduler.queue),
+            prefill_backlog=scheduler.backlog,
+            kv_tokens=scheduler.residents.kv_tokens,
+            free_blocks=scheduler.pool.num_available,
+            total_blocks=scheduler.pool.num_blocks,
+            preemptions=stats.preemptions,
+            prefix_queries=stats.prefix_queries,
+            prefix_hits=stats.prefix_hits,
+            requests=stats.requests(len(self._live)),
+        )
+
+    def check_ledgers(self) -> None:
+        """Raises AssertionError, with what is wrong, unless every block and every request is accounted for."""
+        check_ledgers(self.scheduler, self._live)
+
+    def _advance(self) -> None:
+        if self._failure is not None:
+            return
+        began = self._clock()
+        waited = 0.0
+        previous, self._in_flight = self._in_flight, None
+        planned = self.scheduler.plan()
+        if planned is not None:
+            self._in_flight = _InFlight(planned, self._executor.submit(planned.plan))
+            if not self.config.step_ahead:
+                previous, self._in_flight = self._in_flight, None
+        if previous is not None:
+            asked = self._clock()
+            result = previous.handle.result()
+            waited = self._clock() - asked
+            deltas = self.scheduler.commit(previous.step, result)
+            for delta in deltas:
+                if delta.finish is not None:
+                    del self._live[delta.request_id]
+            self._outbox.extend(deltas)
+        self.stats.wait_seconds += waited
+        self.stats.host_seconds += self._clock() - began - waited
+
+    def _hand_out(self) -> list[Delta]:
+        deltas, self._outbox = self._outbox, []
+        return deltas

@@ -1,0 +1,86 @@
+"""Which blocks hold which prefixes. A block's hash covers all before it (`workers.api.hashing`), so a hit is exact.
+
+A block is registered once it is full, its tokens are known and its KV is computed; it is never written again.
+"""
+
+from __future__ import annotations
+
+from workers.api.hashing import extend_hash, root_hash
+from workers.engine.block_pool import BlockPool
+from workers.engine.sequence import Sequence
+
+
+class PrefixCache:
+    """Hash -> block, one block a hash. Switched off it finds nothing and registers nothing."""
+
+    def __init__(self, pool: BlockPool, block_size: int, *, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._pool = pool
+        self._block_size = block_size
+        self._block_of: dict[bytes, int] = {}
+        self._hash_of: dict[int, bytes] = {}
+        pool.on_evict.append(self._evicted)
+
+    def __len__(self) -> int:
+        return len(self._block_of)
+
+    def match(self, sequence: Sequence) -> list[int]:
+        """The blocks that hold the longest known prefix, first to last; never all of it: one token is left to run.
+
+        Takes no reference.
+        """
+        hits: list[int] = []
+        if not self.enabled:
+            return hits
+        for index in range((len(sequence.token_ids) - 1) // self._block_size):
+            block = self._block_of.get(self._hash(sequence, index))
+            if block is None:
+                break
+            hits.append(block)
+        return hits
+
+    def register(self, sequence: Sequence) -> None:
+        """Offer the blocks that `sequence.computed` has filled. Where the hash is known already, that block stays."""
+        if not self.enabled:
+            return
+        full = sequence.computed // self._block_size
+        for index in range(sequence.registered, full):
+            digest = self._hash(sequence, index)
+            if digest not in self._block_of:
+                block = sequence.blocks[index]
+                self._block_of[digest] = block
+                self._hash_of[block] = digest
+                self._pool.keep(block)
+        sequence.registered = max(sequence.registered, full)
+
+    def forget(self, sequence: Sequence) -> None:
+        """No later request hits what this one has computed or used: its numbers are not to be trusted."""
+        for digest in sequence.hashes:
+            block = self._block_of.get(digest)
+            if block is not None:
+                self._pool.drop(block)
+
+    def clear(self) -> None:
+        """Nothing is cached any more."""
+        for block in list(self._hash_of):
+            self._pool.drop(block)
+
+    def _hash(self, sequence: Sequence, index: int) -> bytes:
+        # Asked for in order, so at most one is missing.
+        hashes = sequence.hashes
+        if index == len(hashes):
+            request = sequence.request
+            parent = hashes[-1] if hashes else root_hash(request.salt, request.adapter)
+            start = index * self._block_size
+            hashes.append(extend_hash(parent, sequence.token_ids[start : start + self._block_size]))
+        return hashes[index]
+
+    def _evicted(self, block: int) -> None:
+        del self._block_of[self._hash_of.pop(block)]
+
+    def check(self) -> None:
+        """Raises AssertionError unless hashes and blocks are one to one and the pool keeps exactly those blocks."""
+        assert {b: h for h, b in self._block_of.items()} == self._hash_of, "hashes and blocks are not one to one"
+        assert self._pool.kept == self._hash_of.keys(), (
+            f"registered {sorted(self._hash_of)}, kept by the pool {sorted(self._pool.kept)}"
+        )

@@ -1,0 +1,101 @@
+"""The sequences that hold a slot: their slots, their blocks, and what ranks must be told of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from workers.engine.block_pool import BlockPool
+from workers.engine.plan import NewSequence
+from workers.engine.prefix_cache import PrefixCache
+from workers.engine.sequence import Phase, Sequence
+
+
+class Residents:
+    """Sequences by phase, each dict in order of entry. Slots and blocks go in and out here and nowhere else.
+
+    The next plan may take a released block while the step in flight still writes to it: ranks run plans in order.
+    """
+
+    def __init__(self, pool: BlockPool, cache: PrefixCache, block_size: int, max_num_seqs: int) -> None:
+        self.prefilling: dict[Sequence, None] = {}
+        self.decoding: dict[Sequence, None] = {}
+        self.ending: dict[Sequence, None] = {}
+        self.kv_tokens = 0  # planned positions of all of them
+        self.max_num_seqs = max_num_seqs
+        self._by_phase = {Phase.PREFILL: self.prefilling, Phase.DECODE: self.decoding, Phase.ENDING: self.ending}
+        self._pool = pool
+        self._cache = cache
+        self._block_size = block_size
+        self._slots = list(range(max_num_seqs - 1, -1, -1))
+        self._removed: list[int] = []
+
+    def __len__(self) -> int:
+        return self.max_num_seqs - len(self._slots)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        for group in self._by_phase.values():
+            yield from group
+
+    @property
+    def free_slots(self) -> int:
+        """How many more sequences may enter."""
+        return len(self._slots)
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold so many tokens."""
+        return -(-tokens // self._block_size)
+
+    def enter(self, sequence: Sequence, hits: list[int]) -> NewSequence:
+        """The sequence gets a slot and holds `hits`, blocks that the prefix cache found."""
+        for block in hits:
+            self._pool.share(block)
+        sequence.slot = self._slots.pop()
+        sequence.blocks = hits
+        sequence.registered = len(hits)
+        sequence.planned = sequence.computed = len(hits) * self._block_size
+        self.kv_tokens += sequence.planned
+        sequence.phase = Phase.PREFILL
+        self.prefilling[sequence] = None
+        request = sequence.request
+        return NewSequence(
+            slot=sequence.slot,
+            token_ids=tuple(sequence.token_ids),
+            num_prompt=sequence.num_prompt,
+            sampling=request.sampling,
+            blocks=tuple(hits),
+            adapter=request.adapter,
+        )
+
+    def grow(self, sequence: Sequence, count: int) -> tuple[int, ...]:
+        """`count` more positions are planned; returns the blocks taken for them (the caller knows that they exist)."""
+        sequence.planned += count
+        self.kv_tokens += count
+        missing = self.blocks_for(sequence.planned) - len(sequence.blocks)
+        if missing <= 0:
+            return ()
+        blocks = tuple(self._pool.take() for _ in range(missing))
+        sequence.blocks.extend(blocks)
+        return blocks
+
+    def move(self, sequence: Sequence, phase: Phase) -> None:
+        """From one resident phase to another."""
+        del self._by_phase[sequence.phase][sequence]
+        self._by_phase[phase][sequence] = None
+        sequence.phase = phase
+
+    def leave(self, sequence: Sequence) -> None:
+        """It gives back slot and blocks (its registered ones stay cached); the caller sets the new phase."""
+        del self._by_phase[sequence.phase][sequence]
+        self._pool.release(reversed(sequence.blocks))
+        self._removed.append(sequence.slot)
+        self._slots.append(sequence.slot)
+        self.kv_tokens -= sequence.planned
+        sequence.blocks = []
+        sequence.slot = -1
+        sequence.planned = sequence.computed = sequence.registered = 0
+
+    def take_removed(self) -> tuple[int, ...]:
+        """Slots emptied since the last plan, for the next one."""
+        removed = tuple(self._removed)
+        self._removed.clear()
+        return removed

@@ -1,0 +1,58 @@
+"""When a sequence ends, and which requests cannot run at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from workers.api.errors import ContextLengthExceeded, InvalidRequest
+from workers.api.request import EngineRequest, FinishReason
+from workers.engine.sequence import Sequence
+
+MAX_TOKEN_ID = 2**31  # what a rank's int32 tensors hold
+
+
+def finish_reason(sequence: Sequence) -> FinishReason | None:
+    """Why the sequence ends with its last known token, or None. A stop id counts only after `min_tokens` others."""
+    token_ids = sequence.token_ids
+    if token_ids[-1] in sequence.stop_ids and sequence.num_emitted > sequence.request.sampling.min_tokens:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if len(token_ids) >= sequence.limit else None
+
+
+def validate(request: EngineRequest, context: int, vocab_size: int | None) -> None:
+    """Nothing, if the request can run to its end in a context of `context` tokens.
+
+    Raises InvalidRequest, or ContextLengthExceeded if prompt and resumed tokens leave no room for another.
+    """
+    sampling = request.sampling
+    if not request.prompt_ids:
+        raise InvalidRequest("the prompt is empty", param="prompt")
+    if request.adapter is not None:
+        raise InvalidRequest("this model takes no adapters", param="model")
+    if request.media:
+        raise InvalidRequest("this model takes no images", param="messages")
+    if sampling.max_tokens < 1:
+        raise InvalidRequest(f"max_tokens must be at least 1, got {sampling.max_tokens}", param="max_tokens")
+    if len(request.resumed_ids) >= sampling.max_tokens:
+        raise InvalidRequest(
+            f"{len(request.resumed_ids)} tokens are resumed: nothing is left of max_tokens {sampling.max_tokens}",
+            param="max_tokens",
+        )
+    known = len(request.prompt_ids) + len(request.resumed_ids)
+    if known >= context:
+        raise ContextLengthExceeded(
+            f"the prompt has {known} tokens; this model's context of {context} tokens leaves no room for an answer"
+        )
+    limit = MAX_TOKEN_ID if vocab_size is None else vocab_size
+    _check_ids(request.prompt_ids, limit, "prompt")
+    _check_ids(request.resumed_ids, limit, "prompt")
+    _check_ids(sampling.stop_ids, limit, "stop_token_ids")
+    _check_ids(sampling.allowed_ids, limit, "allowed_token_ids")
+    _check_ids([token for token, _ in sampling.logit_bias], limit, "logit_bias")
+
+
+def _check_ids(ids: Iterable[int], limit: int, param: str) -> None:
+    low, high = min(ids, default=0), max(ids, default=0)
+    if low < 0 or high >= limit:
+        wrong = low if low < 0 else high
+        raise InvalidRequest(f"token id {wrong} of {param} is outside the vocabulary of {limit}", param=param)
