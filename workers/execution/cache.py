@@ -1,0 +1,59 @@
+"""The KV tensors of a rank: how many blocks fit, and one pair of tensors a layer.
+
+Shapes: N blocks, S block size, K KV heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from workers.api.config import EngineConfig, KVCacheSpec
+from workers.api.errors import ConfigError, OutOfMemory
+from workers.context import LayerCache
+from workers.execution.memory import readable
+
+
+def block_bytes(specs: Sequence[KVCacheSpec], block_size: int) -> int:
+    """Bytes of one block over all layers, on one rank."""
+    return sum(spec.block_bytes(block_size) for spec in specs)
+
+
+def count_blocks(specs: Sequence[KVCacheSpec], engine: EngineConfig, max_model_len: int, available: int) -> int:
+    """How many blocks fit in `available` bytes.
+
+    Raises OutOfMemory, saying what would fit, where not even one sequence of max_model_len tokens does.
+    """
+    size = block_bytes(specs, engine.block_size)
+    blocks = max(0, available) // size
+    needed = -(-max_model_len // engine.block_size)
+    if blocks < needed:
+        raise OutOfMemory(
+            f"the KV cache has room for {blocks * engine.block_size} tokens in {readable(max(0, available))}, one "
+            f"sequence of max_model_len = {max_model_len} needs {readable(needed * size)}: set max_model_len to at "
+            f"most {blocks * engine.block_size}, or give the cache more memory"
+        )
+    return blocks
+
+
+def allocate(specs: Sequence[KVCacheSpec], num_blocks: int, block_size: int, device: torch.device) -> list[LayerCache]:
+    """Keys and values [N, S, K, D] for each layer, not initialized. Raises OutOfMemory."""
+    layers: dict[int, LayerCache] = {}
+    for spec in specs:
+        if spec.latent_size or spec.scale_bytes:
+            raise ConfigError("latent and quantized KV caches are not supported yet")
+        shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_size)
+        dtype = getattr(torch, spec.dtype)
+        for layer in spec.layers:
+            try:
+                layers[layer] = LayerCache(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
+            except (torch.OutOfMemoryError, RuntimeError) as e:
+                total = readable(num_blocks * block_bytes(specs, block_size))
+                raise OutOfMemory(
+                    f"{num_blocks} KV blocks take {total}, which cannot be allocated on {device}; {len(layers)} of "
+                    f"{sum(len(s.layers) for s in specs)} layers did fit"
+                ) from e
+    if sorted(layers) != list(range(len(layers))):
+        raise ConfigError(f"the model's cache specs name layers {sorted(layers)}, not 0 to {len(layers) - 1}")
+    return [layers[i] for i in range(len(layers))]

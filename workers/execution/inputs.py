@@ -1,0 +1,190 @@
+"""The batch by slot, and the inputs of a step: flattened tokens without padding.
+
+A decode's input token is read from the token table on the device, where the sampler wrote it: a step can be prepared
+before the host has seen the one before it. The host keeps what it decides itself (block tables, sampling parameters)
+and sends changes.
+
+Shapes: T tokens, B sequences, E emitting rows, S block size, M blocks a sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from workers.api.errors import EngineFault
+from workers.context import AttentionMetadata, DecodeBatch, PrefillBatch
+from workers.engine.plan import StepPlan
+from workers.execution.sampling_state import SamplingBatch, SamplingState
+from workers.execution.upload import Array, Uploader
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step on the device.
+
+    input_ids [T] int32, positions [T] int64. `emit_index` [E] int64 are the tokens after which one is drawn (None: all
+    of them in order), `emit_at` [E] int64 the places of the drawn tokens in the flat token table, `emit_slots` their
+    slots on the host.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    attention: AttentionMetadata
+    emit_index: torch.Tensor | None
+    emit_at: torch.Tensor
+    emit_slots: tuple[int, ...]
+    sampling: SamplingBatch
+
+
+class _Upload:
+    """The arrays of one step's upload."""
+
+    def __init__(self) -> None:
+        self.arrays: list[Array] = []
+
+    def give(self, array: Array) -> int:
+        """Adds an array; returns its place."""
+        self.arrays.append(array)
+        return len(self.arrays) - 1
+
+
+class BatchState:
+    """Tokens, block tables and sampling parameters of the sequences, by slot; updated by plans."""
+
+    def __init__(
+        self, *, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int, device: torch.device
+    ) -> None:
+        self.block_size, self.device = block_size, device
+        self.width = max_model_len + 1  # the last token drawn may stand just behind the context
+        self.max_blocks = -(-self.width // block_size)
+        self.sampling = SamplingState(max_num_seqs, vocab_size)
+        self._uploader = Uploader(device)
+        self._tables = np.zeros((max_num_seqs, self.max_blocks), np.int32)
+        self._held = [0] * max_num_seqs
+        self._shared = device.type == "cpu"
+        if self._shared:
+            self._tokens = np.zeros((max_num_seqs, self.width), np.int32)
+            self.token_table = torch.from_numpy(self._tokens)
+            self._block_table = torch.from_numpy(self._tables)
+        else:
+            self.token_table = torch.zeros((max_num_seqs, self.width), dtype=torch.int32, device=device)
+            self._block_table = torch.zeros((max_num_seqs, self.max_blocks), dtype=torch.int32, device=device)
+        self.flat_tokens = self.token_table.view(-1)
+
+    def write_tokens(self, at: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Put drawn tokens [E] int64 at the places `at` [E]; a fault is written as token 0."""
+        self.flat_tokens.index_copy_(0, at, tokens.clamp(min=0).to(torch.int32))
+
+    def prepare(self, plan: StepPlan) -> StepInputs:
+        """Apply the plan's changes and build its step. Raises EngineFault on a plan that cannot be run."""
+        if not plan.scheduled:
+            raise EngineFault(f"the plan of step {plan.step} schedules nothing")
+        upload = _Upload()
+        changes = self._apply(plan, upload)
+        table = np.array([(s.slot, s.start, s.count, s.emit) for s in plan.scheduled], np.int64)
+        seq_slots, starts, counts, emits = np.ascontiguousarray(table.T)
+        ends = starts + counts
+        decodes = int((counts == 1).sum())
+        if (counts[:decodes] != 1).any() or emits.max() > 1:
+            raise EngineFault(f"the plan of step {plan.step} is out of order, or emits several tokens a sequence")
+        max_kv = int(ends.max())
+        if max_kv >= self.width:
+            raise EngineFault(f"the plan of step {plan.step} runs past the context of {self.width - 1} tokens")
+
+        if decodes == len(counts):
+            rows, positions = seq_slots, starts
+        else:
+            rows = np.repeat(seq_slots, counts)
+            first = np.cumsum(counts) - counts
+            positions = np.arange(len(rows)) + np.repeat(starts - first, counts)
+        token_at = upload.give(rows * self.width + positions)
+        position = upload.give(positions)
+        blocks = self._tables[rows, positions // self.block_size].astype(np.int64)
+        slots = upload.give(blocks * self.block_size + positions % self.block_size)
+        seqs = upload.give(seq_slots)
+        lens = upload.give(ends.astype(np.int32))
+        query = counts[decodes:]
+        cu_query = upload.give(np.concatenate(([0], np.cumsum(query))).astype(np.int32)) if len(query) else 0
+
+        emitting = emits > 0
+        everyone = decodes == len(counts) and bool(emitting.all())
+        emit_slots = seq_slots if everyone else seq_slots[emitting]
+        drawn_at = ends if everyone else ends[emitting]
+        emit_index = None if everyone else upload.give((np.cumsum(counts) - 1)[emitting])
+        emit_at = upload.give(emit_slots * self.width + drawn_at)
+        finish = self.sampling.select(emit_slots, drawn_at, upload.give) if len(emit_slots) else None
+
+        t = self._uploader.upload(upload.arrays)
+        if changes is not None:
+            self._change(*(t[i] for i in changes))
+        span = -(-max_kv // self.block_size)
+        tables = self._block_table[:, :span].index_select(0, t[seqs])
+        decode = prefill = None
+        if decodes:
+            decode = DecodeBatch(tables[:decodes], t[lens][:decodes], int(ends[:decodes].max()))
+        if len(query):
+            prefill = PrefillBatch(
+                tables[decodes:], t[lens][decodes:], t[cu_query], int(query.max()), int(ends[decodes:].max())
+            )
+        return StepInputs(
+            input_ids=self.flat_tokens.index_select(0, t[token_at]),
+            positions=t[position],
+            attention=AttentionMetadata(t[slots], decodes, decode, prefill),
+            emit_index=None if emit_index is None else t[emit_index],
+            emit_at=t[emit_at],
+            emit_slots=tuple(emit_slots.tolist()),
+            sampling=SamplingBatch() if finish is None else finish(t),
+        )
+
+    def _apply(self, plan: StepPlan, upload: _Upload) -> tuple[int, int, int, int] | None:
+        """Changes on the host; on CUDA the same ones as flat (place, value) pairs in the upload."""
+        tokens: list[tuple[int, tuple[int, ...]]] = []
+        blocks: list[tuple[int, tuple[int, ...]]] = []
+        for slot in plan.removed:
+            self._held[slot] = 0
+        for new in plan.added:
+            if len(new.token_ids) >= self.width:
+                raise EngineFault(f"a sequence of {len(new.token_ids)} tokens is over the context of {self.width - 1}")
+            self._held[new.slot] = 0
+            self.sampling.add(new.slot, new.sampling, new.num_prompt)
+            tokens.append((new.slot * self.width, new.token_ids))
+            if new.blocks:
+                blocks.append((self._append(new.slot, new.blocks), new.blocks))
+        for s in plan.scheduled:
+            if s.new_blocks:
+                blocks.append((self._append(s.slot, s.new_blocks), s.new_blocks))
+        if self._shared:
+            flat = self._tokens.reshape(-1)
+            for at, ids in tokens:
+                flat[at : at + len(ids)] = ids
+            return None
+        if not tokens and not blocks:
+            return None
+        (token_at, token_ids), (block_at, block_ids) = _pairs(tokens), _pairs(blocks)
+        return upload.give(token_at), upload.give(token_ids), upload.give(block_at), upload.give(block_ids)
+
+    def _append(self, slot: int, blocks: tuple[int, ...]) -> int:
+        """Append to a slot's block table; returns the flat place of the first."""
+        held = self._held[slot]
+        if held + len(blocks) > self.max_blocks:
+            raise EngineFault(f"slot {slot} would hold {held + len(blocks)} blocks of at most {self.max_blocks}")
+        self._tables[slot, held : held + len(blocks)] = blocks
+        self._held[slot] = held + len(blocks)
+        return slot * self.max_blocks + held
+
+    def _change(
+        self, token_at: torch.Tensor, token_ids: torch.Tensor, block_at: torch.Tensor, block_ids: torch.Tensor
+    ) -> None:
+        self.flat_tokens.index_copy_(0, token_at, token_ids)
+        self._block_table.view(-1).index_copy_(0, block_at, block_ids)
+
+
+def _pairs(runs: list[tuple[int, tuple[int, ...]]]) -> tuple[Array, Array]:
+    """Flat places int64 and values int32 of runs that begin at the given places."""
+    if not runs:
+        return np.zeros(0, np.int64), np.zeros(0, np.int32)
+    at = np.concatenate([np.arange(start, start + len(values)) for start, values in runs])
+    return at, np.concatenate([np.array(values, np.int32) for _, values in runs])

@@ -1,0 +1,204 @@
+"""`Runner`: runs plans on one rank's device (the engine's `Executor`).
+
+On CUDA a submitted step is queued on the stream and the host goes on; the drawn tokens are copied to pinned memory
+behind an event, and nothing else waits. On the CPU a step runs in one worker thread, or at once in `submit`.
+
+Shapes: T tokens, E emitting rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from workers.api.errors import EchelonError, EngineFault, OutOfMemory
+from workers.api.request import TokenLogprobs
+from workers.context import ForwardContext, LayerCache, forward_context
+from workers.engine.plan import SlotResult, StepHandle, StepPlan, StepResult
+from workers.execution.inputs import BatchState, StepInputs
+from workers.execution.sampler import FAULTS, Logprobs, Sampled, sample
+from workers.execution.sampling_state import WantedLogprobs
+from workers.models.base import CausalModel
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step whose results lie on the host, or will once its event has happened."""
+
+    inputs: StepInputs
+    sampled: Sampled | None
+
+
+class _Deferred:
+    """A handle whose result is made when it is asked for, once."""
+
+    def __init__(self, make: Callable[[], StepResult]) -> None:
+        self._make: Callable[[], StepResult] | None = make
+        self._outcome: StepResult | EngineFault | None = None
+        self._lock = threading.Lock()
+
+    def result(self) -> StepResult:
+        """See `StepHandle`."""
+        with self._lock:
+            if self._make is not None:
+                make, self._make = self._make, None
+                try:
+                    self._outcome = make()
+                except EngineFault as e:
+                    self._outcome = e
+        if isinstance(self._outcome, EngineFault):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
+
+
+class Runner:
+    """Runs the plans of one engine, in order. `caches` has an entry a layer.
+
+    `threaded` (CPU only): a worker thread runs the steps, so that the caller may plan the next one meanwhile.
+    `collect`: whether results are brought to the host; ranks other than 0 leave that to rank 0.
+    """
+
+    def __init__(
+        self,
+        model: CausalModel,
+        caches: Sequence[LayerCache],
+        state: BatchState,
+        *,
+        rank: int = 0,
+        threaded: bool = False,
+        collect: bool = True,
+    ) -> None:
+        self.model, self.caches, self.state = model, tuple(caches), state
+        self.rank, self.device, self._collect = rank, state.device, collect
+        self._pool = (
+            ThreadPoolExecutor(1, thread_name_prefix=f"echelon-rank{rank}")
+            if threaded and self.device.type == "cpu"
+            else None
+        )
+
+    def submit(self, plan: StepPlan) -> StepHandle:
+        """Start a step. Never raises for a step's own fault: the handle does."""
+        if self.device.type == "cuda":
+            return self._submit_cuda(plan)
+        if self._pool is not None:
+            future: Future[StepResult] = self._pool.submit(self._run, plan)
+            return _Deferred(future.result)
+        try:
+            done = self._run(plan)
+        except EngineFault as e:
+            fault = e
+
+            def fail() -> StepResult:
+                raise fault
+
+            return _Deferred(fail)
+        return _Deferred(lambda: done)
+
+    def close(self) -> None:
+        """Wait for what was submitted and stop the worker thread."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        elif self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        """A whole step on the CPU."""
+        started = time.perf_counter()
+        try:
+            launched = self._launch(plan)
+            return self._result(plan, launched, time.perf_counter() - started)
+        except Exception as e:
+            raise self._fault(plan, e) from e
+
+    def _submit_cuda(self, plan: StepPlan) -> StepHandle:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        try:
+            begin.record()
+            launched = self._launch(plan)
+            end.record()
+        except Exception as e:
+            fault = self._fault(plan, e)
+            fault.__cause__ = e
+
+            def fail() -> StepResult:
+                raise fault
+
+            return _Deferred(fail)
+
+        def wait() -> StepResult:
+            try:
+                end.synchronize()
+                return self._result(plan, launched, begin.elapsed_time(end) / 1e3)
+            except Exception as e:
+                raise self._fault(plan, e) from e
+
+        return _Deferred(wait)
+
+    @torch.inference_mode()
+    def _launch(self, plan: StepPlan) -> _Launched:
+        """Queue the step on the device: inputs, forward, draw, token table, copy to the host."""
+        inputs = self.state.prepare(plan)
+        context = ForwardContext((inputs.attention,) * len(self.caches), self.caches)
+        with forward_context(context):
+            hidden = self.model(inputs.input_ids, inputs.positions)
+            if not inputs.emit_slots:
+                return _Launched(inputs, None)
+            if inputs.emit_index is not None:
+                hidden = hidden.index_select(0, inputs.emit_index)
+            logits = self.model.compute_logits(hidden)
+        sampled = sample(logits, inputs.sampling, self.state.token_table)
+        self.state.write_tokens(inputs.emit_at, sampled.tokens)
+        return _Launched(inputs, self._to_host(sampled) if self._collect else None)
+
+    def _to_host(self, sampled: Sampled) -> Sampled:
+        if self.device.type == "cpu":
+            return sampled
+        extra = sampled.logprobs
+        return Sampled(
+            _pinned(sampled.tokens),
+            None if extra is None else Logprobs(*map(_pinned, (extra.chosen, extra.rank, extra.top, extra.top_ids))),
+        )
+
+    def _result(self, plan: StepPlan, launched: _Launched, seconds: float) -> StepResult:
+        sampled, inputs = launched.sampled, launched.inputs
+        if sampled is None:
+            return StepResult(plan.step, (), seconds)
+        tokens = sampled.tokens.tolist()
+        logprobs: dict[int, TokenLogprobs] = {}
+        if sampled.logprobs is not None and inputs.sampling.logprobs is not None:
+            logprobs = _read_logprobs(tokens, sampled.logprobs, inputs.sampling.logprobs)
+        slots = tuple(
+            SlotResult(slot, (token,), (logprobs[row],) if row in logprobs else ())
+            if token >= 0
+            else SlotResult(slot, (), fault=FAULTS[token])
+            for row, (slot, token) in enumerate(zip(inputs.emit_slots, tokens, strict=True))
+        )
+        return StepResult(plan.step, slots, seconds)
+
+    def _fault(self, plan: StepPlan, error: Exception) -> EngineFault:
+        where = f"rank {self.rank}, step {plan.step} ({len(plan.scheduled)} sequences, {plan.num_tokens} tokens)"
+        if isinstance(error, torch.OutOfMemoryError):
+            return OutOfMemory(f"{where}: {error}; lower cache_fraction or max_num_batched_tokens")
+        text = str(error) if isinstance(error, EchelonError) else f"{type(error).__name__}: {error}"
+        return EngineFault(f"{where}: {text}")
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _read_logprobs(tokens: list[int], values: Logprobs, wanted: WantedLogprobs) -> dict[int, TokenLogprobs]:
+    """By row of the step."""
+    chosen, rank = values.chosen.tolist(), values.rank.tolist()
+    top, top_ids = values.top.tolist(), values.top_ids.tolist()
+    return {
+        row: TokenLogprobs(tokens[row], chosen[n], rank[n], tuple(zip(top_ids[n][:count], top[n][:count], strict=True)))
+        for n, (row, count) in enumerate(zip(wanted.host_rows, wanted.counts, strict=True))
+    }

@@ -1,0 +1,225 @@
+"""The sampling parameters of the batch by slot, and which stages of the sampler a step needs for which rows.
+
+They live on the host: they never change while a sequence runs, so a step uploads the few numbers of the rows that need
+them, in the one copy that it makes anyway. Greedy rows need none.
+
+Shapes: E emitting rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from workers.api.request import SamplingParams
+from workers.execution.upload import Array
+
+Give = Callable[[Array], int]  # takes an array into the step's upload, returns its place there
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Random draws. All [E]: temperatures fp32 (0 = greedy), seeds, positions, choices int64."""
+
+    temperatures: torch.Tensor
+    seeds: torch.Tensor
+    positions: torch.Tensor
+    choices: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Rows with top-k, top-p or min-p, and the parameters of these rows."""
+
+    rows: torch.Tensor
+    temperatures: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Rows with penalties: their slots, tokens known, prompt tokens, parameters. `longest` bounds the tokens known."""
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+    known: torch.Tensor
+    prompt: torch.Tensor
+    presence: torch.Tensor
+    frequency: torch.Tensor
+    repetition: torch.Tensor
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """values [n] are added at (rows [n], ids [n]); -inf masks."""
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Rows of which only some tokens may be drawn: those at (index into `rows`, id)."""
+
+    rows: torch.Tensor
+    index: torch.Tensor
+    ids: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class WantedLogprobs:
+    """Rows that report log-probabilities, and how many of the most likely tokens each."""
+
+    rows: torch.Tensor
+    host_rows: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """What the sampler does in one step; None where no row needs a stage. All None: one argmax."""
+
+    draws: Draws | None = None
+    filters: Filters | None = None
+    penalties: Penalties | None = None
+    biases: Biases | None = None
+    allowed: Allowed | None = None
+    logprobs: WantedLogprobs | None = None
+
+
+GREEDY = SamplingBatch()
+Finish = Callable[[Sequence[torch.Tensor]], SamplingBatch]
+
+
+class SamplingState:
+    """Parameters by slot. Ids outside of the vocabulary are dropped: no logit stands for them."""
+
+    def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._params: list[SamplingParams | None] = [None] * max_num_seqs
+        self._num_prompt = np.zeros(max_num_seqs, np.int64)
+        # greedy and nothing else: the one flag that most steps look at
+        self._plain = np.ones(max_num_seqs, np.bool_)
+
+    def add(self, slot: int, params: SamplingParams, num_prompt: int) -> None:
+        """A sequence enters `slot`."""
+        self._params[slot], self._num_prompt[slot] = params, num_prompt
+        self._plain[slot] = not (
+            params.temperature > 0
+            or params.logprobs is not None
+            or params.logit_bias
+            or params.allowed_ids
+            or params.min_tokens > 0
+            or _penalized(params)
+        )
+
+    def select(self, slots: Array, positions: Array, give: Give) -> Finish:
+        """Stages for the rows in `slots` [E], which draw the tokens at `positions` [E].
+
+        Arrays go to the step's upload by `give`; the returned function makes the batch from the uploaded tensors.
+        """
+        if self._plain[slots].all():
+            return lambda _tensors: GREEDY
+        params = [self._params[slot] for slot in slots.tolist()]
+        rows = [(i, p) for i, p in enumerate(params) if p is not None]
+        places = {
+            "draws": self._draws(rows, positions, give),
+            "filters": self._filters(rows, give),
+            "penalties": self._penalties(rows, slots, positions, give),
+            "biases": self._biases(rows, slots, positions, give),
+            "allowed": self._allowed(rows, give),
+        }
+        kinds = {"draws": Draws, "filters": Filters, "penalties": Penalties, "biases": Biases, "allowed": Allowed}
+        wanted = [(i, p.logprobs) for i, p in rows if p.logprobs is not None]
+        wanted_place = give(np.array([i for i, _ in wanted], np.int64)) if wanted else 0
+        longest = int(positions.max())
+
+        def finish(tensors: Sequence[torch.Tensor]) -> SamplingBatch:
+            stages = {}
+            for key, place in places.items():
+                if place is not None:
+                    extra = {"longest": longest} if key == "penalties" else {}
+                    stages[key] = kinds[key](*(tensors[i] for i in place), **extra)
+            if wanted:
+                stages["logprobs"] = WantedLogprobs(
+                    tensors[wanted_place], tuple(i for i, _ in wanted), tuple(k for _, k in wanted)
+                )
+            return SamplingBatch(**stages)
+
+        return finish
+
+    def _draws(self, rows: list[tuple[int, SamplingParams]], positions: Array, give: Give) -> list[int] | None:
+        if not any(p.temperature > 0 for _, p in rows):
+            return None
+        seeds = np.array([p.seed & 0xFFFFFFFFFFFFFFFF for _, p in rows], np.uint64).view(np.int64)
+        return [
+            give(np.array([p.temperature for _, p in rows], np.float32)),
+            give(seeds),
+            give(positions),
+            give(np.array([p.choice for _, p in rows], np.int64)),
+        ]
+
+    def _filters(self, rows: list[tuple[int, SamplingParams]], give: Give) -> list[int] | None:
+        chosen = [(i, p) for i, p in rows if p.temperature > 0 and (p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0)]
+        if not chosen:
+            return None
+        return [
+            give(np.array([i for i, _ in chosen], np.int64)),
+            give(np.array([p.temperature for _, p in chosen], np.float32)),
+            give(np.array([p.top_k for _, p in chosen], np.int64)),
+            give(np.array([p.top_p for _, p in chosen], np.float32)),
+            give(np.array([p.min_p for _, p in chosen], np.float32)),
+        ]
+
+    def _penalties(
+        self, rows: list[tuple[int, SamplingParams]], slots: Array, positions: Array, give: Give
+    ) -> list[int] | None:
+        chosen = [(i, p) for i, p in rows if _penalized(p)]
+        if not chosen:
+            return None
+        index = np.array([i for i, _ in chosen], np.int64)
+        return [
+            give(index),
+            give(slots[index]),
+            give(positions[index]),
+            give(self._num_prompt[slots[index]]),
+            give(np.array([p.presence_penalty for _, p in chosen], np.float32)),
+            give(np.array([p.frequency_penalty for _, p in chosen], np.float32)),
+            give(np.array([p.repetition_penalty for _, p in chosen], np.float32)),
+        ]
+
+    def _biases(
+        self, rows: list[tuple[int, SamplingParams]], slots: Array, positions: Array, give: Give
+    ) -> list[int] | None:
+        entries: list[tuple[int, int, float]] = []
+        for i, p in rows:
+            entries += [(i, token, value) for token, value in p.logit_bias if 0 <= token < self._vocab_size]
+            if positions[i] - self._num_prompt[slots[i]] < p.min_tokens:
+                entries += [(i, token, -np.inf) for token in p.stop_ids if 0 <= token < self._vocab_size]
+        if not entries:
+            return None
+        at, ids, values = zip(*entries, strict=True)
+        return [give(np.array(at, np.int64)), give(np.array(ids, np.int64)), give(np.array(values, np.float32))]
+
+    def _allowed(self, rows: list[tuple[int, SamplingParams]], give: Give) -> list[int] | None:
+        chosen = [(i, p.allowed_ids) for i, p in rows if p.allowed_ids]
+        if not chosen:
+            return None
+        lists = [np.array(ids, np.int64) for _, ids in chosen]
+        lists = [ids[(ids >= 0) & (ids < self._vocab_size)] for ids in lists]
+        return [
+            give(np.array([i for i, _ in chosen], np.int64)),
+            give(np.repeat(np.arange(len(lists)), [len(ids) for ids in lists])),
+            give(np.concatenate(lists)),
+        ]
+
+
+def _penalized(p: SamplingParams) -> bool:
+    return p.presence_penalty != 0.0 or p.frequency_penalty != 0.0 or p.repetition_penalty != 1.0

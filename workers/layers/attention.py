@@ -1,0 +1,122 @@
+"""Attention as one opaque op: it takes q, k and v, and finds all else in the forward context by layer index.
+
+torch.compile and CUDA graphs see `echelon::attention` and nothing of batching. Rotation and the write to the cache are
+part of it, since one kernel does both.
+
+Shapes: T tokens, H query heads, K KV heads, D head size, P positions, R rotary size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from kernels.kv_cache import store_kv
+from kernels.paged_decode import paged_decode
+from kernels.paged_prefill import paged_prefill
+from kernels.rotary import rotary_and_store
+from workers import context
+from workers.layers.rotary import RotaryEmbedding
+
+# A registration of the plain kind: the decorators of torch.library check and wrap every call, some 10 us each.
+_library = torch.library.Library("echelon", "DEF")
+_library.define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? positions, Tensor? cos_sin, int layer_index, float scale, "
+    "int window) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor | None,
+    cos_sin: torch.Tensor | None,
+    layer_index: int,
+    scale: float,
+    window: int,
+) -> torch.Tensor:
+    current = context.current()
+    batch, cache = current.attention[layer_index], current.caches[layer_index]
+    if positions is None or cos_sin is None:
+        store_kv(k, v, cache.key, cache.value, batch.slots)
+        q = q.contiguous()  # also: an op must not return its input
+    else:
+        q = rotary_and_store(q, k, v, positions, cos_sin, cache.key, cache.value, batch.slots)
+    decode, prefill, first = batch.decode, batch.prefill, batch.num_decodes
+    if prefill is None:
+        assert decode is not None
+        return paged_decode(
+            q, cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window
+        )
+    out = torch.empty_like(q)
+    if decode is not None:
+        paged_decode(
+            q[:first], cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
+            out=out[:first],
+        )  # fmt: skip
+    paged_prefill(
+        q[first:], cache.key, cache.value, prefill.block_tables, prefill.cu_query, prefill.kv_lens,
+        prefill.max_query, prefill.max_kv, scale, window, out=out[first:],
+    )  # fmt: skip
+    return out
+
+
+def _attention_shape(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor | None,
+    cos_sin: torch.Tensor | None,
+    layer_index: int,
+    scale: float,
+    window: int,
+) -> torch.Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+_library.impl("attention", _attention, "CPU")
+_library.impl("attention", _attention, "CUDA")
+_library.impl("attention", _attention_shape, "Meta")
+_op = torch.ops.echelon.attention.default
+
+
+class Attention(nn.Module):
+    """Causal attention of one layer over the paged cache. Counts of heads are this rank's."""
+
+    def __init__(
+        self,
+        layer_index: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_size: int,
+        *,
+        scale: float,
+        window: int = 0,
+        rotary: RotaryEmbedding | None = None,
+    ) -> None:
+        super().__init__()
+        self.layer_index, self.scale, self.window = layer_index, scale, window
+        self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
+        self.rotary = rotary
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """q [T, H * D], k and v [T, K * D], not yet rotated; positions [T] int64 -> [T, H * D].
+
+        Needs a forward context with this layer's metadata and cache.
+        """
+        tokens, size = q.shape[0], self.head_size
+        out = _op(
+            q.view(tokens, self.num_heads, size),
+            k.view(tokens, self.num_kv_heads, size),
+            v.view(tokens, self.num_kv_heads, size),
+            positions,
+            None if self.rotary is None else self.rotary.cos_sin,
+            self.layer_index,
+            self.scale,
+            self.window,
+        )
+        return out.view(tokens, self.num_heads * size)

@@ -1,0 +1,75 @@
+"""Token embedding and output head, cut over the ranks by vocabulary.
+
+Shapes: T tokens, C channels, V vocabulary, P padded vocabulary of one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from workers.context import embedding_override
+from workers.layers.build import Build
+from workers.quant.method import Part, Span
+
+_PAD = 64  # tokens: a rank's share of the vocabulary is a multiple, so that matrix products have even edges
+
+
+class VocabShard(nn.Module):
+    """weight [P, C]: this rank's rows of a [V, C] matrix, zeros after them."""
+
+    def __init__(self, vocab_size: int, channels: int, *, build: Build, weight: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.group = build.groups.tp
+        self.vocab_size, self.channels = vocab_size, channels
+        self.rows = -(-vocab_size // (_PAD * self.group.size)) * _PAD
+        self.start = self.group.rank * self.rows
+        if weight is None:
+            zeros = torch.zeros(self.rows, channels, dtype=build.dtype, device=build.device)
+            weight = nn.Parameter(zeros, requires_grad=False)
+        self.weight = weight
+
+    def parts(self, name: str) -> Mapping[str, Part]:
+        """See `Loadable`."""
+        start = min(self.start, self.vocab_size)
+        rows = Span(self.vocab_size, start, min(self.rows, self.vocab_size - start))
+        return {"": Part.of(rows, Span(self.channels, 0, self.channels))}
+
+    def load(self, name: str, part: str, tensor: torch.Tensor) -> None:
+        """See `Loadable`."""
+        self.weight[self.parts(name)[part].target].copy_(tensor)
+
+    def finish(self) -> None:
+        """See `Loadable`."""
+
+
+class VocabParallelEmbedding(VocabShard):
+    """The embedding of tokens, or what the forward context has in their place."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """input_ids [T] int32 or int64 -> [T, C]; ids of overridden rows need not be in the vocabulary."""
+        override = embedding_override()
+        if self.group.size > 1:
+            local = input_ids - self.start
+            elsewhere = (local < 0) | (local >= self.rows)
+            out = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
+            out = self.group.all_reduce(out.masked_fill_(elsewhere.unsqueeze(1), 0))
+        else:
+            out = F.embedding(input_ids if override is None else input_ids.clamp(0, self.rows - 1), self.weight)
+        return out if override is None else out.index_copy_(0, override.index, override.values.to(out.dtype))
+
+
+class ParallelLMHead(VocabShard):
+    """The output projection; `tied` shares the weight of the embedding."""
+
+    def __init__(
+        self, vocab_size: int, channels: int, *, build: Build, tied: VocabParallelEmbedding | None = None
+    ) -> None:
+        super().__init__(vocab_size, channels, build=build, weight=None if tied is None else tied.weight)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [T, C] -> logits [T, V] on every rank, in the model's dtype, without the padding."""
+        return self.group.all_gather(F.linear(hidden, self.weight))[:, : self.vocab_size]

@@ -1,0 +1,1 @@
+"""Models: native implementations, found by architecture name."""

@@ -1,0 +1,108 @@
+"""Named process groups: tp (tensor), pp (pipeline), ep (experts). A group of one is free: no torch.distributed.
+
+Groups are arguments: a model is built with a `Groups`, its layers keep the `Group` they need. Nothing here is global
+but torch.distributed's own process group, which `connect` starts and `disconnect` ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from workers.api.errors import ConfigError
+
+DEFAULT_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The ranks that share one axis of parallelism. `rank` counts within the group."""
+
+    name: str
+    rank: int = 0
+    size: int = 1
+    handle: dist.ProcessGroup | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise ConfigError(f"rank {self.rank} is outside of group {self.name} of size {self.size}")
+        if self.size > 1 and self.handle is None:
+            raise ConfigError(f"group {self.name} of size {self.size} needs a process group")
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of `x` over the ranks, in place; every rank gets the same bits."""
+        if self.size > 1:
+            dist.all_reduce(x, group=self.handle)
+        return x
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        """The ranks' `x` [..., C] beside each other: [..., size * C], in the order of the ranks."""
+        if self.size == 1:
+            return x
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        dist.all_gather(parts, x.contiguous(), group=self.handle)
+        return torch.cat(parts, dim=-1)
+
+    def barrier(self) -> None:
+        """Wait until every rank of the group is here."""
+        if self.size > 1:
+            dist.barrier(group=self.handle)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """All groups of one rank. Without arguments: a replica of one rank."""
+
+    tp: Group = field(default_factory=lambda: Group("tp"))
+    pp: Group = field(default_factory=lambda: Group("pp"))
+    ep: Group = field(default_factory=lambda: Group("ep"))
+
+
+def connect(
+    *,
+    rank: int,
+    tensor_parallel: int,
+    pipeline_parallel: int = 1,
+    init_method: str = "",
+    backend: str = "gloo",
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+) -> Groups:
+    """Join the replica's process group and cut it into named ones.
+
+    The world has tensor_parallel * pipeline_parallel ranks; neighbours share a tensor-parallel group, experts use the
+    same. `init_method` is a torch.distributed address ("tcp://host:port", "file://..."); `backend` is
+    gloo or nccl. A collective that takes longer than the timeout raises. A world of one joins nothing.
+    """
+    world = tensor_parallel * pipeline_parallel
+    if not 0 <= rank < world:
+        raise ConfigError(f"rank {rank} is outside of a world of {world}")
+    if world == 1:
+        return Groups()
+    if not init_method:
+        raise ConfigError(f"a world of {world} ranks needs an init_method")
+    timeout = timedelta(seconds=timeout_seconds)
+    dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=world, timeout=timeout)
+
+    def named(name: str, members: list[list[int]]) -> Group:
+        # Every rank must make every group, its own or not, in the same order.
+        mine = Group(name)
+        for ranks in members:
+            if len(ranks) == 1:
+                continue
+            handle = dist.new_group(ranks, timeout=timeout, backend=backend)
+            if rank in ranks:
+                mine = Group(name, ranks.index(rank), len(ranks), handle)
+        return mine
+
+    rows = [list(range(p * tensor_parallel, (p + 1) * tensor_parallel)) for p in range(pipeline_parallel)]
+    columns = [list(range(t, world, tensor_parallel)) for t in range(tensor_parallel)]
+    return Groups(tp=named("tp", rows), pp=named("pp", columns), ep=named("ep", rows))
+
+
+def disconnect() -> None:
+    """Leave the replica's process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

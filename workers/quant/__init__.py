@@ -1,0 +1,1 @@
+"""How linear layers hold and apply their weights."""

@@ -1,0 +1,227 @@
+"""`Rank`: one process of a replica, from its config to a runner that has run.
+
+Start-up is accounted for by phase, in `phases` and in the log: config, weights, cache, warmup (seconds).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from workers.api.config import KVCacheSpec, ReplicaConfig
+from workers.api.errors import ConfigError, EngineFault
+from workers.api.request import EngineRequest, FinishReason, SamplingParams
+from workers.context import LayerCache
+from workers.engine.core import Engine
+from workers.engine.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
+from workers.engine.queue import Ordering
+from workers.execution.cache import allocate, block_bytes, count_blocks
+from workers.execution.inputs import BatchState
+from workers.execution.memory import free_bytes, peak_bytes, readable
+from workers.execution.runner import Runner
+from workers.layers.build import Build
+from workers.models.base import CausalModel, read_config
+from workers.models.loader import Progress, load_model
+from workers.models.registry import find
+from workers.parallel.group import Groups
+
+log = logging.getLogger("echelon.rank")
+
+
+class Rank:
+    """A loaded, warmed-up rank.
+
+    `groups` come from `workers.parallel.group.connect`; without them the rank is alone. `threads` is for
+    torch.set_num_threads (None leaves it). `threaded`: on the CPU, run steps in a worker thread. `progress` is called
+    with (tensors loaded, tensors in all). Raises ConfigError, WeightError or OutOfMemory.
+    """
+
+    def __init__(
+        self,
+        config: ReplicaConfig,
+        *,
+        rank: int = 0,
+        groups: Groups | None = None,
+        threads: int | None = None,
+        threaded: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config, self.rank = config, rank
+        self.groups = groups or Groups()
+        self.phases: dict[str, float] = {}
+        if self.groups.tp.size != config.tensor_parallel:
+            raise ConfigError(
+                f"the config has tensor_parallel = {config.tensor_parallel}, the rank's group {self.groups.tp.size}"
+            )
+        if threads is not None:
+            torch.set_num_threads(threads)
+        with self._phase("config"):
+            self.device = _device(config.device, rank)
+            source = read_config(config.model.path)
+            model_class = find(source)
+            trained = model_class.context_length(source)
+            self.max_model_len = config.model.max_model_len or trained
+            if self.max_model_len > trained:
+                raise ConfigError(f"max_model_len {self.max_model_len} is over the checkpoint's {trained} tokens")
+            dtype = _dtype(config.model.dtype, source, self.device)
+        with self._phase("weights"):
+            build = Build(dtype=dtype, device=self.device, groups=self.groups)
+            with torch.inference_mode():
+                self.model: CausalModel = model_class(source, max_model_len=self.max_model_len, build=build).eval()
+            read = load_model(
+                self.model,
+                config.model.path,
+                load_format=config.model.load_format,
+                seed=config.model.seed,
+                progress=progress,
+            )
+        self.vocab_size = self.model.vocab_size
+        with self._phase("cache"):
+            self.specs: tuple[KVCacheSpec, ...] = self.model.kv_cache_specs()
+            self.num_blocks = self._count_blocks()
+            self.max_model_len = min(self.max_model_len, self.num_blocks * config.engine.block_size)
+            caches = allocate(self.specs, self.num_blocks, config.engine.block_size, self.device)
+            self.runner = self._make_runner(caches, threaded=threaded)
+        with self._phase("warmup"):
+            self._warm_up()
+        per_block = block_bytes(self.specs, config.engine.block_size)
+        log.info(
+            "rank %d: %s on %s in %s, %s of weights, %d KV blocks (%s), context %d; %s",
+            rank, config.model.name, self.device, str(dtype).removeprefix("torch."), readable(read), self.num_blocks,
+            readable(self.num_blocks * per_block), self.max_model_len,
+            ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.phases.items()),
+        )  # fmt: skip
+
+    def make_engine(self, ordering: Ordering | None = None) -> Engine:
+        """An engine over this rank's runner; one at a time, since it owns all blocks."""
+        return Engine(
+            self.config.engine,
+            self.runner,
+            num_blocks=self.num_blocks,
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+            ordering=ordering,
+        )
+
+    def close(self) -> None:
+        """Wait for submitted steps and stop the runner's thread."""
+        self.runner.close()
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.phases[name] = time.perf_counter() - started
+
+    def _make_runner(self, caches: list[LayerCache], *, threaded: bool) -> Runner:
+        state = BatchState(
+            max_num_seqs=self.config.engine.max_num_seqs,
+            max_model_len=self.max_model_len,
+            block_size=self.config.engine.block_size,
+            vocab_size=self.vocab_size,
+            device=self.device,
+        )
+        return Runner(self.model, caches, state, rank=self.rank, threaded=threaded, collect=self.rank == 0)
+
+    def _count_blocks(self) -> int:
+        engine = self.config.engine
+        if engine.num_blocks is not None:
+            return self._same_everywhere(engine.num_blocks)
+        if self.device.type == "cpu":
+            return self._same_everywhere(count_blocks(self.specs, engine, self.max_model_len, engine.cache_bytes_cpu))
+        activations = peak_bytes(self.device, self._profile)
+        available = int((free_bytes(self.device) - activations) * engine.cache_fraction)
+        log.info("rank %d: a full step takes %s, the cache gets %s", self.rank, readable(activations),
+                 readable(available))  # fmt: skip
+        return self._same_everywhere(count_blocks(self.specs, engine, self.max_model_len, available))
+
+    def _same_everywhere(self, blocks: int) -> int:
+        """The least count of all ranks: one plan must fit every one."""
+        tp = self.groups.tp
+        if tp.size == 1:
+            return blocks
+        mine = torch.tensor([blocks], dtype=torch.int64, device=self.device)
+        return int(tp.all_gather(mine).min())
+
+    def _profile(self) -> None:
+        """The largest step: max_num_batched_tokens over as many sequences as there may be, sampled with filters."""
+        engine = self.config.engine
+        tokens = engine.max_num_batched_tokens
+        # Not more sequences than slots, and none longer than the context.
+        seqs = min(engine.max_num_seqs, tokens)
+        count = min(max(tokens // seqs, 1), self.max_model_len)
+        blocks = -(-count // engine.block_size)
+        caches = allocate(self.specs, seqs * blocks, engine.block_size, self.device)
+        params = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9)
+        plan = StepPlan(
+            0,
+            (),
+            tuple(NewSequence(i, (0,) * count, count, params, ()) for i in range(seqs)),
+            tuple(ScheduledSequence(i, 0, count, 1, tuple(range(i * blocks, (i + 1) * blocks))) for i in range(seqs)),
+        )
+        _run(self._make_runner(caches, threaded=False), plan)
+
+    def _warm_up(self) -> None:
+        """One prefill and one decode, so that the first request finds kernels compiled and memory mapped."""
+        size = self.config.engine.block_size
+        count = max(1, min(size, self.max_model_len - 1, self.config.engine.max_num_batched_tokens))
+        blocks = tuple(range(min(-(-(count + 1) // size), self.num_blocks)))
+        params = SamplingParams(max_tokens=2, temperature=0.0)
+        added = NewSequence(0, (0,) * count, count, params, blocks)
+        _run(self.runner, StepPlan(-2, (), (added,), (ScheduledSequence(0, 0, count, 1),)))
+        if len(blocks) * size > count:
+            _run(self.runner, StepPlan(-1, (), (), (ScheduledSequence(0, count, 1, 1),)))
+
+
+def run_to_completion(engine: Engine, requests: Iterable[EngineRequest]) -> dict[str, list[int]]:
+    """Run `requests` to their end in this thread; returns the emitted tokens by request id.
+
+    Raises EngineFault where one ends with an error, after all have ended.
+    """
+    tokens: dict[str, list[int]] = {}
+    errors: list[str] = []
+    for request in requests:
+        tokens[request.id] = []
+        engine.submit(request)
+    while engine.has_work:
+        for delta in engine.step():
+            tokens[delta.request_id] += delta.token_ids
+            if delta.finish is FinishReason.ERROR:
+                errors.append(f"{delta.request_id}: {delta.error}")
+    if errors:
+        raise EngineFault("; ".join(errors))
+    return tokens
+
+
+def _run(runner: Runner, plan: StepPlan) -> StepResult:
+    result = runner.submit(plan).result()
+    for slot in result.slots:
+        if slot.fault is not None:
+            raise EngineFault(f"the first step failed: {slot.fault}")
+    return result
+
+
+def _device(wanted: str, rank: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ConfigError("device is cuda, but torch finds no CUDA device here")
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    # Ranks that Ray starts see their own GPU only; those of one process tree see all.
+    index = rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _dtype(wanted: str, source: dict[str, object], device: torch.device) -> torch.dtype:
+    if wanted == "auto":
+        named = source.get("dtype") or source.get("torch_dtype")
+        wanted = "float32" if device.type == "cpu" else str(named or "bfloat16")
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if wanted not in dtypes:
+        raise ConfigError(f"dtype {wanted!r} of the checkpoint is not supported, only {', '.join(dtypes)}")
+    return dtypes[wanted]
