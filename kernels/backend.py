@@ -1,20 +1,25 @@
 """The one place that knows whether Triton is there and which tensors it takes.
 
-Kernel files import `triton_jit` and `tl` from here. Without Triton the decorator leaves the function as it is and `tl`
-is None: the kernels are then dead code, and `use_triton` never sends a tensor to them.
+Kernel files import `triton_jit`, `tl` and `constexpr` from here. Without Triton the decorator leaves the function as it
+is and `tl` is None: the kernels are then dead code, and `use_triton` never sends a tensor to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+
+# Triton looks for this word in the text of an annotation; to a type checker it is any value.
+constexpr: TypeAlias = Any
 
 tl: Any = None
 triton_jit: Callable[..., Any]
 HAS_TRITON = False
 INTERPRETED = False
+# The same as a constant for kernels: the interpreter multiplies the bit patterns of bf16 matrices.
+WIDEN_DOT: Any = False
 
 try:
     import triton
@@ -30,6 +35,7 @@ else:
     HAS_TRITON = True
     # Read once: triton.jit decides at decoration whether a kernel is interpreted, so a later change means nothing.
     INTERPRETED = bool(triton.knobs.runtime.interpret)
+    WIDEN_DOT = tl.constexpr(INTERPRETED)
 
 
 def use_triton(tensor: torch.Tensor) -> bool:

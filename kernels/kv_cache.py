@@ -5,7 +5,11 @@ Shapes: T tokens, K KV heads, D head size, N blocks, S block size. A slot is blo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
 
 
 def store_kv_reference(
@@ -21,12 +25,58 @@ def store_kv_reference(
         cache.view(blocks * size, *cache.shape[2:])[slots] = new.to(cache.dtype)
 
 
+@triton_jit
+def _store_kernel(
+    k_ptr: Any,
+    v_ptr: Any,
+    key_ptr: Any,
+    value_ptr: Any,
+    slot_ptr: Any,
+    k_token: Any,
+    k_head: Any,
+    v_token: Any,
+    v_head: Any,
+    key_block: Any,
+    key_slot: Any,
+    key_head: Any,
+    value_block: Any,
+    value_slot: Any,
+    value_head: Any,
+    HEADS: constexpr,
+    SIZE: constexpr,
+    PAGE: constexpr,
+    BLOCK: constexpr,
+) -> None:
+    """All heads of one token a program."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slot_ptr + token).to(tl.int64)
+    if slot < 0:
+        return
+    element = tl.arange(0, BLOCK)
+    head, channel = element // SIZE, element % SIZE
+    real = element < HEADS * SIZE
+    k = tl.load(k_ptr + token * k_token + head * k_head + channel, mask=real)
+    v = tl.load(v_ptr + token * v_token + head * v_head + channel, mask=real)
+    page, offset = slot // PAGE, slot % PAGE
+    key_at = key_ptr + page * key_block + offset * key_slot + head * key_head + channel
+    value_at = value_ptr + page * value_block + offset * value_slot + head * value_head + channel
+    tl.store(key_at, k.to(key_ptr.dtype.element_ty), mask=real)
+    tl.store(value_at, v.to(value_ptr.dtype.element_ty), mask=real)
+
+
 def store_kv(
     k: torch.Tensor, v: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, slots: torch.Tensor
 ) -> None:
     """Write the keys and values of T tokens to their slots of the cache, in place.
 
-    k, v [T, K, D]; key_cache, value_cache [N, S, K, D]; slots [T] int64. A token with a negative slot is skipped; two
-    tokens must not share a slot.
+    k, v [T, K, D]; key_cache, value_cache [N, S, K, D], channels adjacent in all four; slots [T] int64. A token with a
+    negative slot is skipped; two tokens must not share a slot.
     """
+    if use_triton(k):
+        tokens, heads, size = k.shape
+        if tokens:
+            strides = (*k.stride()[:2], *v.stride()[:2], *key_cache.stride()[:3], *value_cache.stride()[:3])
+            shape = (heads, size, key_cache.shape[1], next_power_of_two(heads * size))
+            _store_kernel[(tokens,)](k, v, key_cache, value_cache, slots, *strides, *shape, num_warps=4)
+        return
     store_kv_reference(k, v, key_cache, value_cache, slots)

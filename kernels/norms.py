@@ -6,7 +6,11 @@ Source: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
 
 
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -25,12 +29,59 @@ def add_rms_norm_reference(
     return rms_norm_reference(total, weight, eps), total
 
 
+@triton_jit
+def _norm_kernel(
+    x_ptr: Any,
+    residual_ptr: Any,
+    weight_ptr: Any,
+    out_ptr: Any,
+    total_ptr: Any,
+    x_stride: Any,
+    residual_stride: Any,
+    eps: Any,
+    CHANNELS: constexpr,
+    BLOCK_C: constexpr,
+    ADD: constexpr,
+) -> None:
+    """One row a program."""
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, BLOCK_C)
+    real = channel < CHANNELS
+    x = tl.load(x_ptr + row * x_stride + channel, mask=real, other=0.0)
+    if ADD:
+        residual = tl.load(residual_ptr + row * residual_stride + channel, mask=real, other=0.0)
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+        tl.store(total_ptr + row * CHANNELS + channel, x, mask=real)
+    x32 = x.to(tl.float32)
+    normed = x32 * tl.rsqrt(tl.sum(x32 * x32, axis=0) / CHANNELS + eps)
+    weight = tl.load(weight_ptr + channel, mask=real, other=0.0)
+    scaled = normed.to(x.dtype).to(tl.float32) * weight.to(tl.float32)
+    tl.store(out_ptr + row * CHANNELS + channel, scaled.to(x.dtype), mask=real)
+
+
+def _launch_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, add: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, channels = x.shape
+    out = torch.empty((tokens, channels), dtype=x.dtype, device=x.device)
+    total = torch.empty_like(out) if add else out
+    if tokens:
+        block = next_power_of_two(channels)
+        warps = min(max(block // 512, 1), 16)
+        _norm_kernel[(tokens,)](
+            x, residual, weight, out, total, x.stride(0), residual.stride(0), eps, channels, block, add, num_warps=warps
+        )
+    return out, total
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Normalize the rows of `x` and scale them by `weight`.
 
-    x [T, C], weight [C], the same floating dtype -> [T, C] in that dtype. The mean is taken in fp32; the normalized row
-    is rounded to the dtype before the weight, as llama does.
+    x [T, C] (channels adjacent), weight [C], the same floating dtype -> [T, C] in that dtype. The mean is taken in
+    fp32; the normalized row is rounded to the dtype before the weight, as llama does.
     """
+    if use_triton(x):
+        return _launch_norm(x, x, weight, eps, add=False)[0]
     return rms_norm_reference(x, weight, eps)
 
 
@@ -42,4 +93,6 @@ def add_rms_norm(
     x and residual [T, C], weight [C], one floating dtype -> two new tensors [T, C]; the sum is rounded to the dtype
     before it is normalized, so the pair equals the two operations done one after the other.
     """
+    if use_triton(x):
+        return _launch_norm(x, residual, weight, eps, add=True)
     return add_rms_norm_reference(x, residual, weight, eps)

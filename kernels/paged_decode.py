@@ -1,12 +1,21 @@
 """Attention of one query token a sequence over the paged cache.
 
+A long cache is split over several programs, whose partial softmaxes a second kernel combines (flash-decoding); the
+heads of a group are the rows of one tile.
+
 Shapes: B sequences, H query heads, K KV heads, G = H / K, D head size, N blocks, S block size, M blocks a sequence.
+Sources: Dao et al., Flash-Decoding, 2023; Kwon et al., PagedAttention, 2023.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 
+from kernels.attention_tile import attend_tiles
+from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
 from kernels.paged_prefill import paged_prefill_reference
 
 
@@ -24,6 +33,189 @@ def paged_decode_reference(
     return paged_prefill_reference(q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window)
 
 
+@triton_jit
+def _decode_kernel(
+    q_ptr: Any,
+    out_ptr: Any,
+    partial_ptr: Any,
+    weight_ptr: Any,
+    key_ptr: Any,
+    value_ptr: Any,
+    table_ptr: Any,
+    length_ptr: Any,
+    scale: Any,
+    splits: Any,
+    q_row: Any,
+    q_head: Any,
+    out_row: Any,
+    out_head: Any,
+    table_row: Any,
+    key_block: Any,
+    key_slot: Any,
+    key_head: Any,
+    value_block: Any,
+    value_slot: Any,
+    value_head: Any,
+    HEADS: constexpr,
+    GROUP: constexpr,
+    SIZE: constexpr,
+    PAGE: constexpr,
+    WINDOW: constexpr,
+    BLOCK_M: constexpr,
+    BLOCK_N: constexpr,
+    BLOCK_D: constexpr,
+    SPLIT: constexpr,
+) -> None:
+    """One group of heads of one sequence and one of its splits a program."""
+    b = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    kv_len = tl.load(length_ptr + b)
+    lowest = kv_len * 0
+    if WINDOW > 0:
+        lowest = tl.maximum(kv_len - WINDOW, 0)
+    # The share of a split follows from the true length, so a captured graph divides any length evenly.
+    share = tl.cdiv(tl.cdiv(kv_len, BLOCK_N) - lowest // BLOCK_N, splits) * BLOCK_N
+    first = lowest // BLOCK_N * BLOCK_N + split * share
+    last = tl.minimum(first + share, kv_len)
+    if SPLIT and first >= last:
+        return
+    row = tl.arange(0, BLOCK_M)
+    head = kv_head * GROUP + row
+    channel = tl.arange(0, BLOCK_D)
+    real = (row < GROUP)[:, None] & (channel < SIZE)[None, :]
+    q = tl.load(q_ptr + b * q_row + head[:, None] * q_head + channel[None, :], mask=real, other=0.0)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    query_at = tl.zeros([BLOCK_M], tl.int32) + (kv_len - 1)
+    table = table_ptr + b * table_row
+    keys, values = key_ptr + kv_head * key_head, value_ptr + kv_head * value_head
+    whole = first
+    if WINDOW == 0:
+        whole = tl.maximum(first, last // BLOCK_N * BLOCK_N)
+        acc, total, best = attend_tiles(
+            q, acc, total, best, query_at, first, whole, lowest, table, keys, values, key_block, key_slot, value_block,
+            value_slot, scale, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, False,
+        )  # fmt: skip
+    acc, total, best = attend_tiles(
+        q, acc, total, best, query_at, whole, last, lowest, table, keys, values, key_block, key_slot, value_block,
+        value_slot, scale, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, True,
+    )  # fmt: skip
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    if SPLIT:
+        at = (b * HEADS + head) * splits + split
+        tl.store(partial_ptr + at[:, None] * SIZE + channel[None, :], acc, mask=real)
+        tl.store(weight_ptr + at, best + tl.log2(total), mask=row < GROUP)
+    else:
+        out_at = out_ptr + b * out_row + head[:, None] * out_head + channel[None, :]
+        tl.store(out_at, acc.to(out_ptr.dtype.element_ty), mask=real)
+
+
+@triton_jit
+def _combine_kernel(
+    out_ptr: Any,
+    partial_ptr: Any,
+    weight_ptr: Any,
+    length_ptr: Any,
+    splits: Any,
+    out_row: Any,
+    out_head: Any,
+    HEADS: constexpr,
+    SIZE: constexpr,
+    WINDOW: constexpr,
+    BLOCK_N: constexpr,
+    BLOCK_D: constexpr,
+    BLOCK_S: constexpr,
+) -> None:
+    """One head of one sequence a program: the partial results, weighted by their softmax totals."""
+    b = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    kv_len = tl.load(length_ptr + b)
+    tiles = tl.cdiv(kv_len, BLOCK_N)
+    if WINDOW > 0:
+        tiles -= tl.maximum(kv_len - WINDOW, 0) // BLOCK_N
+    # Splits past the end of a short sequence have written nothing.
+    used = tl.cdiv(tiles, tl.maximum(tl.cdiv(tiles, splits), 1))
+    split = tl.arange(0, BLOCK_S)
+    channel = tl.arange(0, BLOCK_D)
+    at = (b * HEADS + head) * splits + split
+    weight = tl.load(weight_ptr + at, mask=split < used, other=float("-inf"))
+    best = tl.max(weight, axis=0)
+    weight = tl.exp2(weight - tl.where(best == float("-inf"), 0.0, best))
+    real = (split < used)[:, None] & (channel < SIZE)[None, :]
+    partial = tl.load(partial_ptr + at[:, None] * SIZE + channel[None, :], mask=real, other=0.0)
+    total = tl.sum(weight, axis=0)
+    result = tl.sum(partial * weight[:, None], axis=0) / tl.where(total > 0, total, 1.0)
+    out_at = out_ptr + b * out_row + head * out_head + channel
+    tl.store(out_at, result.to(out_ptr.dtype.element_ty), mask=channel < SIZE)
+
+
+@lru_cache
+def _programs_wanted(device: torch.device) -> int:
+    """How many programs keep the device's memory busy."""
+    return 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16
+
+
+def _tile(dtype: torch.dtype) -> int:
+    """Key positions a tile."""
+    return 32 if dtype == torch.float32 else 64
+
+
+def _splits(q: torch.Tensor, kv_heads: int, max_kv: int, window: int) -> int:
+    reach = min(max_kv, window) if window else max_kv
+    # At least two tiles a split: below that the second kernel costs more than it saves.
+    useful = -(-reach // (2 * _tile(q.dtype)))
+    return max(1, min(_programs_wanted(q.device) // max(1, len(q) * kv_heads), useful, 64))
+
+
+def decode_workspace_size(q: torch.Tensor, kv_heads: int, max_kv: int, window: int = 0) -> int:
+    """How many fp32 elements of workspace `paged_decode` needs for such a q [B, H, D]; 0 if none."""
+    splits = _splits(q, kv_heads, max_kv, window)
+    return 0 if splits == 1 else q.shape[0] * q.shape[1] * splits * (q.shape[2] + 1)
+
+
+def _launch(
+    q: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    kv_lens: torch.Tensor,
+    max_kv: int,
+    scale: float,
+    window: int,
+    out: torch.Tensor,
+    workspace: torch.Tensor | None,
+) -> None:
+    batch, heads, size = q.shape
+    _, page, kv_heads, _ = key_cache.shape
+    splits, group, tile = _splits(q, kv_heads, max_kv, window), heads // kv_heads, _tile(q.dtype)
+    block_d = max(16, next_power_of_two(size))
+    partials = weights = out
+    if splits > 1:
+        needed = batch * heads * splits * (size + 1)
+        if workspace is None:
+            workspace = torch.empty(needed, dtype=torch.float32, device=q.device)
+        partials, weights = (
+            workspace[: batch * heads * splits * size],
+            workspace[batch * heads * splits * size : needed],
+        )
+    _decode_kernel[(batch, kv_heads, splits)](
+        *(q, out, partials, weights, key_cache, value_cache, block_tables, kv_lens, scale * 1.4426950408889634, splits),
+        *(*q.stride()[:2], *out.stride()[:2], block_tables.stride(0)),
+        *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
+        *(heads, group, size, page, window, max(16, next_power_of_two(group)), tile, block_d, splits > 1),
+        num_warps=4,
+        num_stages=3 if block_d <= 128 else 2,
+    )
+    if splits > 1:
+        _combine_kernel[(batch, heads)](
+            *(out, partials, weights, kv_lens, splits, *out.stride()[:2]),
+            *(heads, size, window, tile, block_d, next_power_of_two(splits)),
+            num_warps=4,
+        )
+
+
 def paged_decode(
     q: torch.Tensor,
     key_cache: torch.Tensor,
@@ -34,6 +226,7 @@ def paged_decode(
     scale: float,
     window: int = 0,
     out: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of the query at position kv_len - 1 of each sequence over that sequence's cache.
 
@@ -41,7 +234,14 @@ def paged_decode(
     [B, M] int32; kv_lens [B] int32, 0 for a padding row, whose output is zeros; max_kv >= every kv_len, on the host;
     window: how many positions are seen, the query's own included, 0 for all. Returns [B, H, D] in the dtype of q,
     written to `out` if given. Block table entries and cache contents past kv_len (and before the window) are never
-    used; they may be -1 and NaN.
+    used; they may be -1 and NaN. q, out and the caches have adjacent channels. workspace: fp32, of at least
+    `decode_workspace_size` elements, for calls that may not allocate; its contents do not matter.
     """
+    if use_triton(q):
+        if out is None:
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if len(q):
+            _launch(q, key_cache, value_cache, block_tables, kv_lens, max_kv, scale, window, out, workspace)
+        return out
     result = paged_decode_reference(q, key_cache, value_cache, block_tables, kv_lens, scale, window)
     return result if out is None else out.copy_(result)

@@ -1,14 +1,22 @@
 """Causal attention of variable numbers of query tokens over the paged cache.
 
+Tiles of query tokens, with all heads of a group as rows beside each other, run down the cache as far as they see. The
+tiles of all sequences are numbered through, so no program is started for padding.
+
 Shapes: T tokens, B sequences, H query heads, K KV heads, G = H / K, D head size, N blocks, S block size, M blocks a
-sequence, Q queries and L positions of a bucket.
+sequence, Q queries of a tile.
+Sources: Dao et al., FlashAttention-2, 2023; Kwon et al., PagedAttention, 2023.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import torch
+
+from kernels.attention_tile import attend_tiles
+from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
 
 # Elements of keys gathered at a time: what stays in a core's cache.
 _CHUNK = 1 << 17
@@ -104,6 +112,121 @@ def _attend(
         out[token[real]] = result[real].to(out.dtype)
 
 
+@triton_jit
+def _prefill_kernel(
+    q_ptr: Any,
+    out_ptr: Any,
+    key_ptr: Any,
+    value_ptr: Any,
+    table_ptr: Any,
+    cu_query_ptr: Any,
+    length_ptr: Any,
+    batch: Any,
+    scale: Any,
+    q_row: Any,
+    q_head: Any,
+    out_row: Any,
+    out_head: Any,
+    table_row: Any,
+    key_block: Any,
+    key_slot: Any,
+    key_head: Any,
+    value_block: Any,
+    value_slot: Any,
+    value_head: Any,
+    GROUP: constexpr,
+    SIZE: constexpr,
+    PAGE: constexpr,
+    WINDOW: constexpr,
+    BLOCK_B: constexpr,
+    BLOCK_Q: constexpr,
+    BLOCK_M: constexpr,
+    BLOCK_N: constexpr,
+    BLOCK_D: constexpr,
+) -> None:
+    """BLOCK_Q tokens of one sequence and all heads of one group a program."""
+    # The last tiles of a sequence see most: they begin first.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    kv_head = tl.program_id(1)
+    # Sequence b has its first tile at start // BLOCK_Q + b: room for every tile, without a sum over the lengths.
+    index = tl.arange(0, BLOCK_B)
+    starts = tl.load(cu_query_ptr + index, mask=index < batch, other=0)
+    begun = (starts // BLOCK_Q + index <= tile) & (index < batch)
+    b = tl.sum(begun.to(tl.int32), axis=0) - 1
+    start = tl.load(cu_query_ptr + b)
+    count = tl.load(cu_query_ptr + b + 1) - start
+    begin = (tile - (start // BLOCK_Q + b)) * BLOCK_Q
+    if begin >= count:
+        return
+    kv_len = tl.load(length_ptr + b)
+    row = tl.arange(0, BLOCK_M)
+    query = begin + row // GROUP
+    head = kv_head * GROUP + row % GROUP
+    channel = tl.arange(0, BLOCK_D)
+    wanted = (row < BLOCK_Q * GROUP) & (query < count)
+    real = wanted[:, None] & (channel < SIZE)[None, :]
+    token = (start + query).to(tl.int64)
+    q_at = q_ptr + (token * q_row + head * q_head)[:, None] + channel[None, :]
+    q = tl.load(q_at, mask=real, other=0.0)
+    lead = kv_len - count + begin
+    query_at = lead + row // GROUP
+    last = tl.minimum(lead + BLOCK_Q, kv_len)
+    lowest = kv_len * 0
+    if WINDOW > 0:
+        lowest = tl.maximum(lead - WINDOW + 1, 0)
+    first = lowest // BLOCK_N * BLOCK_N
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    table = table_ptr + b.to(tl.int64) * table_row
+    keys, values = key_ptr + kv_head * key_head, value_ptr + kv_head * value_head
+    whole = first
+    if WINDOW == 0:
+        whole = (lead + 1) // BLOCK_N * BLOCK_N
+        acc, total, best = attend_tiles(
+            q, acc, total, best, query_at, first, whole, lowest, table, keys, values, key_block, key_slot, value_block,
+            value_slot, scale, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, False,
+        )  # fmt: skip
+    acc, total, best = attend_tiles(
+        q, acc, total, best, query_at, whole, last, lowest, table, keys, values, key_block, key_slot, value_block,
+        value_slot, scale, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, True,
+    )  # fmt: skip
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    out_at = out_ptr + (token * out_row + head * out_head)[:, None] + channel[None, :]
+    tl.store(out_at, acc.to(out_ptr.dtype.element_ty), mask=real)
+
+
+def _launch(
+    q: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    cu_query: torch.Tensor,
+    kv_lens: torch.Tensor,
+    max_query: int,
+    scale: float,
+    window: int,
+    out: torch.Tensor,
+) -> None:
+    tokens, heads, size = q.shape
+    _, page, kv_heads, _ = key_cache.shape
+    batch, group = len(kv_lens), heads // kv_heads
+    block_d = max(16, next_power_of_two(size))
+    precise = q.dtype == torch.float32
+    largest = 64 if precise or block_d > 128 else 128
+    block_m = max(16, next_power_of_two(group), min(largest, next_power_of_two(max_query * group)))
+    block_n = 32 if precise else 64
+    block_q = block_m // group
+    _prefill_kernel[(tokens // block_q + batch, kv_heads)](
+        *(q, out, key_cache, value_cache, block_tables, cu_query, kv_lens, batch, scale * 1.4426950408889634),
+        *(*q.stride()[:2], *out.stride()[:2], block_tables.stride(0)),
+        *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
+        *(group, size, page, window, next_power_of_two(batch), block_q, block_m, block_n, block_d),
+        num_warps=8 if block_m == 128 else 4,
+        num_stages=3 if block_d <= 128 and not precise else 2,
+    )
+
+
 def paged_prefill(
     q: torch.Tensor,
     key_cache: torch.Tensor,
@@ -122,9 +245,16 @@ def paged_prefill(
     q [T, H, D], the sequences one after the other; cu_query [B + 1] int32, where each begins and the last ends;
     key_cache, value_cache [N, S, K, D] with the new tokens' own keys and values stored; block_tables [B, M] int32;
     kv_lens [B] int32: the queries of a sequence are the last of its kv_len positions; max_query and max_kv: bounds of
-    the two lengths, on the host; window: how many positions a query sees, its own included, 0 for all. Returns
-    [T, H, D] in the dtype of q, written to `out` if given. Block table entries and cache contents past kv_len (and
-    before the first window) are never used; they may be -1 and NaN.
+    the two lengths, on the host; window: how many positions a query sees, its own included, 0 for all. Returns [T, H,
+    D] in the dtype of q, written to `out` if given. Block table entries and cache contents past kv_len (and before the
+    first window) are never used; they may be -1 and NaN. q, out and the caches have adjacent channels. Tokens past
+    cu_query[B] are padding, whose output is not defined.
     """
+    if use_triton(q):
+        if out is None:
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if len(q):
+            _launch(q, key_cache, value_cache, block_tables, cu_query, kv_lens, max_query, scale, window, out)
+        return out
     result = paged_prefill_reference(q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window)
     return result if out is None else out.copy_(result)

@@ -6,8 +6,11 @@ Source: Su et al., RoFormer, 2021; halves are rotated against each other (NeoX, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
 from kernels.kv_cache import store_kv_reference
 
 
@@ -45,15 +48,148 @@ def rotary_and_store_reference(
     return q
 
 
+@triton_jit
+def _rotate_tile(
+    x_ptr: Any,
+    x_head: Any,
+    out_ptr: Any,
+    out_head: Any,
+    cos: Any,
+    sin: Any,
+    head: Any,
+    heads: Any,
+    SIZE: constexpr,
+    HALF: constexpr,
+    BLOCK_R: constexpr,
+    BLOCK_D: constexpr,
+) -> None:
+    """Rotate the heads `head` [BLOCK_H] of one token; the pointers are at the token."""
+    channel = tl.arange(0, BLOCK_R)[None, :]
+    real = (head < heads)[:, None] & (channel < HALF)
+    x_at = x_ptr + head[:, None] * x_head + channel
+    out_at = out_ptr + head[:, None] * out_head + channel
+    first = tl.load(x_at, mask=real, other=0.0).to(tl.float32)
+    second = tl.load(x_at + HALF, mask=real, other=0.0).to(tl.float32)
+    tl.store(out_at, (first * cos - second * sin).to(out_ptr.dtype.element_ty), mask=real)
+    tl.store(out_at + HALF, (second * cos + first * sin).to(out_ptr.dtype.element_ty), mask=real)
+    if 2 * HALF < SIZE:
+        rest = tl.arange(0, BLOCK_D)[None, :]
+        real = (head < heads)[:, None] & (rest >= 2 * HALF) & (rest < SIZE)
+        x = tl.load(x_ptr + head[:, None] * x_head + rest, mask=real)
+        tl.store(out_ptr + head[:, None] * out_head + rest, x.to(out_ptr.dtype.element_ty), mask=real)
+
+
+@triton_jit
+def _rotary_kernel(
+    q_ptr: Any,
+    k_ptr: Any,
+    v_ptr: Any,
+    q_out_ptr: Any,
+    k_out_ptr: Any,
+    v_out_ptr: Any,
+    position_ptr: Any,
+    slot_ptr: Any,
+    cos_sin_ptr: Any,
+    q_token: Any,
+    q_head: Any,
+    k_token: Any,
+    k_head: Any,
+    v_token: Any,
+    v_head: Any,
+    key_block: Any,
+    key_slot: Any,
+    key_head: Any,
+    value_block: Any,
+    value_slot: Any,
+    value_head: Any,
+    HEADS: constexpr,
+    KV_HEADS: constexpr,
+    SIZE: constexpr,
+    HALF: constexpr,
+    PAGE: constexpr,
+    BLOCK_H: constexpr,
+    BLOCK_R: constexpr,
+    BLOCK_D: constexpr,
+    STORE: constexpr,
+) -> None:
+    """Some heads of one token a program: first those of q, then those of k with their v.
+
+    With STORE, k_out and v_out are the caches; without, k_out is [T, K, D] and v is not looked at.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    q_tiles = tl.cdiv(HEADS, BLOCK_H)
+    channel = tl.arange(0, BLOCK_R)
+    row = cos_sin_ptr + tl.load(position_ptr + token).to(tl.int64) * (2 * HALF) + channel
+    cos = tl.load(row, mask=channel < HALF, other=0.0)[None, :]
+    sin = tl.load(row + HALF, mask=channel < HALF, other=0.0)[None, :]
+    if tile < q_tiles:
+        head = tile * BLOCK_H + tl.arange(0, BLOCK_H)
+        out = q_out_ptr + token * HEADS * SIZE
+        _rotate_tile(q_ptr + token * q_token, q_head, out, SIZE, cos, sin, head, HEADS, SIZE, HALF, BLOCK_R, BLOCK_D)
+    else:
+        head = (tile - q_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
+        k_at = k_ptr + token * k_token
+        if STORE:
+            slot = tl.load(slot_ptr + token).to(tl.int64)
+            if slot >= 0:
+                out = k_out_ptr + slot // PAGE * key_block + slot % PAGE * key_slot
+                _rotate_tile(k_at, k_head, out, key_head, cos, sin, head, KV_HEADS, SIZE, HALF, BLOCK_R, BLOCK_D)
+                whole = tl.arange(0, BLOCK_D)[None, :]
+                real = (head < KV_HEADS)[:, None] & (whole < SIZE)
+                v = tl.load(v_ptr + token * v_token + head[:, None] * v_head + whole, mask=real)
+                v_at = v_out_ptr + slot // PAGE * value_block + slot % PAGE * value_slot
+                v_at += head[:, None] * value_head + whole
+                tl.store(v_at, v.to(v_out_ptr.dtype.element_ty), mask=real)
+        else:
+            out = k_out_ptr + token * KV_HEADS * SIZE
+            _rotate_tile(k_at, k_head, out, SIZE, cos, sin, head, KV_HEADS, SIZE, HALF, BLOCK_R, BLOCK_D)
+
+
+def _launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    k_out: torch.Tensor,
+    v_out: torch.Tensor,
+    slots: torch.Tensor,
+    store: bool,
+) -> torch.Tensor:
+    tokens, heads, size = q.shape
+    kv_heads, half = k.shape[1], cos_sin.shape[1] // 2
+    q_out = torch.empty((tokens, heads, size), dtype=q.dtype, device=q.device)
+    if tokens:
+        block = min(8, next_power_of_two(heads))
+        grid = (tokens, -(-heads // block) - (-kv_heads // block))
+        strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
+        caches = (*k_out.stride()[:3], *v_out.stride()[:3]) if store else (0,) * 6
+        page = k_out.shape[1] if store else 1
+        blocks = (block, next_power_of_two(half), next_power_of_two(size), store)
+        _rotary_kernel[grid](
+            *(q, k, v, q_out, k_out, v_out, positions, slots, cos_sin),
+            *strides,
+            *caches,
+            *(heads, kv_heads, size, half, page),
+            *blocks,
+            num_warps=2,
+        )
+    return q_out
+
+
 def rotary_embed(
     q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate queries and keys to their positions.
 
-    q [T, H, D], k [T, K, D]; positions [T] int32 or int64; cos_sin [P, R] fp32, cosines in the first half of a row and
-    sines in the second. Returns new tensors of the shapes and dtypes of q and k. The rotation is done in fp32; channels
-    from R on are copied.
+    q [T, H, D], k [T, K, D], channels adjacent; positions [T] int32 or int64; cos_sin [P, R] fp32, cosines in the first
+    half of a row and sines in the second. Returns new tensors of the shapes and dtypes of q and k. The rotation is done
+    in fp32; channels from R on are copied.
     """
+    if use_triton(q):
+        k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+        return _launch(q, k, k, positions, cos_sin, k_out, k_out, positions, store=False), k_out
     return rotary_embed_reference(q, k, positions, cos_sin)
 
 
@@ -72,4 +208,6 @@ def rotary_and_store(
     Arguments as in `rotary_embed` and `kernels.kv_cache.store_kv`. The rotated keys exist in the cache only; a token
     with a negative slot has its query rotated and nothing stored.
     """
+    if use_triton(q):
+        return _launch(q, k, v, positions, cos_sin, key_cache, value_cache, slots, store=True)
     return rotary_and_store_reference(q, k, v, positions, cos_sin, key_cache, value_cache, slots)

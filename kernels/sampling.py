@@ -10,7 +10,11 @@ logits with Gumbel noise is a draw from their softmax).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
 
 _WORD = 0xFFFFFFFF
 # The multipliers less 2^32: every product then fits a signed 64-bit integer.
@@ -67,6 +71,7 @@ def gumbel_argmax_reference(
     choices: torch.Tensor,
 ) -> torch.Tensor:
     """`gumbel_argmax` in torch; on CUDA it waits for the device."""
+    logits = logits.float()
     drawn = logits.argmax(dim=-1)
     rows = (temperatures > 0).nonzero().flatten()
     if rows.numel():
@@ -118,18 +123,121 @@ def apply_penalties(
     return logits - frequency.unsqueeze(1) * counts - presence.unsqueeze(1) * occurred
 
 
+@triton_jit
+def _gumbel_noise_tile(token: Any, seed: Any, position: Any, choice: Any) -> Any:
+    """Noise of one row for the tokens `token` [BLOCK_V] int32; the steps are those of `gumbel_noise`."""
+    low_half: tl.constexpr = 0xFFFFFFFF
+    a = token.to(tl.uint64)
+    b = token.to(tl.uint64) * 0 + (position.to(tl.uint64) & low_half)
+    c = token.to(tl.uint64) * 0 + (choice.to(tl.uint64) & low_half)
+    d = token.to(tl.uint64) * 0
+    first = seed.to(tl.uint64) & low_half
+    second = seed.to(tl.uint64) >> 32
+    for _ in tl.static_range(10):
+        # Both factors are below 2^32: one wide multiplication.
+        product_a = a * 0xD2511F53
+        product_c = c * 0xCD9E8D57
+        a = (product_c >> 32) ^ b ^ first
+        b = product_c & low_half
+        c = (product_a >> 32) ^ d ^ second
+        d = product_a & low_half
+        first = (first + 0x9E3779B9) & low_half
+        second = (second + 0xBB67AE85) & low_half
+    v = tl.minimum((a.to(tl.uint32).to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
+    series = v * (1.0 + v * (0.5 + v / 3.0))
+    return -tl.log(tl.where(v < 0.00390625, series, -tl.log(1.0 - v)))
+
+
+@triton_jit
+def _score_kernel(
+    logits_ptr: Any,
+    best_ptr: Any,
+    token_ptr: Any,
+    temperature_ptr: Any,
+    seed_ptr: Any,
+    position_ptr: Any,
+    choice_ptr: Any,
+    logits_row: Any,
+    vocab: Any,
+    BLOCK_V: constexpr,
+) -> None:
+    """The best score of one part of one row a program, and whose it is."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    token = part * BLOCK_V + tl.arange(0, BLOCK_V)
+    score = tl.load(logits_ptr + row * logits_row + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
+    temperature = tl.load(temperature_ptr + row)
+    if temperature > 0:
+        noise = _gumbel_noise_tile(
+            token, tl.load(seed_ptr + row), tl.load(position_ptr + row), tl.load(choice_ptr + row)
+        )
+        score = tl.div_rn(score, temperature) + noise
+    best, index = tl.max(score, axis=0, return_indices=True, return_indices_tie_break_left=True)
+    at = row * tl.num_programs(1) + part
+    tl.store(best_ptr + at, best)
+    # A row without a number still names a token that exists.
+    tl.store(token_ptr + at, tl.minimum(part * BLOCK_V + index, vocab - 1))
+
+
+@triton_jit
+def _pick_kernel(best_ptr: Any, token_ptr: Any, out_ptr: Any, parts: Any, BLOCK_P: constexpr) -> None:
+    """The best of its parts, one row a program."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, BLOCK_P)
+    score = tl.load(best_ptr + row * parts + part, mask=part < parts, other=float("-inf"))
+    _, index = tl.max(score, axis=0, return_indices=True, return_indices_tie_break_left=True)
+    token = tl.load(token_ptr + row * parts + tl.minimum(index, parts - 1))
+    tl.store(out_ptr + row, token.to(tl.int64))
+
+
+_BLOCK_V = 1024
+
+
+def gumbel_workspace_size(batch: int, vocab: int) -> int:
+    """How many fp32 elements of workspace `gumbel_argmax` needs for B rows of V logits."""
+    return 2 * batch * -(-vocab // _BLOCK_V)
+
+
+def _launch_gumbel(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    choices: torch.Tensor,
+    workspace: torch.Tensor | None,
+) -> torch.Tensor:
+    batch, vocab = logits.shape
+    parts = -(-vocab // _BLOCK_V)
+    out = torch.empty(batch, dtype=torch.int64, device=logits.device)
+    if not batch:
+        return out
+    if workspace is None:
+        workspace = torch.empty(gumbel_workspace_size(batch, vocab), dtype=torch.float32, device=logits.device)
+    best, token = workspace[: batch * parts], workspace[batch * parts : 2 * batch * parts].view(torch.int32)
+    _score_kernel[(batch, parts)](
+        *(logits, best, token, temperatures, seeds, positions, choices, logits.stride(0), vocab, _BLOCK_V), num_warps=4
+    )
+    _pick_kernel[(batch,)](best, token, out, parts, next_power_of_two(parts), num_warps=1)
+    return out
+
+
 def gumbel_argmax(
     logits: torch.Tensor,
     temperatures: torch.Tensor,
     seeds: torch.Tensor,
     positions: torch.Tensor,
     choices: torch.Tensor,
+    workspace: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Draw one token a row from softmax(logits / temperature).
 
-    logits [B, V] fp32, -inf where a token is not allowed; temperatures [B] fp32, 0 for the argmax (of equals the lowest
-    id); seeds [B] int64, the bits of a uint64; positions [B] int32 or int64, of the token to be drawn in its sequence;
-    choices [B] int, which of a request's n answers. Returns [B] int64. The random words are word 0 of Philox4x32-10
-    with key (low word, high word of the seed) and counter (token id, position, choice, 0).
+    logits [B, V] fp32 (bf16 and fp16 are taken as they are), -inf where a token is not allowed; temperatures [B] fp32,
+    0 for the argmax (of equals the lowest id); seeds [B] int64, the bits of a uint64; positions [B] int32 or int64, of
+    the token to be drawn in its sequence; choices [B] int, which of a request's n answers. Returns [B] int64. The
+    random words are word 0 of Philox4x32-10 with key (low word, high word of the seed) and counter (token id, position,
+    choice, 0). workspace: fp32, of at least `gumbel_workspace_size` elements, for calls that may not allocate; its
+    contents do not matter.
     """
+    if use_triton(logits):
+        return _launch_gumbel(logits, temperatures, seeds, positions, choices, workspace)
     return gumbel_argmax_reference(logits, temperatures, seeds, positions, choices)

@@ -1,0 +1,91 @@
+"""The inner loop of attention over the paged cache, shared by the prefill and the decode kernel.
+
+Shapes: M query rows of one KV head (tokens times the heads of its group), N' key positions a tile, D head size, S block
+size. Sources: Dao et al., FlashAttention-2, 2023; Kwon et al., PagedAttention, 2023; Milakov and Gimelshein, Online
+normalizer calculation for softmax, 2018.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernels.backend import WIDEN_DOT, constexpr, tl, triton_jit
+
+
+@triton_jit
+def attend_tiles(
+    q: Any,
+    acc: Any,
+    total: Any,
+    best: Any,
+    query_at: Any,
+    first: Any,
+    last: Any,
+    lowest: Any,
+    table_ptr: Any,
+    key_ptr: Any,
+    value_ptr: Any,
+    key_block: Any,
+    key_slot: Any,
+    value_block: Any,
+    value_slot: Any,
+    scale: Any,
+    SIZE: constexpr,
+    PAGE: constexpr,
+    WINDOW: constexpr,
+    BLOCK_N: constexpr,
+    BLOCK_D: constexpr,
+    MASKED: constexpr,
+) -> Any:
+    """Attend from q [M, BLOCK_D] to the positions from `first` (a multiple of BLOCK_N) up to `last`.
+
+    query_at [M] is the position of each row; acc [M, BLOCK_D], total [M] and best [M] carry the online softmax in
+    powers of two; scale holds the factor log2(e). The table, key and value pointers are at the sequence and at the KV
+    head. Without MASKED, every row must see every position, and `last` be a multiple of BLOCK_N. With it, nothing below
+    `lowest` or from `last` on is read, so that what lies there may be NaN.
+    """
+    channel = tl.arange(0, BLOCK_D)
+    if WIDEN_DOT:
+        q = q.to(tl.float32)
+    for start in tl.range(first, last, BLOCK_N):
+        start = tl.multiple_of(start, BLOCK_N)
+        position = start + tl.arange(0, BLOCK_N)
+        if PAGE % BLOCK_N == 0:
+            # The tile lies in one block: one look at the table.
+            page = tl.load(table_ptr + start // PAGE).to(tl.int64)
+            key_at = key_ptr + page * key_block + (position % PAGE)[:, None] * key_slot + channel[None, :]
+            value_at = value_ptr + page * value_block + (position % PAGE)[:, None] * value_slot + channel[None, :]
+        else:
+            if MASKED:
+                known = (position >= lowest) & (position < last)
+                page = tl.load(table_ptr + position // PAGE, mask=known, other=0).to(tl.int64)
+            else:
+                page = tl.load(table_ptr + position // PAGE).to(tl.int64)
+            offset = position % PAGE
+            key_at = key_ptr + (page * key_block + offset * key_slot)[:, None] + channel[None, :]
+            value_at = value_ptr + (page * value_block + offset * value_slot)[:, None] + channel[None, :]
+        if MASKED:
+            real = ((position >= lowest) & (position < last))[:, None] & (channel < SIZE)[None, :]
+            keys = tl.load(key_at, mask=real, other=0.0)
+            values = tl.load(value_at, mask=real, other=0.0)
+        elif SIZE < BLOCK_D:
+            keys = tl.load(key_at, mask=(channel < SIZE)[None, :], other=0.0)
+            values = tl.load(value_at, mask=(channel < SIZE)[None, :], other=0.0)
+        else:
+            keys = tl.load(key_at)
+            values = tl.load(value_at)
+        scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision="ieee")
+        if MASKED:
+            seen = (position[None, :] <= query_at[:, None]) & (position >= lowest)[None, :] & (position < last)[None, :]
+            if WINDOW > 0:
+                seen = seen & (position[None, :] > query_at[:, None] - WINDOW)
+            scores = tl.where(seen, scores, float("-inf"))
+        better = tl.maximum(best, tl.max(scores, axis=1) * scale)
+        # A row that has seen nothing yet would subtract infinity from infinity.
+        base = tl.where(better == float("-inf"), 0.0, better)
+        weights = tl.exp2(scores * scale - base[:, None])
+        decay = tl.exp2(best - base)
+        total = total * decay + tl.sum(weights, axis=1)
+        acc = tl.dot(weights.to(q.dtype), values.to(q.dtype), acc * decay[:, None], input_precision="ieee")
+        best = better
+    return acc, total, best

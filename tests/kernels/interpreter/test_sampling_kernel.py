@@ -1,0 +1,72 @@
+"""The sampling kernel against its reference: the same tokens, not only the same distribution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.sampling import gumbel_argmax, gumbel_argmax_reference, gumbel_workspace_size
+
+
+def rows(count, vocab, device, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return [
+        tensor.to(device)
+        for tensor in (
+            torch.randn(count, vocab, generator=random) * 3,
+            torch.tensor([0.0, 0.3, 1.0, 2.5] * count)[:count],
+            torch.randint(-(2**63), 2**63 - 1, (count,), generator=random),
+            torch.randint(0, 100_000, (count,), generator=random, dtype=torch.int32),
+            torch.randint(0, 4, (count,), generator=random),
+        )
+    ]
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 1024, 2500])
+def test_same_tokens_as_the_reference(device, vocab):
+    batch = rows(8, vocab, device)
+    assert torch.equal(gumbel_argmax(*batch), gumbel_argmax_reference(*batch))
+
+
+def test_many_draws_from_flat_logits(device):
+    """Flat logits: the noise alone decides, so a wrong bit anywhere shows."""
+    logits, _, seeds, positions, choices = rows(40, 1300, device, seed=1)
+    batch = (torch.zeros_like(logits), torch.ones(40, device=device), seeds, positions, choices)
+    drawn = gumbel_argmax(*batch)
+    assert torch.equal(drawn, gumbel_argmax_reference(*batch))
+    assert drawn.unique().numel() > 30
+
+
+def test_excluded_tokens_are_never_drawn(device):
+    batch = rows(8, 1100, device, seed=2)
+    batch[0][:, torch.arange(1100, device=device) != 1050] = -torch.inf
+    assert gumbel_argmax(*batch).tolist() == [1050] * 8
+
+
+def test_greedy_takes_the_lowest_of_equals_across_parts(device):
+    batch = rows(2, 3000, device)
+    batch[0].fill_(1.0)
+    batch[0][1, [700, 1500, 2900]] = 5.0
+    batch[1].zero_()
+    assert gumbel_argmax(*batch).tolist() == [0, 700]
+
+
+def test_rows_without_a_number_name_a_token_that_exists(device):
+    batch = rows(4, 1030, device)
+    batch[0][:2] = torch.nan
+    batch[0][2:] = -torch.inf
+    drawn = gumbel_argmax(*batch)
+    assert int(drawn.min()) >= 0
+    assert int(drawn.max()) < 1030
+
+
+def test_workspace_contents_do_not_matter(device):
+    batch = rows(5, 2500, device)
+    workspace = torch.full((gumbel_workspace_size(5, 2500) + 3,), torch.nan, device=device)
+    assert torch.equal(gumbel_argmax(*batch, workspace=workspace), gumbel_argmax_reference(*batch))
+
+
+def test_half_precision_logits_are_taken_as_they_are(device):
+    batch = rows(4, 500, device)
+    batch[0] = batch[0].bfloat16()
+    assert torch.equal(gumbel_argmax(*batch), gumbel_argmax(batch[0].float(), *batch[1:]))
