@@ -1,0 +1,179 @@
+"""`create_app`: the HTTP surface as a plain FastAPI application. Ray Serve ingests it; tests call it in process."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from router.generation import Generator
+from router.http.config import FrontConfig, ServedModel
+from router.http.entry import read
+from router.http.exchange import Exchange
+from router.http.gate import Gate, error_response
+from router.http.identity import Identity, IdentityResolver, NoKeys
+from router.http.job import Job, JobMaker
+from router.http.status import Status
+from router.metrics import CONTENT_TYPE, Metrics
+from router.protocol.errors import HttpRefusal, echo
+from router.protocol.openai import ChatBody, CompletionBody
+from router.text.offload import TextPool
+from workers.api.errors import ConfigError, EchelonError, ModelNotFound
+
+
+def create_app(
+    config: FrontConfig,
+    models: Sequence[ServedModel],
+    generator: Generator,
+    status: Status,
+    *,
+    identity: IdentityResolver | None = None,
+    metrics: Metrics | None = None,
+    draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
+    now: Callable[[], float] = time.time,
+) -> FastAPI:
+    """The application. `identity` None = no keys, loopback only; `draw_seed` seeds requests that bring none.
+
+    Errors have OpenAI's body and every answer an `x-request-id`. Raises ConfigError when two models share a name.
+    """
+    served = {m.name: m for m in models}
+    if len(served) != len(models):
+        raise ConfigError("two served models share a name")
+    meters = metrics or Metrics(status.replicas)
+    pool = TextPool(config.text_threads)
+    maker = JobMaker(config, pool, draw_seed, now)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        pool.close()
+
+    app = FastAPI(title="Echelon", version="1", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    app.add_middleware(Gate, resolver=identity or NoKeys())
+    app.add_exception_handler(EchelonError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+    def find(name: str) -> ServedModel:
+        model = served.get(name)
+        if model is None:
+            raise ModelNotFound(echo(name))
+        return model
+
+    def exchange(job: Job, owner: Identity) -> Response:
+        return Exchange(job, generator, meters.request(job.model, owner.tier, owner.owner, job.prompt_tokens))
+
+    @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatBody), tags=["openai"])
+    async def chat_completions(request: Request) -> Response:
+        """A chat's answer, as one body or as a stream of events."""
+        body = await read(request, ChatBody, config.max_body_bytes, pool)
+        owner: Identity = request.state.identity
+        return exchange(await maker.chat(body, find(body.model), owner), owner)
+
+    @app.post("/v1/completions", openapi_extra=_body_of(CompletionBody), tags=["openai"])
+    async def completions(request: Request) -> Response:
+        """The continuation of one or more prompts, as one body or as a stream of events."""
+        body = await read(request, CompletionBody, config.max_body_bytes, pool)
+        owner: Identity = request.state.identity
+        return exchange(await maker.completion(body, find(body.model), owner), owner)
+
+    @app.get("/v1/models", tags=["openai"])
+    async def list_models() -> Response:
+        """The models served."""
+        return JSONResponse({"object": "list", "data": [_card(m) for m in served.values()]})
+
+    @app.get("/v1/models/{model:path}", tags=["openai"])
+    async def show_model(model: str) -> Response:
+        """One model."""
+        return JSONResponse(_card(find(model)))
+
+    @app.get("/health", tags=["health"])
+    async def health() -> Response:
+        """200 while tokens are being made or could be: a step or a canary completed within the last seconds."""
+        return _health(status.healthy(), status)
+
+    @app.get("/health/live", tags=["health"])
+    async def live() -> Response:
+        """200 while this process serves."""
+        return _health(status.live(), status)
+
+    @app.get("/health/ready", tags=["health"])
+    async def ready() -> Response:
+        """200 while some replica takes requests."""
+        return _health(status.ready(), status)
+
+    @app.get("/metrics", tags=["health"])
+    async def show_metrics() -> Response:
+        """Prometheus' text format."""
+        return Response(meters.page(), media_type=CONTENT_TYPE)
+
+    return app
+
+
+def _card(model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "echelon",
+        "max_model_len": model.max_model_len,
+    }
+
+
+def _health(good: bool, status: Status) -> Response:
+    states: dict[str, int] = {}
+    for row in status.replicas():
+        states[row.state] = states.get(row.state, 0) + 1
+    return JSONResponse({"status": "ok" if good else "unavailable", "replicas": states}, 200 if good else 503)
+
+
+def _body_of(model: type[BaseModel]) -> dict[str, Any]:
+    # The route parses its body itself, so that FastAPI does not know the schema; definitions go inline.
+    schema = model.model_json_schema(mode="validation", ref_template="#/$defs/{model}")
+    definitions = schema.pop("$defs", {})
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _inlined(schema, definitions)}},
+        }
+    }
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            return _inlined(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
+        return {k: _inlined(v, definitions) for k, v in schema.items()}
+    return [_inlined(v, definitions) for v in schema] if isinstance(schema, list) else schema
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    where = f"({request.method} {request.url.path})"
+    if error.status_code == 404:
+        refusal = HttpRefusal(404, f"Invalid URL {_short(where)}", code="unknown_url")
+    elif error.status_code == 405:
+        refusal = HttpRefusal(
+            405,
+            f"Not allowed to {echo(request.method)} on {echo(request.url.path)}.",
+            code="method_not_supported",
+            headers=dict(error.headers or {}),
+        )
+    else:
+        refusal = HttpRefusal(error.status_code, echo(error.detail), headers=dict(error.headers or {}))
+    return error_response(refusal)
+
+
+def _short(where: str) -> str:
+    return where if len(where) <= 64 and where.isprintable() else echo(where)

@@ -1,0 +1,118 @@
+"""The text side of one choice of one answer: deltas in, text out, until its one finish reason."""
+
+from __future__ import annotations
+
+from router.protocol.answers import ShownToken
+from router.text.detokenizer import Detokenizer
+from router.text.stops import StopFinder
+from workers.api.errors import EngineFault
+from workers.api.request import Delta, FinishReason
+
+
+class Choice:
+    """Journal of one choice. After `push`, `take_text` and `take_tokens` give what is new and certain.
+
+    The token that made it stop (a stop id) is counted but not shown, and so is what stands from a stop string on. A
+    token's log-probabilities come out with the first character of its text.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        detokenizer: Detokenizer,
+        *,
+        stops: tuple[str, ...] = (),
+        min_tokens: int = 0,
+        wants_logprobs: bool = False,
+        offset: int = 0,
+    ) -> None:
+        self.index = index
+        self.finish: str | None = None
+        self.token_count = 0
+        self.cached_tokens = 0
+        self.characters = 0  # shown so far
+        self._detokenizer = detokenizer
+        self._finder = StopFinder(stops) if stops else None
+        self._min_tokens = min_tokens
+        self._offset = offset
+        self._made = 0  # characters detokenized so far, shown or held
+        self._waiting: list[ShownToken] | None = [] if wants_logprobs else None
+
+    def is_over(self) -> bool:
+        """Whether `finish` is set."""
+        return self.finish is not None
+
+    def push(self, delta: Delta) -> str:
+        """Text that `delta` makes certain; `finish` is set with the last of it.
+
+        Raises EngineFault when the delta reports an error or leaves a gap.
+        """
+        if self.is_over():
+            return ""
+        if delta.position != self.token_count:
+            raise EngineFault(f"choice {self.index} continues at {delta.position}, expected {self.token_count}")
+        if delta.finish is FinishReason.ERROR or delta.error is not None:
+            raise EngineFault(delta.error or "The engine failed.")
+        if delta.finish is FinishReason.ABORT:
+            raise EngineFault("The request was aborted by the server.")
+        ids = delta.token_ids
+        if delta.finish is FinishReason.STOP:
+            ids = ids[:-1]
+        if self._waiting is None and self._finder is None:
+            self.token_count += len(delta.token_ids)
+            text = self._detokenizer.push(ids)
+        else:
+            text = self._push_each(ids, delta)
+            if self.finish is None:
+                self.token_count += len(delta.token_ids) - len(ids)
+        if delta.finish is not None:
+            self.cached_tokens = delta.cached_tokens
+            if self.finish is None:
+                text += self._flush()
+                if not self.is_over():
+                    self.finish = str(delta.finish)
+        self.characters += len(text)
+        return text
+
+    def _push_each(self, ids: tuple[int, ...], delta: Delta) -> str:
+        """Token by token: each needs its place in the text, or may be the one that completes a stop string."""
+        shown = []
+        for i, token in enumerate(ids):
+            self.token_count += 1
+            if self._waiting is not None and i < len(delta.logprobs):
+                self._waiting.append(ShownToken(delta.logprobs[i], self._made))
+            text = self._detokenizer.push((token,))
+            self._made += len(text)
+            shown.append(self._find(text))
+            if self.finish is not None:
+                break
+        return "".join(shown)
+
+    def _find(self, text: str) -> str:
+        finder = self._finder
+        if finder is None or self.token_count < self._min_tokens:
+            return text
+        text = finder.push(text)
+        if finder.matched is not None:
+            self.finish = "stop"
+        return text
+
+    def _flush(self) -> str:
+        text = self._find(self._detokenizer.flush())
+        if self._finder is not None and self.finish is None:
+            text += self._finder.flush()
+        return text
+
+    def take_tokens(self) -> list[ShownToken] | None:
+        """Tokens whose text has begun to show since the last call; None when nobody asked for log-probabilities."""
+        if self._waiting is None:
+            return None
+        done = self.finish is not None
+        cut_by_string = self._finder is not None and self._finder.matched is not None
+        count = 0
+        for token in self._waiting:
+            if token.offset >= self.characters and (not done or cut_by_string):
+                break
+            count += 1
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        return [ShownToken(t.logprobs, t.offset + self._offset) for t in taken]

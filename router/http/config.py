@@ -1,0 +1,52 @@
+"""What the front is told at its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from router.protocol.json_entry import MAX_BODY_BYTES
+from router.protocol.sampling import ModelFacts, RequestLimits
+from router.text.tokenizer import Tokenizer
+from workers.api.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class FrontConfig:
+    """Limits of the front. Bytes and counts."""
+
+    max_body_bytes: int = MAX_BODY_BYTES
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    text_threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.max_body_bytes < 1024:
+            raise ConfigError(f"max_body_bytes must be at least 1024, got {self.max_body_bytes}")
+        if self.text_threads < 1:
+            raise ConfigError(f"text_threads must be at least 1, got {self.text_threads}")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A name under which requests are taken, and how its text becomes tokens.
+
+    `max_model_len` is in tokens, prompt and answer together; `target` is the engine's name of the model where it
+    differs from the public `name`; `created` is in seconds since 1970.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    max_model_len: int
+    created: int = 0
+    target: str | None = None
+    adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("a served model needs a name")
+        if self.max_model_len < 2:
+            raise ConfigError(f"max_model_len of {self.name} must be at least 2, got {self.max_model_len}")
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What requests are checked against."""
+        return ModelFacts(self.max_model_len, self.tokenizer.vocab_size, self.tokenizer.eos_ids)

@@ -1,0 +1,163 @@
+"""The answer to one generation: waits for acceptance, then streams events or collects a body.
+
+The 200 header goes out after the generator's first batch, so that refusals have their own status. A stream that fails
+later ends with an error event and without `[DONE]`. A client that goes away closes the generator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from router.generation import ChoiceDelta, Generator
+from router.http.batches import Batch, close, open_batches
+from router.http.gate import error_response
+from router.http.job import Job
+from router.metrics import Meter
+from router.protocol.answers import ChoiceAnswer, ShownToken, Usage
+from router.protocol.errors import answer_for
+from router.protocol.sse import CONTENT_TYPE, DONE, error_event
+from workers.api.errors import EchelonError, EngineFault
+
+log = logging.getLogger("echelon.http")
+_STREAM_HEADERS = [
+    (b"content-type", CONTENT_TYPE),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Exchange(Response):
+    """Runs `job` on `generator` and answers with the result; `meter` is closed at the end."""
+
+    def __init__(self, job: Job, generator: Generator, meter: Meter) -> None:
+        self.background = None
+        self._job, self._generator, self._meter = job, generator, meter
+        self._left = len(job.choices)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or stop when the client goes away; afterwards the generator is closed."""
+        work = asyncio.create_task(self._run(scope, receive, send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            work.cancel()
+            gone.cancel()
+            await asyncio.wait({work, gone})
+            self._meter.close()
+        if not work.cancelled():
+            work.result()
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        batches = open_batches(self._generator, self._job.requests)
+        try:
+            if self._job.stream:
+                await self._stream(batches, scope, receive, send)
+            else:
+                await (await self._collect(batches))(scope, receive, send)
+        finally:
+            await close(batches)
+
+    async def _collect(self, batches: AsyncIterator[Batch]) -> Response:
+        job = self._job
+        texts: list[list[str]] = [[] for _ in job.choices]
+        tokens: list[list[ShownToken]] = [[] for _ in job.choices]
+        try:
+            async for batch in batches:
+                for item in batch:
+                    texts[item.choice].append(self._push(item))
+                    tokens[item.choice] += job.choices[item.choice].take_tokens() or ()
+                if not self._left:
+                    break
+            self._check_finished()
+        except Exception as e:
+            return error_response(self._failed(e))
+        answers = [
+            ChoiceAnswer(c.index, "".join(texts[c.index]), c.finish or "", tokens[c.index] if job.logprobs else None)
+            for c in job.choices
+        ]
+        return Response(job.format.body(answers, self._usage()), media_type="application/json")
+
+    async def _stream(self, batches: AsyncIterator[Batch], scope: Scope, receive: Receive, send: Send) -> None:
+        form = self._job.format
+        started = False
+        try:
+            async for batch in batches:
+                events = [e for item in batch for e in self._events(item)]
+                if not started:
+                    started = True
+                    await send({"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)})
+                    events[:0] = [form.opening(c.index) for c in self._job.choices]
+                if events:
+                    await _write(send, "".join(events))
+                if not self._left:
+                    break
+            self._check_finished()
+        except Exception as e:
+            error = self._failed(e)
+            if not started:
+                await error_response(error)(scope, receive, send)
+                return
+            await _write(send, error_event(answer_for(error).body), last=True)
+            return
+        usage = form.usage(self._usage()) if self._job.usage_wanted else ""
+        await _write(send, usage + DONE, last=True)
+
+    def _events(self, item: ChoiceDelta) -> list[str]:
+        choice, form = self._job.choices[item.choice], self._job.format
+        if choice.is_over():
+            return []
+        text = self._push(item)
+        tokens = choice.take_tokens()
+        events = [form.text(choice.index, text, tokens)] if text or tokens else []
+        if choice.is_over():
+            events.append(form.finish(choice.index, choice.finish or ""))
+        return events
+
+    def _push(self, item: ChoiceDelta) -> str:
+        choice = self._job.choices[item.choice]
+        if choice.is_over():
+            return ""
+        before = choice.token_count
+        text = choice.push(item.delta)
+        self._meter.tokens(item.choice, choice.token_count - before)
+        if choice.is_over():
+            self._left -= 1
+            self._meter.finished(choice.finish or "")
+        return text
+
+    def _check_finished(self) -> None:
+        if self._left:
+            raise EngineFault(f"The generation ended with {self._left} of {len(self._job.choices)} choices unfinished.")
+
+    def _usage(self) -> Usage:
+        job = self._job
+        at = cached = 0
+        for request in job.requests:
+            # The prompt is billed once: what its least lucky choice found in the cache was there before all of them.
+            n = len(request.samplings)
+            cached += min(c.cached_tokens for c in job.choices[at : at + n])
+            at += n
+        return Usage(job.prompt_tokens, sum(c.token_count for c in job.choices), cached)
+
+    def _failed(self, error: Exception) -> Exception:
+        self._meter.failed()
+        if not isinstance(error, EchelonError):
+            log.error("generation %s failed", self._job.requests[0].id, exc_info=error)
+        elif isinstance(error, EngineFault):
+            log.error("generation %s failed: %s", self._job.requests[0].id, error)
+        return error
+
+
+async def _write(send: Send, text: str, *, last: bool = False) -> None:
+    await send({"type": "http.response.body", "body": text.encode("ascii"), "more_body": not last})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

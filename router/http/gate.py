@@ -1,0 +1,72 @@
+"""The outermost layer: a request id on every answer, an identity for every route but health, a body for every error."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from router.http.identity import IdentityResolver
+from router.protocol.errors import answer_for
+from workers.api.errors import EchelonError
+
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+log = logging.getLogger("echelon.http")
+
+
+def error_response(error: BaseException) -> Response:
+    """The HTTP answer to `error`."""
+    answer = answer_for(error)
+    return Response(answer.body, answer.status, answer.headers, "application/json")
+
+
+class Gate:
+    """ASGI middleware. Puts "request_id" and "identity" into the scope's state.
+
+    A client's own `x-request-id` is kept when it is 1 to 128 characters of letters, digits and `._:/+=@-`.
+    """
+
+    def __init__(self, app: ASGIApp, resolver: IdentityResolver) -> None:
+        self._app = app
+        self._resolver = resolver
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection's scope."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = headers.get("x-request-id", "")
+        if not _SANE_ID.fullmatch(request_id):
+            request_id = f"req-{uuid.uuid4().hex}"
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        started = False
+
+        async def send_named(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                client = scope.get("client")
+                state["identity"] = self._resolver.resolve(headers, client[0] if client else None)
+            await self._app(scope, receive, send_named)
+        except EchelonError as e:
+            if started:
+                raise
+            await error_response(e)(scope, receive, send_named)
+        except Exception as e:
+            log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+            if started:
+                raise
+            await error_response(e)(scope, receive, send_named)

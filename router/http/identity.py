@@ -1,0 +1,52 @@
+"""Who asks. The resolver is the seam for API keys: it sees every request but those of the health routes."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Protocol
+
+from starlette.datastructures import Headers
+
+from workers.api.errors import NotAuthorized
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An owner, its tier, and what keeps its prefix cache apart."""
+
+    owner: str = "default"
+    tier: str = ""
+    salt: bytes = b""
+
+
+class IdentityResolver(Protocol):
+    """Headers to identity."""
+
+    def resolve(self, headers: Headers, client: str | None) -> Identity:
+        """Who sent these headers from address `client`. Raises NotAuthorized."""
+
+
+class NoKeys:
+    """Everybody is the owner "default"; without keys only loopback addresses are served, unless told otherwise.
+
+    Behind a proxy on the same machine every client has a loopback address: then the proxy's own bind address decides.
+    """
+
+    def __init__(self, *, loopback_only: bool = True) -> None:
+        self._loopback_only = loopback_only
+
+    def resolve(self, headers: Headers, client: str | None) -> Identity:
+        """The default identity. Raises NotAuthorized for an address that is not loopback."""
+        if self._loopback_only and not _is_loopback(client):
+            raise NotAuthorized("This server has no API keys and therefore answers loopback addresses only.")
+        return Identity()
+
+
+def _is_loopback(client: str | None) -> bool:
+    if client is None:  # a Unix socket
+        return True
+    try:
+        return ipaddress.ip_address(client.split("%")[0]).is_loopback
+    except ValueError:
+        return False

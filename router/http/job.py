@@ -1,0 +1,186 @@
+"""One HTTP request as work: generation requests, the choices that read them, and the format that writes them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.generation import GenerationRequest
+from router.http.choice import Choice
+from router.http.config import FrontConfig, ServedModel
+from router.http.identity import Identity
+from router.protocol.answers import ChatFormat, CompletionFormat, Format
+from router.protocol.errors import HttpRefusal
+from router.protocol.openai import ChatBody, Common, CompletionBody
+from router.protocol.sampling import check_ids, check_products, room, samplings
+from router.text.offload import TextPool
+from router.text.tokenizer import Tokenizer
+from workers.api.errors import ContextLengthExceeded, InvalidRequest
+
+
+@dataclass(slots=True)
+class Job:
+    """`choices[p * n + c]` reads choice c of `requests[p]`."""
+
+    model: str
+    requests: tuple[GenerationRequest, ...]
+    choices: list[Choice]
+    format: Format
+    stream: bool
+    usage_wanted: bool
+    logprobs: bool
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Over all prompts."""
+        return sum(len(r.prompt_ids) for r in self.requests)
+
+
+class JobMaker:
+    """Turns checked bodies into jobs. `draw_seed` gives 64 random bits, `now` seconds since 1970."""
+
+    def __init__(
+        self, config: FrontConfig, pool: TextPool, draw_seed: Callable[[], int], now: Callable[[], float]
+    ) -> None:
+        self._config, self._pool, self._draw_seed, self._now = config, pool, draw_seed, now
+
+    async def chat(self, body: ChatBody, model: ServedModel, identity: Identity) -> Job:
+        """The job of a chat. Raises InvalidRequest, HttpRefusal."""
+        tokenizer = model.tokenizer
+        if tokenizer.chat is None:
+            refusal = HttpRefusal(
+                404,
+                "This is not a chat model and thus not supported in the v1/chat/completions endpoint. "
+                "Did you mean to use v1/completions?",
+            )
+            refusal.param = "model"
+            raise refusal
+        check_products(body, 1, self._config.limits)
+        messages = [{"role": m.role, "content": m.content, "name": m.name} for m in body.messages]
+        size = sum(len(m.content) for m in body.messages)
+        check_size(size, model, "messages", body.truncate_prompt_tokens)
+        add_prompt = body.add_generation_prompt
+        ids = await self._pool.run(
+            size,
+            lambda: tokenizer.encode_chat(
+                messages,
+                add_generation_prompt=not body.continue_final_message if add_prompt is None else add_prompt,
+                continue_final_message=bool(body.continue_final_message),
+            ),
+        )
+        request_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
+        form = ChatFormat(
+            request_id,
+            int(self._now()),
+            model.name,
+            tokenizer.token_bytes,
+            usage_in_chunks=_usage_wanted(body),
+        )
+        return self._job(body, model, identity, [tuple(ids)], form, "/v1/chat/completions", "messages", [""])
+
+    async def completion(self, body: CompletionBody, model: ServedModel, identity: Identity) -> Job:
+        """The job of a completion, with one generation request a prompt. Raises InvalidRequest."""
+        tokenizer, n = model.tokenizer, body.n or 1
+        check_products(body, len(body.prompt), self._config.limits)
+        prompts: list[tuple[int, ...]] = []
+        echoes: list[str] = []
+        for prompt in body.prompt:
+            if isinstance(prompt, str):
+                check_size(len(prompt), model, "prompt", body.truncate_prompt_tokens)
+                ids = tuple(await self._pool.run(len(prompt), lambda text=prompt: tokenizer.encode(text)))  # type: ignore[misc]
+            else:
+                check_ids(prompt, tokenizer.vocab_size, "prompt")
+                ids = prompt
+            prompts.append(ids)
+            text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+            echoes += [text if body.echo else ""] * n
+        request_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
+        form = CompletionFormat(
+            request_id,
+            int(self._now()),
+            model.name,
+            tokenizer.token_bytes,
+            echoes=echoes,
+            usage_in_chunks=_usage_wanted(body),
+        )
+        return self._job(body, model, identity, prompts, form, "/v1/completions", "prompt", echoes)
+
+    def _job(
+        self,
+        body: Common,
+        model: ServedModel,
+        identity: Identity,
+        prompts: list[tuple[int, ...]],
+        form: Format,
+        route: str,
+        param: str,
+        echoes: list[str],
+    ) -> Job:
+        limits, facts, n = self._config.limits, model.facts, body.n or 1
+        requests: list[GenerationRequest] = []
+        choices: list[Choice] = []
+        for ids in prompts:
+            if body.truncate_prompt_tokens is not None:
+                ids = ids[-body.truncate_prompt_tokens :]
+            if not ids:
+                raise InvalidRequest(f"Invalid '{param}': it has no tokens.", param=param, code="invalid_value")
+            max_tokens = room(body, len(ids), n * len(prompts), facts, limits, param)
+            params = samplings(body, max_tokens, self._draw_seed(), facts, limits)
+            requests.append(
+                GenerationRequest(
+                    id=uuid.uuid4().hex,
+                    model=model.target or model.name,
+                    prompt_ids=ids,
+                    samplings=params,
+                    owner=identity.owner,
+                    tier=identity.tier,
+                    route=route,
+                    salt=_salt(identity.salt, body.cache_salt),
+                    adapter=model.adapter,
+                )
+            )
+            choices += [self._choice(body, model.tokenizer, len(choices) + c, echoes) for c in range(n)]
+        return Job(
+            model.name,
+            tuple(requests),
+            choices,
+            form,
+            bool(body.stream),
+            _usage_wanted(body),
+            body.asked_logprobs is not None,
+        )
+
+    @staticmethod
+    def _choice(body: Common, tokenizer: Tokenizer, index: int, echoes: list[str]) -> Choice:
+        return Choice(
+            index,
+            tokenizer.detokenizer(skip_special_tokens=body.skip_special_tokens is not False),
+            stops=body.stop,
+            min_tokens=body.min_tokens or 0,
+            wants_logprobs=body.asked_logprobs is not None,
+            offset=len(echoes[index]) if index < len(echoes) else 0,
+        )
+
+
+def check_size(characters: int, model: ServedModel, param: str, truncate: int | None) -> None:
+    """Refuses, before tokenizing, a text that cannot fit the context even at the longest token for each.
+
+    Normalization may shorten a text (composed accents), so a factor of 4 is left for it.
+    """
+    most = model.max_model_len * model.tokenizer.longest_token * 4
+    if characters > most and truncate is None:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {model.max_model_len} tokens. However, your "
+            f"{'messages' if param == 'messages' else 'prompt'} hold {characters} characters, more than any {most}.",
+            param=param,
+        )
+
+
+def _usage_wanted(body: Common) -> bool:
+    return bool(body.stream_options and body.stream_options.include_usage)
+
+
+def _salt(own: bytes, asked: str | None) -> bytes:
+    # The owner's part has a length before it: no choice of cache_salt reaches another owner's prefixes.
+    return own if asked is None else len(own).to_bytes(4, "little") + own + asked.encode()

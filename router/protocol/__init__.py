@@ -1,0 +1,1 @@
+"""What travels over HTTP: bodies, errors, events. No sockets, no tokens."""

@@ -1,0 +1,210 @@
+"""Bodies and stream events of both endpoints. Events are spliced from prepared strings: no model, no dict a token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from router.protocol.sse import dumps
+from workers.api.request import TokenLogprobs
+
+TokenBytes = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one HTTP request, for the bill."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    def as_json(self) -> dict[str, Any]:
+        """OpenAI's object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ShownToken:
+    """A token whose log-probabilities are shown, and where its text starts in the answer (characters)."""
+
+    logprobs: TokenLogprobs
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceAnswer:
+    """A finished choice."""
+
+    index: int
+    text: str
+    finish: str
+    tokens: Sequence[ShownToken] | None
+
+
+class Format(Protocol):
+    """How an endpoint writes its answers."""
+
+    def body(self, choices: Sequence[ChoiceAnswer], usage: Usage) -> bytes:
+        """The whole answer."""
+
+    def opening(self, index: int) -> str:
+        """The first event of a choice; may be empty."""
+
+    def text(self, index: int, text: str, tokens: Sequence[ShownToken] | None) -> str:
+        """An event with new text."""
+
+    def finish(self, index: int, reason: str) -> str:
+        """The last event of a choice."""
+
+    def usage(self, usage: Usage) -> str:
+        """The usage event of a stream that asked for it."""
+
+
+class _Envelope:
+    def __init__(self, kind: str, id: str, created: int, model: str, usage_in_chunks: bool) -> None:
+        self._fields: dict[str, Any] = {"id": id, "object": kind, "created": created, "model": model}
+        self._fields["system_fingerprint"] = None
+        head = dumps(self._fields)[:-1]
+        self._head = f'data: {head},"choices":[{{"index":'
+        self._bare = f'data: {head},"choices":[],"usage":'
+        self._tail = '}],"usage":null}\n\n' if usage_in_chunks else "}]}\n\n"
+
+    def usage(self, usage: Usage) -> str:
+        return f"{self._bare}{dumps(usage.as_json())}}}\n\n"
+
+
+class ChatFormat:
+    """/v1/chat/completions."""
+
+    def __init__(
+        self, id: str, created: int, model: str, token_bytes: TokenBytes, *, usage_in_chunks: bool = False
+    ) -> None:
+        self._envelope = _Envelope("chat.completion.chunk", id, created, model, usage_in_chunks)
+        self._token_bytes = token_bytes
+        self._head, self._tail = self._envelope._head, self._envelope._tail
+        self._plain_tail = '},"logprobs":null,"finish_reason":null' + self._tail
+
+    def opening(self, index: int) -> str:
+        """The role."""
+        return f'{self._head}{index},"delta":{{"role":"assistant","content":"","refusal":null{self._plain_tail}'
+
+    def text(self, index: int, text: str, tokens: Sequence[ShownToken] | None) -> str:
+        """Content."""
+        head = f'{self._head}{index},"delta":{{"content":{dumps(text)}'
+        if tokens is None:
+            return head + self._plain_tail
+        return f'{head}}},"logprobs":{dumps(self._logprobs(tokens))},"finish_reason":null{self._tail}'
+
+    def finish(self, index: int, reason: str) -> str:
+        """An empty delta with the reason."""
+        return f'{self._head}{index},"delta":{{}},"logprobs":null,"finish_reason":"{reason}"{self._tail}'
+
+    def usage(self, usage: Usage) -> str:
+        """No choices, the usage."""
+        return self._envelope.usage(usage)
+
+    def body(self, choices: Sequence[ChoiceAnswer], usage: Usage) -> bytes:
+        """The whole answer."""
+        shown = [
+            {
+                "index": c.index,
+                "message": {"role": "assistant", "content": c.text, "refusal": None},
+                "logprobs": None if c.tokens is None else self._logprobs(c.tokens),
+                "finish_reason": c.finish,
+            }
+            for c in choices
+        ]
+        fields = {**self._envelope._fields, "object": "chat.completion", "choices": shown, "usage": usage.as_json()}
+        return dumps(fields).encode("ascii")
+
+    def _logprobs(self, tokens: Sequence[ShownToken]) -> dict[str, Any]:
+        return {
+            "content": [
+                {
+                    **self._one(t.logprobs.token_id, t.logprobs.logprob),
+                    "top_logprobs": [self._one(i, p) for i, p in t.logprobs.top],
+                }
+                for t in tokens
+            ],
+            "refusal": None,
+        }
+
+    def _one(self, token_id: int, logprob: float) -> dict[str, Any]:
+        raw = self._token_bytes(token_id)
+        return {"token": raw.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(raw)}
+
+
+class CompletionFormat:
+    """/v1/completions. `echoes[i]` stands before the text of choice i (empty where no echo is wanted)."""
+
+    def __init__(
+        self,
+        id: str,
+        created: int,
+        model: str,
+        token_bytes: TokenBytes,
+        *,
+        echoes: Sequence[str],
+        usage_in_chunks: bool = False,
+    ) -> None:
+        self._envelope = _Envelope("text_completion", id, created, model, usage_in_chunks)
+        self._token_bytes = token_bytes
+        self._echoes = echoes
+        self._head, self._tail = self._envelope._head, self._envelope._tail
+        self._plain_tail = ',"logprobs":null,"finish_reason":null' + self._tail
+
+    def opening(self, index: int) -> str:
+        """The echoed prompt."""
+        return self.text(index, self._echoes[index], None) if self._echoes[index] else ""
+
+    def text(self, index: int, text: str, tokens: Sequence[ShownToken] | None) -> str:
+        """New text."""
+        head = f'{self._head}{index},"text":{dumps(text)}'
+        if tokens is None:
+            return head + self._plain_tail
+        return f'{head},"logprobs":{dumps(self._logprobs(tokens))},"finish_reason":null{self._tail}'
+
+    def finish(self, index: int, reason: str) -> str:
+        """No text, the reason."""
+        return f'{self._head}{index},"text":"","logprobs":null,"finish_reason":"{reason}"{self._tail}'
+
+    def usage(self, usage: Usage) -> str:
+        """No choices, the usage."""
+        return self._envelope.usage(usage)
+
+    def body(self, choices: Sequence[ChoiceAnswer], usage: Usage) -> bytes:
+        """The whole answer."""
+        shown = [
+            {
+                "index": c.index,
+                "text": self._echoes[c.index] + c.text,
+                "logprobs": None if c.tokens is None else self._logprobs(c.tokens),
+                "finish_reason": c.finish,
+            }
+            for c in choices
+        ]
+        return dumps({**self._envelope._fields, "choices": shown, "usage": usage.as_json()}).encode("ascii")
+
+    def _logprobs(self, tokens: Sequence[ShownToken]) -> dict[str, Any]:
+        return {
+            "tokens": [self._text(t.logprobs.token_id) for t in tokens],
+            "token_logprobs": [finite(t.logprobs.logprob) for t in tokens],
+            "top_logprobs": [{self._text(i): finite(p) for i, p in t.logprobs.top} for t in tokens],
+            "text_offset": [t.offset for t in tokens],
+        }
+
+    def _text(self, token_id: int) -> str:
+        return self._token_bytes(token_id).decode("utf-8", "replace")
+
+
+def finite(logprob: float) -> float:
+    """A log-probability that JSON can hold: OpenAI's -9999.0 stands for minus infinity."""
+    return logprob if math.isfinite(logprob) else -9999.0

@@ -1,0 +1,254 @@
+"""Bodies of /v1/chat/completions and /v1/completions.
+
+Strict: no type is guessed, no unknown field passes. A field set to null counts as not given. What OpenAI documents and
+this server does not do yet is refused by name, unless its value asks for nothing (`tools: []`, `best_of: 1`, ...).
+Accepted without effect on the answer: `user`, `metadata`, `safety_identifier`, `prompt_cache_key`, `store: false`,
+`service_tier: auto|default`. Beyond OpenAI, with the names that vLLM's users know: `top_k`, `min_p`,
+`repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`, `skip_special_tokens`, `allowed_token_ids`,
+`truncate_prompt_tokens`, `request_id`, `cache_salt`, and for chat `add_generation_prompt`, `continue_final_message`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from router.protocol.fields import Content, LogitBias, Penalty, Prompt, Stop, TokenIds
+from router.protocol.validation import Refused
+
+MAX_MESSAGES = 2048
+MAX_N = 128
+MAX_TOKENS = 2**31 - 1
+
+Harmless = Callable[[Any], bool]
+
+
+def _nothing(value: Any) -> bool:
+    return value is None or value in ([], {}, "")
+
+
+def _false(value: Any) -> bool:
+    return value is None or value is False
+
+
+def _no_control(value: str) -> str:
+    if not value.isprintable():
+        raise Refused("Invalid '{param}': control characters are not allowed.")
+    return value
+
+
+def _service_tier(value: str) -> str:
+    if value not in ("auto", "default"):
+        raise Refused("Invalid service_tier argument. Supported values are: 'auto', 'default'.")
+    return value
+
+
+def _metadata(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > 16:
+        raise Refused("Invalid '{param}': too many properties. Expected an object with at most 16 properties.")
+    for key, text in value.items():
+        if len(key) > 64 or len(text) > 512:
+            raise Refused(
+                "Invalid '{param}': keys have at most 64 characters, values 512.", code="string_above_max_length"
+            )
+    return value
+
+
+Label = Annotated[str, Field(max_length=512), AfterValidator(_no_control)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    not_done: ClassVar[dict[str, Harmless]] = {}  # documented, refused unless the value asks for nothing
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_not_done(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name in cls.not_done.keys() & data.keys():
+            if not cls.not_done[name](data[name]):
+                raise Refused(
+                    "Unsupported parameter: '{param}' is not supported by this server with this value.",
+                    code="unsupported_parameter",
+                    at=(name,),
+                )
+        return {k: v for k, v in data.items() if k not in cls.not_done}
+
+
+class StreamOptions(_Strict):
+    """What a stream carries besides text."""
+
+    not_done = {"include_obfuscation": _false}
+
+    include_usage: bool | None = None
+
+
+class ChatMessage(_Strict):
+    """One message. Fields that clients send back from an answer (`refusal: null`, ...) are taken when empty."""
+
+    not_done = dict.fromkeys(
+        ("tool_calls", "function_call", "refusal", "audio", "annotations", "reasoning_content"), _nothing
+    )
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] | None = None
+
+
+class Common(_Strict):
+    """What both endpoints take."""
+
+    model: str
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    stop: Stop = ()
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: LogitBias = ()
+    user: Label | None = None
+    metadata: Annotated[dict[str, str], AfterValidator(_metadata)] | None = None
+    service_tier: Annotated[str, AfterValidator(_service_tier)] | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+
+    top_k: Annotated[int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1 and 0: off
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    stop_token_ids: TokenIds = ()
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    allowed_token_ids: TokenIds = ()
+    truncate_prompt_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None  # keeps the last ones
+    request_id: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9._-]{1,128}$")] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """Tokens asked for each choice; None = as many as fit."""
+        return self.max_tokens
+
+    @property
+    def asked_logprobs(self) -> int | None:
+        """Alternatives wanted beside each drawn token; None = no log-probabilities at all."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise Refused(
+                "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+                code=None,
+                at=("stream_options",),
+            )
+        if self.min_tokens and self.asked_tokens is not None and self.min_tokens > self.asked_tokens:
+            raise Refused(
+                f"Invalid '{{param}}': expected a value <= max_tokens ({self.asked_tokens}), "
+                f"but got {self.min_tokens} instead.",
+                at=("min_tokens",),
+            )
+        if "allowed_token_ids" in self.model_fields_set and self.allowed_token_ids == ():
+            raise Refused("Invalid '{param}': it must not be empty.", code="empty_array", at=("allowed_token_ids",))
+        return self
+
+
+class ChatBody(Common):
+    """POST /v1/chat/completions."""
+
+    not_done = {
+        **dict.fromkeys(
+            ("tools", "functions", "audio", "prediction", "web_search_options", "moderation", "bad_words"), _nothing
+        ),
+        "store": _false,
+        "modalities": lambda v: v is None or v == ["text"],
+        "response_format": lambda v: v is None or v == {"type": "text"},
+        "tool_choice": lambda v: v in (None, "none", "auto"),
+        "function_call": lambda v: v in (None, "none", "auto"),
+        "parallel_tool_calls": lambda v: v is None or isinstance(v, bool),
+        "reasoning_effort": lambda v: v in (None, "none"),
+        "verbosity": lambda v: v in (None, "medium"),
+    }
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """`max_completion_tokens`, or its older name."""
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
+    def asked_logprobs(self) -> int | None:
+        """Of each token drawn."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _agree_chat(self) -> Self:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise Refused(
+                "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
+                code="invalid_parameter_combination",
+                at=("max_tokens",),
+            )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise Refused(
+                "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.", at=("top_logprobs",)
+            )
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise Refused(
+                    "'continue_final_message' and 'add_generation_prompt' exclude each other.",
+                    at=("continue_final_message",),
+                )
+            if self.messages[-1].role != "assistant":
+                raise Refused(
+                    "'continue_final_message' needs a final message of role 'assistant'.",
+                    at=("continue_final_message",),
+                )
+        return self
+
+
+class CompletionBody(Common):
+    """POST /v1/completions. Without `max_tokens` an answer has at most 16 tokens, as OpenAI documents."""
+
+    not_done = {
+        **dict.fromkeys(("suffix", "response_format", "bad_words", "prompt_logprobs"), _nothing),
+        "best_of": lambda v: v is None or (v == 1 and v is not True),
+        "store": _false,
+    }
+
+    prompt: Prompt
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """Tokens for each choice."""
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def asked_logprobs(self) -> int | None:
+        """Of each token drawn."""
+        return self.logprobs
+
+    @model_validator(mode="after")
+    def _agree_completion(self) -> Self:
+        if self.echo and self.logprobs is not None:
+            raise Refused(
+                "Unsupported parameter: 'echo' together with 'logprobs' is not supported by this server.",
+                code="unsupported_parameter",
+                at=("echo",),
+            )
+        return self

@@ -1,0 +1,134 @@
+"""From a checked body to the engine's `SamplingParams`: context and product limits, ids within the vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from router.protocol.openai import Common
+from workers.api.errors import ContextLengthExceeded, InvalidRequest
+from workers.api.request import SamplingParams
+
+_SEED_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Caps on one HTTP request, products included. Counts."""
+
+    max_choices: int = 128  # n x prompts
+    max_total_tokens: int = 1 << 20  # n x prompts x max_tokens
+    max_logprobs: int = 1 << 20  # n x prompts x max_tokens x (logprobs + 1)
+    max_stop_ids: int = 64
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a request is checked against."""
+
+    context_length: int
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+
+
+def check_ids(ids: tuple[int, ...], vocab_size: int, param: str) -> None:
+    """Raises InvalidRequest for an id outside the vocabulary."""
+    if ids and max(ids) >= vocab_size:
+        raise InvalidRequest(
+            f"Invalid '{param}': {max(ids)} is not a token id of this model, which has {vocab_size}.",
+            param=param,
+            code="invalid_value",
+        )
+
+
+def check_products(body: Common, prompts: int, limits: RequestLimits) -> None:
+    """Raises InvalidRequest when n x prompts (x tokens, x logprobs) is over a cap. Needs no tokens: ask it first."""
+    choices = (body.n or 1) * prompts
+    if choices > limits.max_choices:
+        param = "n" if prompts == 1 else "prompt"
+        raise InvalidRequest(
+            f"Invalid '{param}': n x prompts is {choices}, but this server answers at most {limits.max_choices} "
+            "choices a request.",
+            param=param,
+            code="integer_above_max_value" if prompts == 1 else "array_above_max_length",
+        )
+    if body.asked_tokens is not None and choices > 1 and choices * body.asked_tokens > limits.max_total_tokens:
+        raise InvalidRequest(
+            f"Invalid 'max_tokens': n x prompts x max_tokens is {choices * body.asked_tokens}, but this server makes "
+            f"at most {limits.max_total_tokens} tokens a request.",
+            param="max_tokens",
+            code="integer_above_max_value",
+        )
+
+
+def room(body: Common, prompt_tokens: int, choices: int, model: ModelFacts, limits: RequestLimits, param: str) -> int:
+    """`max_tokens` of each choice for a prompt of that length. Raises ContextLengthExceeded."""
+    noun, context = ("messages" if param == "messages" else "prompt"), model.context_length
+    left = context - prompt_tokens
+    if left < 1:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {context} tokens. However, your {noun} resulted in "
+            f"{prompt_tokens} tokens. Please reduce the length of the {noun}.",
+            param=param,
+        )
+    asked = body.asked_tokens
+    if asked is None:
+        return max(1, min(left, limits.max_total_tokens // choices))
+    if asked > left:
+        if body.max_tokens is None and body.asked_tokens == 16:
+            return left  # a default, not a wish
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {context} tokens. However, you requested "
+            f"{prompt_tokens + asked} tokens ({prompt_tokens} in the {noun}, {asked} in the completion). "
+            f"Please reduce the length of the {noun} or completion.",
+            param=param,
+        )
+    return asked
+
+
+def samplings(
+    body: Common, max_tokens: int, seed: int, model: ModelFacts, limits: RequestLimits
+) -> tuple[SamplingParams, ...]:
+    """One `SamplingParams` for each of the n choices of a prompt; `seed` is the drawn one, the body's own wins."""
+    check_ids(body.stop_token_ids, model.vocab_size, "stop_token_ids")
+    check_ids(body.allowed_token_ids, model.vocab_size, "allowed_token_ids")
+    check_ids(tuple(i for i, _ in body.logit_bias), model.vocab_size, "logit_bias")
+    if len(body.stop_token_ids) > limits.max_stop_ids:
+        raise InvalidRequest(
+            f"Invalid 'stop_token_ids': array too long. Expected an array with maximum length {limits.max_stop_ids}, "
+            f"but got an array with length {len(body.stop_token_ids)} instead.",
+            param="stop_token_ids",
+            code="array_above_max_length",
+        )
+    n, top = body.n or 1, body.asked_logprobs
+    if top is not None and n * max_tokens * (top + 1) > limits.max_logprobs:
+        raise InvalidRequest(
+            f"Invalid 'logprobs': n x max_tokens x alternatives is over {limits.max_logprobs}; ask for fewer.",
+            param="top_logprobs" if "top_logprobs" in body.model_fields_set else "logprobs",
+            code="invalid_value",
+        )
+    stop_ids = body.stop_token_ids if body.ignore_eos else (*model.eos_ids, *body.stop_token_ids)
+    return tuple(
+        SamplingParams(
+            max_tokens=max_tokens,
+            temperature=1.0 if body.temperature is None else float(body.temperature),
+            top_k=max(0, body.top_k or 0),
+            top_p=1.0 if body.top_p is None else float(body.top_p),
+            min_p=float(body.min_p or 0.0),
+            presence_penalty=float(body.presence_penalty or 0.0),
+            frequency_penalty=float(body.frequency_penalty or 0.0),
+            repetition_penalty=1.0 if body.repetition_penalty is None else float(body.repetition_penalty),
+            logit_bias=body.logit_bias,
+            allowed_ids=tuple(dict.fromkeys(body.allowed_token_ids)),
+            seed=(seed if body.seed is None else body.seed) & _SEED_MASK,
+            choice=choice,
+            stop_ids=tuple(dict.fromkeys(stop_ids)),
+            min_tokens=min(body.min_tokens or 0, max_tokens),
+            logprobs=top,
+        )
+        for choice in range(n)
+    )

@@ -1,0 +1,89 @@
+"""Token ids of one answer to text, piece by piece.
+
+The pieces joined are exactly what `Tokenizer.decode` gives for all ids, and no piece shows U+FFFD for a character whose
+bytes are still on their way. Two ways, chosen by the tokenizer's decoder:
+
+- byte-level BPE: a token is a string of bytes, whatever stands beside it; an incremental UTF-8 decoder does the rest;
+- others (SentencePiece with byte fallback, WordPiece, ...): a token's text depends on its left neighbour, so the tokens
+  of the last piece stay as context. A run of byte tokens is one unit there (invalid as a whole or not at all), and is
+  held until it ends.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol
+
+
+class Detokenizer(Protocol):
+    """The text side of one answer."""
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Text that `token_ids` complete; amortised O(1) a token."""
+
+    def flush(self) -> str:
+        """The rest, once no more tokens come: bytes that never became a character are U+FFFD."""
+
+
+class ByteDetokenizer:
+    """For tokenizers whose tokens are bytes. `token_bytes` gives a token's bytes; tokens in `skipped` give none."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes], skipped: Collection[int]) -> None:
+        self._bytes = token_bytes
+        self._skipped = skipped
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Text that `token_ids` complete."""
+        token_bytes, skipped = self._bytes, self._skipped
+        return self._utf8.decode(b"".join([token_bytes(i) for i in token_ids if i not in skipped]))
+
+    def flush(self) -> str:
+        """The rest; bytes of an unfinished character become U+FFFD."""
+        return self._utf8.decode(b"", True)
+
+
+class ContextDetokenizer:
+    """For all other tokenizers. `decode` turns ids into text, `is_byte` says which tokens stand for single bytes."""
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        is_byte: Callable[[int], bool],
+        skipped: Collection[int],
+    ) -> None:
+        self._decode, self._is_byte, self._skipped = decode, is_byte, skipped
+        self._context: list[int] = []  # tokens whose text is out
+        self._context_text = ""
+        self._pending: list[int] = []  # tokens whose text is not
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Text that `token_ids` complete."""
+        pieces = []
+        for i in token_ids:
+            if i in self._skipped:
+                continue
+            if self._pending and not self._is_byte(i):
+                pieces.append(self._take())  # the run of bytes has ended
+            self._pending.append(i)
+            if not self._is_byte(i):
+                pieces.append(self._take())
+        return "".join(pieces)
+
+    def flush(self) -> str:
+        """The rest."""
+        return self._take() if self._pending else ""
+
+    def _take(self) -> str:
+        text = self._decode(self._context + self._pending)
+        piece = text[len(self._context_text) :]
+        if piece:
+            # The next token needs a neighbour that shows as text, or it would be decoded as the first of all.
+            alone = self._decode(self._pending)
+            if alone:
+                self._context, self._context_text = self._pending, alone
+            else:
+                self._context, self._context_text = self._context + self._pending, text
+        self._pending = []
+        return piece
