@@ -1,0 +1,440 @@
+"""The dispatcher: a plain object without I/O. What it has to tell others comes back from the calls as replies.
+
+Every request that comes in ends exactly once: settled, cancelled, lost or refused; `ledger` proves it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+
+from router.dispatch.latency import OutputLengths, Speed
+from router.dispatch.lease import (
+    Acquire,
+    Granted,
+    LeaseLost,
+    Outcome,
+    Refusal,
+    Refused,
+    ReplicaRow,
+    Reregister,
+    Settle,
+)
+from router.dispatch.ledger import Ends, Ledger
+from router.dispatch.strategies import make_strategy
+from router.dispatch.table import Demand, Lease, Replica, blocks_needed
+from router.qos.queue import Fifo, Ordering, WaitingQueue
+from workers.api.errors import ConfigError
+from workers.api.replica import LoadReport, ReplicaInfo
+
+_LOOK_PAST = 32  # waiting requests that only their exclusions hold back are passed over, this many at once
+
+log = logging.getLogger("echelon.dispatcher")
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherConfig:
+    """Limits of the dispatcher; times in seconds."""
+
+    strategy: str = "min_expected_latency"
+    models: tuple[str, ...] = ()  # names that will have replicas; none = whatever registers
+    max_waiting: int = 10_000  # requests of one model without a lease
+    replica_grace: float = 5.0  # a request waits this long for a first replica of its model
+    replay_grace: float = 30.0  # and an accepted one this long
+    exclusion_grace: float = 2.0  # after it an excluded replica is taken, if there is no other
+    orphan_grace: float = 5.0  # leases of an ingress that went away
+    recovery: float = 3.0  # after the start, until all ingress replicas have come back
+    suspect_after: float = 2.0  # without progress
+    decode_margin: int = 64  # tokens of room for each choice beyond its prompt
+    seed_speed: Speed = Speed()
+
+    def __post_init__(self) -> None:
+        if self.max_waiting < 1:
+            raise ConfigError(f"max_waiting must be at least 1, got {self.max_waiting}")
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request without a lease; `arrived` is when it first came, `queued` when it came to this queue."""
+
+    request: Acquire
+    client: str
+    arrived: float
+    queued: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`message` is for the ingress called `client`."""
+
+    client: str
+    message: Granted | Refused | LeaseLost
+
+
+class Dispatcher:
+    """Leases of replicas to requests. `clock` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        config: DispatcherConfig,
+        *,
+        clock: Callable[[], float],
+        rng: Random,
+        ordering: Ordering[Waiting] | None = None,
+    ) -> None:
+        self.config = config
+        self._clock = clock
+        self._ordering: Ordering[Waiting] = ordering or Fifo()
+        self._strategy = make_strategy(config.strategy, rng)
+        self._outputs = OutputLengths()
+        self._replicas: dict[str, Replica] = {}
+        self._by_model: dict[str, list[Replica]] = {model: [] for model in config.models}
+        self._empty_since: dict[str, float] = {}
+        self._on: dict[str, dict[str, Lease]] = {}  # by replica, registered or not yet
+        self._leases: dict[str, Lease] = {}
+        self._queues: dict[str, WaitingQueue[Waiting]] = {}
+        self._gone: dict[str, float] = {}  # clients away since
+        self._ends = Ends()
+        self._hold_seconds = 2.0  # what a lease lasts, learned
+        self._recovered_at = clock() + config.recovery
+        self._registered = 0
+
+    # requests
+
+    def acquire(self, client: str, request: Acquire) -> Granted | Refused | None:
+        """A lease now, a refusal, or None: it waits, and the answer comes out of a later call.
+
+        An id that is known already is not taken twice.
+        """
+        held = self._leases.get(request.lease_id)
+        if held is not None:
+            replica = self._replicas.get(held.replica_id)
+            return None if replica is None else Granted(request.lease_id, replica.info, 0.0, 0.0)
+        queue = self._queue(request.model)
+        if request.lease_id in queue:
+            return None
+        self._ends.acquired += 1
+        now = self._clock()
+        refusal = self._never(request)
+        if refusal is not None:
+            self._ends.refused += 1
+            return refusal
+        waiting = Waiting(request, client, now - max(request.age, 0.0), now)
+        if queue.full and not request.accepted:
+            self._ends.refused += 1
+            text = f"{len(queue)} requests wait for {request.model} already"
+            return Refused(request.lease_id, Refusal.OVERLOADED, text, self._retry_after(request.model, len(queue)))
+        queue.push(request.lease_id, waiting)
+        if queue.peek() is waiting:  # a replay may come before all others
+            chosen = self._place(waiting, now)
+            if chosen is not None:
+                queue.remove(request.lease_id)
+                return self._grant(waiting, chosen, now)
+        return None
+
+    def settle(self, settled: Settle) -> list[Reply]:
+        """The lease's room is free again and its work is learned from. A lease that has ended already is left alone."""
+        lease = self._leases.get(settled.lease_id)
+        if lease is None:
+            self._ends.late += 1
+            return []
+        now = self._clock()
+        replica = self._replicas.get(lease.replica_id)
+        if settled.outcome is Outcome.COMPLETED:
+            request = lease.request
+            if not request.resumed_tokens:
+                self._outputs.observe(request.owner, request.route, settled.output_tokens / request.choices)
+            self._hold_seconds += 0.05 * (now - lease.granted - self._hold_seconds)
+            if replica is not None:
+                replica.observe_lease(lease, now)
+        elif settled.outcome is Outcome.LOST and replica is not None:
+            replica.suspect = True
+        self._drop(settled.lease_id, now)
+        self._ends.settled += 1
+        return self._release(lease.request.model)
+
+    def cancel(self, lease_id: str) -> list[Reply]:
+        """The request is forgotten, whether it waits or holds a lease; unknown ids are left alone."""
+        lease = self._leases.get(lease_id)
+        if lease is not None:
+            self._drop(lease_id, self._clock())
+            self._ends.cancelled += 1
+            return self._release(lease.request.model)
+        for name, queue in self._queues.items():
+            if queue.remove(lease_id) is not None:
+                self._ends.cancelled += 1
+                return self._release(name)  # it may have been the head that blocked others
+        self._ends.late += 1
+        return []
+
+    # ingress replicas
+
+    def reregister(self, client: str, message: Reregister) -> list[Reply]:
+        """`client` holds and waits for exactly what `message` says; whatever else stood here for it is cancelled."""
+        now = self._clock()
+        self._gone.pop(client, None)
+        held = {h.request.lease_id: h for h in message.held}
+        self._forget(client, keep=set(held), now=now)
+        replies: list[Reply] = []
+        for lease_id, h in held.items():
+            if lease_id in self._leases:
+                continue
+            self._ends.acquired += 1
+            lease = Lease(h.request, client, h.replica_id, now - max(h.request.age, 0.0), now)
+            replica = self._replicas.get(h.replica_id)
+            if replica is None:
+                self._leases[lease_id] = lease
+                self._on.setdefault(h.replica_id, {})[lease_id] = lease
+            else:
+                lease.blocks = self._blocks(h.request, replica.info)
+                self._hold(lease, replica, 0, now)
+        for request in message.waiting:
+            answer = self.acquire(client, request)
+            if answer is not None:
+                replies.append(Reply(client, answer))
+        return replies + self._release_all()
+
+    def client_gone(self, client: str) -> list[Reply]:
+        """Its waiting requests are cancelled; its leases stand for `orphan_grace` seconds, unless it comes back."""
+        self._gone[client] = self._clock()
+        for queue in self._queues.values():
+            for waiting in [w for w in queue if w.client == client]:
+                queue.remove(waiting.request.lease_id)
+                self._ends.cancelled += 1
+        return self._release_all()
+
+    # replicas
+
+    def replica_up(self, info: ReplicaInfo, speed: float | None = None) -> list[Reply]:
+        """`info` gets leases from now on. `speed` (prefill tokens a second) is believed until it was measured."""
+        known = self._replicas.get(info.id)
+        if known is not None:
+            return []
+        now = self._clock()
+        fleet = self._fleet_speed(info.model)
+        leases = self._on.setdefault(info.id, {})
+        for lease in leases.values():
+            lease.blocks = self._blocks(lease.request, info)
+        seed = fleet if speed is None else self.config.seed_speed.scaled(speed)
+        self._registered += 1
+        replica = Replica(info, leases, seed=seed, trusted=speed is not None, now=now, index=self._registered)
+        replica.recovering = now < self._recovered_at
+        self._replicas[info.id] = replica
+        self._by_model.setdefault(info.model, []).append(replica)
+        self._empty_since.pop(info.model, None)
+        return self._release(info.model)
+
+    def replica_down(self, replica_id: str, reason: str = "removed", *, died: bool = True) -> list[Reply]:
+        """`replica_id` is no more; each lease on it is reported lost, once. Unknown ids only lose what was on them."""
+        now = self._clock()
+        replica = self._replicas.pop(replica_id, None)
+        if replica is not None:
+            rows = self._by_model[replica.info.model]
+            rows.remove(replica)
+            if not rows:
+                self._empty_since[replica.info.model] = now
+        lost = self._on.pop(replica_id, {})
+        replies = []
+        for lease_id, lease in lost.items():
+            del self._leases[lease_id]
+            self._ends.lost += 1
+            replies.append(Reply(lease.client, LeaseLost(lease_id, replica_id, reason, died)))
+        return replies
+
+    def drain(self, replica_id: str) -> int:
+        """`replica_id` gets no new leases; the number that it still has. Unknown ids have none."""
+        replica = self._replicas.get(replica_id)
+        if replica is None:
+            return len(self._on.get(replica_id, ()))
+        replica.draining = True
+        replica.refresh(self._clock())
+        return len(replica.leases)
+
+    def load(self, replica_id: str, report: LoadReport) -> list[Reply]:
+        """Learn from a step; waiting requests that now have room get their leases."""
+        replica = self._replicas.get(replica_id)
+        if replica is None:
+            return []
+        replica.report(report, self._clock())
+        return self._release(replica.info.model)
+
+    def tick(self) -> list[Reply]:
+        """To be called about ten times a second: what follows from time alone."""
+        now = self._clock()
+        replies: list[Reply] = []
+        for client, since in list(self._gone.items()):
+            if now - since >= self.config.orphan_grace:
+                del self._gone[client]
+                self._forget(client, keep=set(), now=now)
+        for model, rows in self._by_model.items():
+            fleet = self._fleet_speed(model)
+            for replica in rows:
+                replica.fleet = fleet
+                replica.recovering = now < self._recovered_at
+                replica.watch(now, self.config.suspect_after)
+        for model, queue in self._queues.items():
+            if len(queue) and not self._by_model.get(model):
+                replies += self._expire(model, queue, now)
+        return replies + self._release_all()
+
+    # for status, metrics and tests
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a lease."""
+        return sum(map(len, self._queues.values()))
+
+    def rows(self) -> tuple[ReplicaRow, ...]:
+        """The replica table."""
+        return tuple(r.row() for r in self._replicas.values())
+
+    def ledger(self) -> Ledger:
+        """The books, counted anew; `balanced` must hold at any time."""
+        slots = {r.info.id: sum(x.request.choices for x in r.leases.values()) for r in self._replicas.values()}
+        wrong = [i for i, n in slots.items() if n != self._replicas[i].slots]
+        on = {lease_id for leases in self._on.values() for lease_id in leases}
+        wrong += sorted(on ^ set(self._leases))
+        return self._ends.ledger(held=len(self._leases), waiting=self.waiting, mismatches=tuple(wrong))
+
+    # inside
+
+    def _queue(self, model: str) -> WaitingQueue[Waiting]:
+        queue = self._queues.get(model)
+        if queue is None:
+            queue = self._queues[model] = WaitingQueue(self._ordering, self.config.max_waiting)
+        return queue
+
+    def _never(self, request: Acquire) -> Refused | None:
+        """The refusal of a request that no replica of its model could ever take."""
+        rows = self._by_model.get(request.model)
+        if rows is None and self._by_model and not request.accepted:
+            return Refused(request.lease_id, Refusal.UNKNOWN_MODEL, request.model)
+        if not rows:
+            return None
+        known = request.prompt_tokens + request.resumed_tokens
+        if request.prompt_tokens >= (context := max(r.info.max_model_len for r in rows)):
+            text = f"the prompt has {request.prompt_tokens} tokens, the context of {request.model} {context}"
+            return Refused(request.lease_id, Refusal.CONTEXT, text)
+        if request.choices > (slots := max(r.info.max_num_seqs for r in rows)):
+            text = f"n = {request.choices}, but a replica of {request.model} runs at most {slots} sequences at once"
+            return Refused(request.lease_id, Refusal.INVALID, text)
+        if known > (tokens := max(r.info.num_blocks * r.info.block_size for r in rows)):
+            text = f"{known} tokens do not fit the cache of a replica of {request.model}, {tokens} tokens"
+            return Refused(request.lease_id, Refusal.INVALID, text)
+        return None
+
+    def _blocks(self, request: Acquire, info: ReplicaInfo) -> int:
+        return min(blocks_needed(request, info.block_size, self.config.decode_margin), info.num_blocks)
+
+    def _demand(self, request: Acquire) -> Demand:
+        output = self._outputs.expected(request.owner, request.route, request.max_tokens)
+        left = max(output - request.resumed_tokens / request.choices, 1.0)
+        return Demand(request.prompt_tokens + request.resumed_tokens, left, request.choices)
+
+    def _place(self, waiting: Waiting, now: float) -> Replica | None:
+        """The replica for `waiting`, if one has room."""
+        request = waiting.request
+        rows = self._by_model.get(request.model, [])
+        if request.excluded:
+            others = [r for r in rows if r.info.id not in request.excluded]
+            if others or now - waiting.queued < self.config.exclusion_grace:
+                rows = others
+        choices, size, blocks, candidates = request.choices, 0, 0, []
+        for r in rows:
+            if r.free_slots >= choices:
+                if r.info.block_size != size:
+                    size = r.info.block_size
+                    blocks = blocks_needed(request, size, self.config.decode_margin)
+                if r.free_blocks >= blocks or (blocks > r.info.num_blocks == r.free_blocks):
+                    candidates.append(r)
+        return self._strategy.choose(candidates, self._demand(request)) if candidates else None
+
+    def _grant(self, waiting: Waiting, replica: Replica, now: float) -> Granted:
+        request = waiting.request
+        demand = self._demand(request)
+        expected = replica.expected(demand)
+        lease = Lease(request, waiting.client, replica.info.id, waiting.arrived, now)
+        lease.blocks = self._blocks(request, replica.info)
+        lease.concurrent = replica.slots + request.choices
+        self._hold(lease, replica, demand.prefill, now)
+        return Granted(request.lease_id, replica.info, expected, now - waiting.arrived)
+
+    def _hold(self, lease: Lease, replica: Replica, prefill: int, now: float) -> None:
+        self._leases[lease.request.lease_id] = lease
+        replica.add(lease.request.lease_id, lease, prefill, now)
+
+    def _drop(self, lease_id: str, now: float) -> None:
+        lease = self._leases.pop(lease_id)
+        replica = self._replicas.get(lease.replica_id)
+        if replica is not None:
+            replica.remove(lease_id, now)
+            return
+        rest = self._on[lease.replica_id]
+        del rest[lease_id]
+        if not rest:
+            del self._on[lease.replica_id]
+
+    def _forget(self, client: str, keep: set[str], now: float) -> None:
+        for lease_id in [i for i, lease in self._leases.items() if lease.client == client and i not in keep]:
+            self._drop(lease_id, now)
+            self._ends.cancelled += 1
+        for queue in self._queues.values():
+            for waiting in [w for w in queue if w.client == client]:
+                queue.remove(waiting.request.lease_id)
+                self._ends.cancelled += 1
+
+    def _release(self, model: str) -> list[Reply]:
+        """Leases for as many waiting requests as there is room for, in order."""
+        queue = self._queues.get(model)
+        if not queue:
+            return []
+        now = self._clock()
+        replies: list[Reply] = []
+        aside: list[Waiting] = []
+        while (head := queue.peek()) is not None:
+            chosen = self._place(head, now)
+            if chosen is None:
+                if not head.request.excluded or len(aside) == _LOOK_PAST:
+                    break
+                aside.append(head)
+            else:
+                replies.append(Reply(head.client, self._grant(head, chosen, now)))
+            queue.remove(head.request.lease_id)
+        for waiting in aside:
+            queue.push(waiting.request.lease_id, waiting)
+        return replies
+
+    def _release_all(self) -> list[Reply]:
+        return [reply for model in list(self._queues) for reply in self._release(model)]
+
+    def _expire(self, model: str, queue: WaitingQueue[Waiting], now: float) -> list[Reply]:
+        since = self._empty_since.get(model, float("-inf"))
+        replies = []
+        for w in list(queue):
+            grace = self.config.replay_grace if w.request.accepted else self.config.replica_grace
+            if now - max(since, w.queued) >= grace:
+                queue.remove(w.request.lease_id)
+                self._ends.refused += 1
+                text = f"no replica of {model} came up in {grace:g} s"
+                replies.append(Reply(w.client, Refused(w.request.lease_id, Refusal.NO_REPLICA, text, grace)))
+        return replies
+
+    def _retry_after(self, model: str, ahead: int) -> float:
+        slots = sum(r.info.max_num_seqs for r in self._by_model.get(model, ()))
+        return min(max(self._hold_seconds * (ahead + 1) / max(slots, 1), 1.0), 60.0)
+
+    def _fleet_speed(self, model: str) -> Speed:
+        """The mean of what was measured on replicas of `model`."""
+        seen = [r.model.speed for r in self._by_model.get(model, ()) if r.model.known]
+        if not seen:
+            return self.config.seed_speed
+        n = len(seen)
+        return replace(
+            self.config.seed_speed,
+            prefill_rate=n / sum(1.0 / s.prefill_rate for s in seen),
+            base=sum(s.base for s in seen) / n,
+            per_seq=sum(s.per_seq for s in seen) / n,
+            per_kv=sum(s.per_kv for s in seen) / n,
+        )

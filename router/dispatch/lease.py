@@ -1,0 +1,166 @@
+"""The dispatcher's wire: what ingress replicas and the dispatcher say to each other.
+
+The first message of an ingress on every connection is `Reregister`, which is complete: what the dispatcher holds for
+that ingress and the message does not name has ended. An ingress is known by the name in its Hello.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from workers.api.replica import LoadReport, ReplicaInfo
+from workers.api.wire import BASE_MESSAGES, FrameCodec
+
+
+class Refusal(enum.StrEnum):
+    """Why there is no lease."""
+
+    UNKNOWN_MODEL = "unknown_model"
+    INVALID = "invalid"  # no replica of the model could ever hold it
+    CONTEXT = "context"  # the prompt is longer than the model's context
+    OVERLOADED = "overloaded"
+    NO_REPLICA = "no_replica"
+
+
+class Outcome(enum.StrEnum):
+    """How the work of a lease ended."""
+
+    COMPLETED = "completed"
+    ABORTED = "aborted"
+    FAILED = "failed"
+    LOST = "lost"  # the ingress lost its connection to the replica
+
+
+class ReplicaState(enum.StrEnum):
+    """Whether a replica gets new leases: only READY ones do."""
+
+    READY = "ready"
+    SUSPECT = "suspect"  # no progress for a while, or out of an ingress's reach; a report of progress ends it
+    DRAINING = "draining"  # finishes what it has
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """Ask for a lease: `choices` slots on one replica of `model`.
+
+    Counts are in tokens. `resumed_tokens` were emitted before a replay, summed over the choices. `age` is the time in
+    seconds since the request first came, so that replays and re-registered requests keep their place. An `accepted`
+    request is a replay: it is never refused for a full queue.
+    """
+
+    lease_id: str
+    model: str
+    prompt_tokens: int
+    max_tokens: int
+    choices: int = 1
+    owner: str = "default"
+    tier: str = ""
+    route: str = ""
+    resumed_tokens: int = 0
+    accepted: bool = False
+    age: float = 0.0
+    excluded: tuple[str, ...] = ()  # replica ids, avoided while another replica is registered
+    block_hashes: tuple[bytes, ...] = ()  # of the prompt's full blocks; empty = not told
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The lease stands; submit to `replica`."""
+
+    lease_id: str
+    replica: ReplicaInfo
+    expected_seconds: float  # to the last token, as predicted when granted
+    waited_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """There will be no lease. `retry_after` is in seconds, for OVERLOADED and NO_REPLICA."""
+
+    lease_id: str
+    reason: Refusal
+    message: str
+    retry_after: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The lease has ended; the counts are tokens, summed over its choices."""
+
+    lease_id: str
+    outcome: Outcome
+    prefill_tokens: int = 0  # executed
+    decode_tokens: int = 0  # executed
+    cached_tokens: int = 0
+    output_tokens: int = 0  # emitted under this lease
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The ingress no longer wants the lease, granted or not."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease:
+    """A lease that its ingress holds."""
+
+    request: Acquire
+    replica_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reregister:
+    """All that this ingress holds and waits for, oldest first."""
+
+    held: tuple[HeldLease, ...] = ()
+    waiting: tuple[Acquire, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """The replica is gone and the lease with it. `died`: it broke, it was not taken out on purpose."""
+
+    lease_id: str
+    replica_id: str
+    reason: str
+    died: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRow:
+    """One replica as status pages and metrics show it."""
+
+    info: ReplicaInfo
+    state: ReplicaState
+    load: LoadReport
+    leases: int
+    slots: int  # held by leases
+    prefill_rate: float  # tokens a second, learned
+    step_seconds: float  # of the next decode step, learned
+    backlog_seconds: float  # of prefill ahead of a new request
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaTable:
+    """All replicas, after a change and about twice a second."""
+
+    rows: tuple[ReplicaRow, ...]
+    waiting: int  # requests without a lease
+
+
+DISPATCH_CODEC = FrameCodec(
+    {
+        **BASE_MESSAGES,
+        16: Acquire,
+        17: Granted,
+        18: Refused,
+        19: Settle,
+        20: Cancel,
+        21: Reregister,
+        22: LeaseLost,
+        23: ReplicaTable,
+    }
+)

@@ -1,0 +1,199 @@
+"""The asyncio shell of the dispatcher: ingress replicas dial it, and it watches every registered replica."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+from time import monotonic
+
+from router.dispatch.dispatcher import Dispatcher, DispatcherConfig, Reply
+from router.dispatch.lease import DISPATCH_CODEC, Acquire, Cancel, ReplicaTable, Reregister, Settle
+from router.dispatch.ledger import Ledger
+from router.dispatch.observer import Observer
+from workers.api.channel import Channel, Listener, listen
+from workers.api.replica import LoadReport, ReplicaInfo
+
+TICK_SECONDS = 0.1
+TABLE_SECONDS = 0.5
+GIVE_UP_SECONDS = 10.0  # a registered replica that cannot be reached for so long is dropped
+
+log = logging.getLogger("echelon.dispatcher")
+
+
+@dataclass(slots=True)
+class _Registration:
+    info: ReplicaInfo
+    observer: Observer
+    speed: float | None
+    draining: bool = False
+
+
+class DispatcherServer:
+    """Listens for ingress replicas and keeps the table true. Everything runs in one event loop."""
+
+    def __init__(
+        self,
+        config: DispatcherConfig,
+        *,
+        secret: str,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        name: str = "dispatcher",
+        rng: Random | None = None,
+    ) -> None:
+        self._secret, self._host, self._port, self._name = secret, host, port, name
+        self.dispatcher = Dispatcher(config, clock=monotonic, rng=rng or Random())
+        self._registered: dict[str, _Registration] = {}
+        self._ingresses: dict[str, Channel] = {}
+        self._channels: set[Channel] = set()
+        self._listener: Listener | None = None
+        self._timer: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self._table_at = 0.0
+
+    async def start(self) -> tuple[str, int]:
+        """Listen; the address that ingress replicas dial. Raises OSError if the port is taken."""
+        self._listener = await listen(self._host, self._port, codec=DISPATCH_CODEC, secret=self._secret, handler=self)
+        self._timer = asyncio.create_task(self._tick(), name="dispatcher tick")
+        return self._listener.host, self._listener.port
+
+    async def close(self) -> None:
+        """All connections are closed and all tasks have ended. Streams go on without us."""
+        if self._listener is not None:
+            await self._listener.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            await asyncio.gather(self._timer, return_exceptions=True)
+        observers = [r.observer for r in self._registered.values()]
+        self._registered.clear()
+        await asyncio.gather(*(o.close() for o in observers), *self._ending)
+        for channel in tuple(self._channels):
+            channel.close("the dispatcher ends")
+
+    # for the actor around it
+
+    def register(self, info: ReplicaInfo, speed: float | None = None) -> None:
+        """`info` gets leases once it answers; it is dialled until then. Registering it again changes nothing.
+
+        `speed` (prefill tokens a second) is believed until it was measured.
+        """
+        if info.id in self._registered:
+            return
+        observer = Observer(
+            info, secret=self._secret, name=f"observer/{self._name}", watcher=self, patience=GIVE_UP_SECONDS
+        )
+        self._registered[info.id] = _Registration(info, observer, speed)
+
+    def unregister(self, replica_id: str, reason: str = "unregistered", *, died: bool = False) -> None:
+        """`replica_id` is gone at once; leases on it are lost and will be replayed. Unknown ids are left alone.
+
+        `died` says that it broke: a request that sees this happen again and again is taken for poison.
+        """
+        registration = self._registered.pop(replica_id, None)
+        if registration is None:
+            return
+        task = asyncio.create_task(registration.observer.close())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        self._answer(self.dispatcher.replica_down(replica_id, reason, died=died))
+        self._broadcast()
+
+    def drain(self, replica_id: str) -> int:
+        """`replica_id` gets no new leases; how many it still has (call again until it is 0)."""
+        if replica_id in self._registered:
+            self._registered[replica_id].draining = True
+        return self.dispatcher.drain(replica_id)
+
+    def status(self) -> ReplicaTable:
+        """The table as ingress replicas see it."""
+        return ReplicaTable(self.dispatcher.rows(), self.dispatcher.waiting)
+
+    def ledger(self) -> Ledger:
+        """The books of the dispatcher."""
+        return self.dispatcher.ledger()
+
+    @property
+    def registered(self) -> tuple[str, ...]:
+        """Ids of all registrations that stand, reachable or not."""
+        return tuple(self._registered)
+
+    # Watcher
+
+    def replica_seen(self, replica_id: str) -> None:  # noqa: D102
+        registration = self._registered.get(replica_id)
+        if registration is None:
+            return
+        replies = self.dispatcher.replica_up(registration.info, registration.speed)
+        if registration.draining:
+            self.dispatcher.drain(replica_id)
+        log.info("replica %s of %s is up", replica_id, registration.info.model)
+        self._answer(replies)
+        self._broadcast()
+
+    def replica_load(self, replica_id: str, load: LoadReport) -> None:  # noqa: D102
+        self._answer(self.dispatcher.load(replica_id, load))
+
+    def replica_unseen(self, replica_id: str, reason: str) -> None:  # noqa: D102
+        log.warning("replica %s is down: %s", replica_id, reason)
+        self._answer(self.dispatcher.replica_down(replica_id, reason))
+        self._broadcast()
+
+    def replica_given_up(self, replica_id: str, reason: str) -> None:  # noqa: D102
+        log.warning("replica %s is dropped: %s", replica_id, reason)
+        self._registered.pop(replica_id, None)  # its observer has ended by itself
+        self._answer(self.dispatcher.replica_down(replica_id, reason))
+        self._broadcast()
+
+    # workers.api.channel.Handler
+
+    def opened(self, channel: Channel) -> None:  # noqa: D102
+        self._channels.add(channel)
+        self._ingresses[channel.peer] = channel
+        channel.send(self.status())
+
+    def received(self, channel: Channel, message: object) -> None:  # noqa: D102
+        match message:
+            case Acquire():
+                answer = self.dispatcher.acquire(channel.peer, message)
+                if answer is not None:
+                    channel.send(answer)
+            case Settle():
+                self._answer(self.dispatcher.settle(message))
+            case Cancel():
+                self._answer(self.dispatcher.cancel(message.lease_id))
+            case Reregister():
+                self._answer(self.dispatcher.reregister(channel.peer, message))
+            case _:
+                channel.close(f"an ingress does not send {type(message).__name__}")
+
+    def closed(self, channel: Channel, reason: str) -> None:  # noqa: D102
+        self._channels.discard(channel)
+        if self._ingresses.get(channel.peer) is channel:
+            log.info("ingress %s is gone: %s", channel.peer, reason)
+            del self._ingresses[channel.peer]
+            self._answer(self.dispatcher.client_gone(channel.peer))
+
+    # inside
+
+    def _answer(self, replies: Iterable[Reply]) -> None:
+        for reply in replies:
+            channel = self._ingresses.get(reply.client)
+            if channel is not None:  # else it re-registers when it comes back, and learns it then
+                channel.send(reply.message)
+
+    def _broadcast(self) -> None:
+        table = self.status()
+        self._table_at = monotonic()
+        frame = DISPATCH_CODEC.encode(table)
+        for channel in self._ingresses.values():
+            channel.send_frame(frame)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._answer(self.dispatcher.tick())
+            if monotonic() - self._table_at >= TABLE_SECONDS:
+                self._broadcast()

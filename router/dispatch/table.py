@@ -1,0 +1,169 @@
+"""One replica as the dispatcher sees it: who it is, what it last said, and what was leased to it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from router.dispatch.latency import Speed, SpeedModel, blend
+from router.dispatch.lease import Acquire, ReplicaRow, ReplicaState
+from workers.api.replica import LoadReport, ReplicaInfo
+
+_REPORT_LAG = 0.02  # seconds from a grant until the engine's reports can count it
+_TRY_NEW = 0.5  # an unmeasured replica is believed to be this much quicker, so that it is tried
+_STALE = 10.0  # seconds without a step until what was learned begins to fade, and to have faded
+_OBSERVED_STALE = 30.0  # seconds
+
+
+@dataclass(slots=True)
+class Lease:
+    """A request that holds slots and blocks of a replica."""
+
+    request: Acquire
+    client: str
+    replica_id: str
+    arrived: float
+    granted: float
+    blocks: int = 0
+    concurrent: int = 1  # slots in use with it, when it was granted
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request will need, in tokens; `output` is expected and of one choice."""
+
+    prefill: int
+    output: float
+    choices: int
+
+
+def blocks_needed(request: Acquire, block_size: int, margin: int) -> int:
+    """Blocks to reserve: the prompt once (choices share it), what was emitted, and room to decode for each choice."""
+    room = min(margin, request.max_tokens) + block_size - 1
+    known = request.prompt_tokens + request.resumed_tokens
+    return -(-known // block_size) + request.choices * (room // block_size)
+
+
+class Replica:
+    """The numbers that a decision reads are kept as attributes and refreshed on events, not computed for each request.
+
+    `free_slots` and `free_blocks` are 0 unless the state is READY.
+    """
+
+    __slots__ = (
+        "blocks", "draining", "fleet", "free_blocks", "free_slots", "index", "info", "kv_seconds", "leases",
+        "load", "model", "observed", "observed_at", "progress_at", "queue_seconds", "recovering", "seq_seconds",
+        "slots", "step_seconds", "suspect", "taught_at", "token_seconds", "trusted", "unreported",
+    )  # fmt: skip
+
+    def __init__(
+        self, info: ReplicaInfo, leases: dict[str, Lease], *, seed: Speed, trusted: bool, now: float, index: int
+    ) -> None:
+        self.info, self.leases, self.index = info, leases, index
+        self.load = LoadReport(step=-1)
+        self.model = SpeedModel(seed)
+        self.trusted = trusted  # the seed was given, not guessed
+        self.fleet = seed
+        self.draining = self.suspect = self.recovering = False
+        self.progress_at = self.taught_at = now
+        self.slots = sum(lease.request.choices for lease in leases.values())
+        self.blocks = sum(lease.blocks for lease in leases.values())
+        self.unreported: deque[tuple[float, int]] = deque()  # (granted, prefill tokens) not yet in a report
+        self.observed: float | None = None  # seconds a lease took for each slot in use
+        self.observed_at = now
+        self.refresh(now)
+
+    @property
+    def state(self) -> ReplicaState:
+        """Whether it gets leases."""
+        if self.draining:
+            return ReplicaState.DRAINING
+        return ReplicaState.SUSPECT if self.suspect else ReplicaState.READY
+
+    def refresh(self, now: float) -> None:
+        """Recompute what decisions read."""
+        load, info = self.load, self.info
+        speed = self.model.speed
+        if not (self.model.known or self.trusted):
+            speed = self.fleet.scaled(self.fleet.prefill_rate / _TRY_NEW)
+        elif self.model.known and not self.leases:
+            speed = blend(speed, self.fleet, min((now - self.taught_at - _STALE) / _STALE, 1.0))
+        backlog, kv = load.prefill_backlog, load.kv_tokens
+        for _, tokens in self.unreported:
+            backlog += tokens
+            kv += tokens
+        self.token_seconds = 1.0 / speed.prefill_rate
+        self.queue_seconds = backlog / speed.prefill_rate
+        self.seq_seconds, self.kv_seconds = speed.per_seq, speed.per_kv
+        self.step_seconds = speed.step(max(load.running, self.slots), kv)
+        if self.suspect or self.draining:
+            self.free_slots = self.free_blocks = 0
+            return
+        slots, blocks = self.slots, max(self.blocks, load.total_blocks - load.free_blocks)
+        if self.recovering:  # leases of ingresses that have not come back yet
+            slots = max(slots, load.running + load.waiting)
+        self.free_slots = info.max_num_seqs - slots
+        self.free_blocks = info.num_blocks - blocks
+
+    def expected(self, demand: Demand) -> float:
+        """Seconds until the last token of `demand`, this request counted in."""
+        step = self.step_seconds + self.seq_seconds * demand.choices + self.kv_seconds * demand.prefill
+        return self.queue_seconds + demand.prefill * self.token_seconds + demand.output * step
+
+    def add(self, lease_id: str, lease: Lease, prefill: int, now: float) -> None:
+        """The lease holds its slots and blocks here from now on."""
+        self.leases[lease_id] = lease
+        self.slots += lease.request.choices
+        self.blocks += lease.blocks
+        if prefill:
+            self.unreported.append((now, prefill))
+        self.refresh(now)
+
+    def remove(self, lease_id: str, now: float) -> None:
+        """The lease holds nothing any more."""
+        lease = self.leases.pop(lease_id)
+        self.slots -= lease.request.choices
+        self.blocks -= lease.blocks
+        self.refresh(now)
+
+    def report(self, load: LoadReport, now: float) -> None:
+        """Take in what the engine said after a step."""
+        idle = load.running + load.waiting == 0
+        if load.step != self.load.step:
+            self.model.observe(load)
+            if load.prefill_tokens + load.decode_tokens:
+                self.taught_at = now
+        if load.step != self.load.step or idle:
+            self.progress_at = now
+            self.suspect = False
+        self.load = load
+        while self.unreported and self.unreported[0][0] <= now - _REPORT_LAG:
+            self.unreported.popleft()
+        self.refresh(now)
+
+    def watch(self, now: float, suspect_seconds: float) -> None:
+        """Suspect a replica that makes no progress for much longer than its steps take; let old knowledge fade."""
+        if now - self.progress_at > max(suspect_seconds, 10.0 * self.step_seconds):
+            self.suspect = True
+        if self.observed is not None and now - self.observed_at > _OBSERVED_STALE:
+            self.observed = None
+        self.refresh(now)
+
+    def observe_lease(self, lease: Lease, now: float) -> None:
+        """Learn from a completed lease how long one takes for each slot in use."""
+        seconds = (now - lease.granted) / lease.concurrent
+        self.observed = seconds if self.observed is None else 0.8 * self.observed + 0.2 * seconds
+        self.observed_at = now
+
+    def row(self) -> ReplicaRow:
+        """For status pages and metrics."""
+        return ReplicaRow(
+            info=self.info,
+            state=self.state,
+            load=self.load,
+            leases=len(self.leases),
+            slots=self.slots,
+            prefill_rate=1.0 / self.token_seconds,
+            step_seconds=self.step_seconds + self.seq_seconds,
+            backlog_seconds=self.queue_seconds,
+        )

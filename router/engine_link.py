@@ -1,0 +1,210 @@
+"""The one connection to each replica, and the streams of sequences on it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+from workers.api.channel import Channel, dial
+from workers.api.errors import EchelonError, EngineFault, ReplicaLost
+from workers.api.replica import LoadReport, ReplicaInfo
+from workers.api.request import Delta, EngineRequest
+from workers.api.wire import ENGINE_CODEC, Abort, StepFrame, Submit, Welcome
+
+_WELCOME_SECONDS = 3.0
+MAX_UNREAD_STEPS = 4096  # a reader further behind is failed
+
+log = logging.getLogger("echelon.sessions")
+
+
+class Stream:
+    """The deltas of the sequences of one submission, a batch for each engine step. One reader."""
+
+    def __init__(self, link: EngineLink, ids: Sequence[str], limit: int) -> None:
+        self._link = link
+        self._limit = limit
+        self._batches: deque[tuple[Delta, ...]] = deque()
+        self._error: EchelonError | None = None
+        self._wakeup: asyncio.Future[None] | None = None
+        self.open_ids = set(ids)  # whose last delta has not arrived
+
+    async def get(self) -> tuple[Delta, ...]:
+        """The next batch. What arrived before a failure is given out first, then ReplicaLost or EngineFault rises."""
+        while not self._batches:
+            if self._error is not None:
+                raise self._error
+            self._wakeup = asyncio.get_running_loop().create_future()
+            try:
+                await self._wakeup
+            finally:
+                self._wakeup = None
+        return self._batches.popleft()
+
+    def put(self, batch: tuple[Delta, ...]) -> None:
+        """One step's deltas; a reader that is too far behind is failed and its sequences are aborted."""
+        if self._error is not None:
+            return
+        if len(self._batches) >= self._limit:
+            self.close()
+            self.fail(EngineFault(f"the reader of this stream is {self._limit} steps behind"))
+            return
+        self._batches.append(batch)
+        self._wake()
+
+    def fail(self, error: EchelonError) -> None:
+        """No more deltas will come; the first failure counts."""
+        self._error = self._error or error
+        self._wake()
+
+    def close(self) -> None:
+        """What still runs is aborted; nothing arrives any more. Closing twice is closing once."""
+        self._link.drop(self.open_ids)
+        self.open_ids = set()
+
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+
+class EngineLink:
+    """A connection to one replica. Frames of sequences that are not known (any more) are dropped: they are fenced."""
+
+    def __init__(self, info: ReplicaInfo, max_unread: int = MAX_UNREAD_STEPS) -> None:
+        self.info = info
+        self.load: LoadReport | None = None
+        self._max_unread = max_unread
+        self._channel: Channel | None = None
+        self._streams: dict[str, Stream] = {}
+        self._welcomed: asyncio.Future[ReplicaInfo] = asyncio.get_running_loop().create_future()
+
+    async def open(self, *, secret: str, name: str) -> None:
+        """Connected, and the peer is the replica we meant. Raises ReplicaLost otherwise."""
+        info = self.info
+        try:
+            await dial(info.host, info.port, codec=ENGINE_CODEC, secret=secret, name=name, handler=self)
+            async with asyncio.timeout(_WELCOME_SECONDS):
+                welcomed = await self._welcomed
+        except (OSError, TimeoutError) as e:
+            self.close("no Welcome")
+            raise ReplicaLost(f"replica {info.id} cannot be reached: {type(e).__name__}: {e}") from e
+        except asyncio.CancelledError:
+            self.close("not wanted any more")
+            raise
+        if welcomed.id != info.id:
+            self.close("another replica")
+            raise ReplicaLost(f"replica {info.id} is gone: {welcomed.id} answers at {info.host}:{info.port}")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether sequences can be submitted."""
+        return self._channel is not None and self._channel.is_open
+
+    def submit(self, requests: Sequence[EngineRequest]) -> Stream:
+        """The sequences are on their way; their ids must be new. Raises ReplicaLost if the connection is closed."""
+        if self._channel is None or not self._channel.is_open:
+            raise ReplicaLost(f"the connection to replica {self.info.id} is closed")
+        stream = Stream(self, [r.id for r in requests], self._max_unread)
+        for request in requests:
+            self._streams[request.id] = stream
+        self._channel.send(Submit(tuple(requests)))
+        return stream
+
+    def drop(self, request_ids: set[str]) -> None:
+        """Abort these sequences and forget them."""
+        known = tuple(i for i in sorted(request_ids) if self._streams.pop(i, None) is not None)
+        if known and self._channel is not None and self._channel.is_open:
+            self._channel.send(Abort(known))
+
+    def close(self, reason: str = "closed here") -> None:
+        """The connection ends; its streams fail with ReplicaLost."""
+        if self._channel is not None:
+            self._channel.close(reason)
+
+    # workers.api.channel.Handler
+
+    def opened(self, channel: Channel) -> None:
+        """Connected."""
+        self._channel = channel
+
+    def received(self, channel: Channel, message: object) -> None:
+        """Hand each stream what the step made for it, in one batch."""
+        if isinstance(message, StepFrame):
+            self.load = message.load
+            self._step(message.deltas)
+        elif isinstance(message, Welcome):
+            if not self._welcomed.done():
+                self._welcomed.set_result(message.info)
+        else:
+            channel.close(f"an engine does not send {type(message).__name__}")
+
+    def closed(self, channel: Channel, reason: str) -> None:
+        """All streams fail."""
+        if not self._welcomed.done():
+            self._welcomed.set_exception(ConnectionError(reason))
+        lost = set(self._streams.values())
+        self._streams.clear()
+        for stream in lost:
+            stream.fail(ReplicaLost(f"the connection to replica {self.info.id} is gone: {reason}"))
+
+    def _step(self, deltas: tuple[Delta, ...]) -> None:
+        batches: dict[Stream, list[Delta]] = {}
+        for delta in deltas:
+            stream = self._streams.get(delta.request_id)
+            if stream is None:
+                continue
+            batches.setdefault(stream, []).append(delta)
+            if delta.finish is not None:
+                del self._streams[delta.request_id]
+                stream.open_ids.discard(delta.request_id)
+        for stream, batch in batches.items():
+            stream.put(tuple(batch))
+
+
+class EngineLinks:
+    """The links of one ingress replica, dialled when first needed."""
+
+    def __init__(self, name: str, *, secret: str, max_unread: int = MAX_UNREAD_STEPS) -> None:
+        self._name, self._secret, self._max_unread = name, secret, max_unread
+        self._links: dict[str, EngineLink] = {}
+        self._dials: dict[str, asyncio.Task[EngineLink]] = {}
+
+    async def get(self, info: ReplicaInfo) -> EngineLink:
+        """The open link to `info`; many callers share one dial. Raises ReplicaLost if it cannot be reached."""
+        link = self._links.get(info.id)
+        if link is not None and link.is_open:
+            return link
+        task = self._dials.get(info.id)
+        if task is None:
+            task = asyncio.create_task(self._dial(info), name=f"dial {info.id}")
+            self._dials[info.id] = task
+            task.add_done_callback(lambda t: self._dialled(info.id, t))
+        return await asyncio.shield(task)
+
+    @property
+    def open_links(self) -> tuple[EngineLink, ...]:
+        """All links that stand."""
+        return tuple(link for link in self._links.values() if link.is_open)
+
+    async def close(self) -> None:
+        """All connections are closed and all dials have ended."""
+        dials = list(self._dials.values())
+        for task in dials:
+            task.cancel()
+        await asyncio.gather(*dials, return_exceptions=True)
+        for link in self._links.values():
+            link.close("the ingress ends")
+        self._links.clear()
+
+    async def _dial(self, info: ReplicaInfo) -> EngineLink:
+        link = EngineLink(info, self._max_unread)
+        await link.open(secret=self._secret, name=self._name)
+        return link
+
+    def _dialled(self, replica_id: str, task: asyncio.Task[EngineLink]) -> None:
+        del self._dials[replica_id]
+        for gone in [i for i, link in self._links.items() if not link.is_open]:
+            del self._links[gone]
+        if not task.cancelled() and task.exception() is None:  # else whoever waits has been told
+            self._links[replica_id] = task.result()

@@ -1,0 +1,87 @@
+"""The waiting room: a bounded heap in the order that an `Ordering` gives."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
+
+Key = tuple[int, float, float]  # (tier rank, virtual time, arrival in seconds); the least goes first
+Item = TypeVar("Item")
+Ordered_contra = TypeVar("Ordered_contra", contravariant=True)
+
+
+class Arrived(Protocol):
+    """What has waited since `arrived` (monotonic seconds)."""
+
+    arrived: float
+
+
+class Ordering(Protocol[Ordered_contra]):
+    """Ranks what waits."""
+
+    def key(self, item: Ordered_contra) -> Key:
+        """The place of `item`; taken once, when it is queued."""
+
+
+class Fifo:
+    """First come, first served, whoever it is."""
+
+    def key(self, item: Arrived) -> Key:
+        """Arrival alone counts."""
+        return (0, 0.0, item.arrived)
+
+
+class WaitingQueue(Generic[Item]):
+    """Items by id, least key first, equal keys in the order in which they were queued.
+
+    Removal leaves a dead entry in the heap, skipped later: all operations are O(log n) amortized.
+    """
+
+    def __init__(self, ordering: Ordering[Item], limit: int) -> None:
+        self._ordering = ordering
+        self._limit = limit
+        self._heap: list[tuple[Key, int, str]] = []
+        self._live: dict[str, tuple[int, Item]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._live
+
+    def __iter__(self) -> Iterator[Item]:
+        """All items, in the order they were queued (not in rank order)."""
+        return (item for _, item in self._live.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether the bound is reached. `push` does not look: accepted work may go over it."""
+        return len(self._live) >= self._limit
+
+    def push(self, item_id: str, item: Item) -> None:
+        """Queue `item`; its id must not be queued already (ValueError)."""
+        if item_id in self._live:
+            raise ValueError(f"{item_id} waits already")
+        self._count += 1
+        self._live[item_id] = (self._count, item)
+        heapq.heappush(self._heap, (self._ordering.key(item), self._count, item_id))
+
+    def remove(self, item_id: str) -> Item | None:
+        """Take `item_id` out, wherever it stands; None if it does not wait."""
+        found = self._live.pop(item_id, None)
+        if len(self._heap) > 2 * len(self._live) + 64:
+            self._heap = [entry for entry in self._heap if self._is_live(entry)]
+            heapq.heapify(self._heap)
+        return found[1] if found else None
+
+    def peek(self) -> Item | None:
+        """The first item, or None."""
+        while self._heap and not self._is_live(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._live[self._heap[0][2]][1] if self._heap else None
+
+    def _is_live(self, entry: tuple[Key, int, str]) -> bool:
+        found = self._live.get(entry[2])
+        return found is not None and found[0] == entry[1]

@@ -1,0 +1,274 @@
+"""Runs generation requests on the cluster: lease, submit, stream, and replay elsewhere when a replica dies.
+
+Each request keeps a journal of the ids that every choice emitted. A replay is prefill(prompt + emitted) on another
+replica, so each position reaches the reader once, whatever died.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from itertools import count
+from time import monotonic
+
+from router.dispatch.client import DispatcherClient
+from router.dispatch.lease import Acquire, Granted, LeaseLost, Outcome, Settle
+from router.engine_link import EngineLinks, Stream
+from router.generation import ChoiceDelta, GenerationRequest
+from workers.api.errors import EngineFault, NoReplica, Overloaded, ReplicaLost
+from workers.api.request import Delta, EngineRequest, FinishReason, SamplingParams
+
+log = logging.getLogger("echelon.sessions")
+
+
+class _BadReplica(Exception):
+    """This attempt failed through its replica; the request may go on elsewhere."""
+
+
+@dataclass(slots=True)
+class _Choice:
+    """The journal of one choice."""
+
+    sampling: SamplingParams
+    emitted: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+
+    def take(self, delta: Delta) -> Delta | None:
+        """What of `delta` is new; None if nothing is. Raises _BadReplica on a gap, and on an engine's error."""
+        if self.finish is not None:
+            return None
+        known = len(self.emitted) - delta.position
+        if known < 0:
+            raise _BadReplica(f"{delta.request_id}: position {delta.position} came after {len(self.emitted)} tokens")
+        if delta.finish is FinishReason.ERROR:
+            raise _BadReplica(delta.error or "the engine gave no reason")
+        if delta.finish is FinishReason.ABORT:  # ours never come back: an aborted sequence is forgotten at once
+            raise _BadReplica("the engine aborted it")
+        if known > 0:
+            delta = replace(
+                delta,
+                position=len(self.emitted),
+                token_ids=delta.token_ids[known:],
+                logprobs=delta.logprobs[known:],
+            )
+        self.emitted += delta.token_ids
+        self.finish = delta.finish
+        return delta if delta.token_ids or delta.finish is not None else None
+
+    def complete(self) -> FinishReason | None:
+        """The finish that follows from what was emitted, when the replica died before it could say so."""
+        if self.emitted and self.emitted[-1] in self.sampling.stop_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(self.emitted) >= self.sampling.max_tokens else None
+
+
+@dataclass(slots=True)
+class _Run:
+    """One generation request, over all its attempts."""
+
+    request: GenerationRequest
+    choices: list[_Choice]
+    since: float
+    accepted: bool = False
+    attempt: int = 0
+    deaths: int = 0  # of replicas while they ran it
+    excluded: tuple[str, ...] = ()
+    errors: int = 0  # that engines declared
+
+    @property
+    def unfinished(self) -> list[int]:
+        return [i for i, c in enumerate(self.choices) if c.finish is None]
+
+    def engine_request(self, i: int) -> EngineRequest:
+        r, choice = self.request, self.choices[i]
+        return EngineRequest(
+            id=f"{r.id}/{i}#{self.attempt}",
+            prompt_ids=r.prompt_ids,
+            sampling=choice.sampling,
+            resumed_ids=tuple(choice.emitted),
+            owner=r.owner,
+            salt=r.salt,
+            adapter=r.adapter,
+        )
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One lease of a run, and its bill."""
+
+    lease_id: str
+    prompt_tokens: int
+    outcome: Outcome = Outcome.ABORTED  # unless it comes to another end
+    stream: Stream | None = None
+    loss: LeaseLost | None = None  # what the dispatcher said
+    prefill: int = 0
+    decode: int = 0
+    cached: int = 0
+    output: int = 0
+    unbilled: dict[str, int] = field(default_factory=dict)  # tokens of sequences whose last delta has not come
+
+    def count(self, delta: Delta) -> None:
+        self.output += len(delta.token_ids)
+        if delta.finish is None:
+            self.unbilled[delta.request_id] = self.unbilled.get(delta.request_id, 0) + len(delta.token_ids)
+            return
+        self.unbilled.pop(delta.request_id, None)
+        self.prefill += delta.executed_prefill
+        self.decode += delta.executed_decode
+        self.cached += delta.cached_tokens
+
+    def lost(self, loss: LeaseLost) -> None:
+        self.loss = loss
+        if self.stream is not None:
+            self.stream.fail(self.loss_error(loss))
+
+    @staticmethod
+    def loss_error(loss: LeaseLost) -> ReplicaLost:
+        return ReplicaLost(f"replica {loss.replica_id} was taken out: {loss.reason}")
+
+    def settle(self) -> Settle:
+        """The bill; of sequences that never got their last delta, what they must at least have cost."""
+        prefill = self.prefill + (self.prompt_tokens if self.unbilled and not self.prefill else 0)
+        decode = self.decode + sum(self.unbilled.values())
+        return Settle(self.lease_id, self.outcome, prefill, decode, self.cached, self.output)
+
+
+class Sessions:
+    """The `Generator` of an ingress replica; owns its connections to the dispatcher and to the engines.
+
+    A request is replayed at most `max_replays` times; one that `poison_deaths` replicas died of is not replayed.
+    """
+
+    def __init__(
+        self, dispatcher: DispatcherClient, links: EngineLinks, *, max_replays: int = 3, poison_deaths: int = 2
+    ) -> None:
+        self.dispatcher, self.links = dispatcher, links
+        self._max_replays, self._poison_deaths = max_replays, poison_deaths
+        self._lease_numbers = count()
+        self.running = 0  # requests between their first step and their end
+        self.replays = 0  # since the start
+
+    async def close(self) -> None:
+        """All connections are closed; streams that still run fail with ReplicaLost."""
+        await self.dispatcher.close()
+        await self.links.close()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[tuple[ChoiceDelta, ...]]:
+        """See `router.generation.Generator`; the first batch is empty and says that a replica has the request."""
+        run = _Run(request, [_Choice(s) for s in request.samplings], monotonic())
+        self.running += 1
+        try:
+            while run.unfinished:
+                attempt = _Attempt(f"{self.dispatcher.name}/{next(self._lease_numbers)}", len(request.prompt_ids))
+                granted = await self._lease(run, attempt)
+                try:
+                    attempt.stream = await self._submit(run, attempt, granted)
+                    if not run.accepted:
+                        run.accepted = True
+                        yield ()
+                    while run.unfinished:
+                        batch, fault = self._take(run, attempt, await attempt.stream.get())
+                        if batch:
+                            yield batch
+                        if fault is not None:
+                            raise fault
+                    attempt.outcome = Outcome.COMPLETED
+                except (ReplicaLost, _BadReplica) as e:
+                    attempt.outcome = Outcome.LOST if isinstance(e, ReplicaLost) else Outcome.FAILED
+                    self._after_fault(run, attempt, granted, e)
+                except EngineFault:
+                    attempt.outcome = Outcome.FAILED
+                    raise
+                finally:
+                    if attempt.stream is not None:
+                        attempt.stream.close()
+                    self.dispatcher.settle(attempt.settle())
+                ended = self._finish_complete(run)
+                if ended:
+                    yield ended
+        finally:
+            self.running -= 1
+
+    async def _lease(self, run: _Run, attempt: _Attempt) -> Granted:
+        request, unfinished = run.request, run.unfinished
+        ask = Acquire(
+            lease_id=attempt.lease_id,
+            model=request.model,
+            prompt_tokens=len(request.prompt_ids),
+            max_tokens=max(run.choices[i].sampling.max_tokens for i in unfinished),
+            choices=len(unfinished),
+            owner=request.owner,
+            tier=request.tier,
+            route=request.route,
+            resumed_tokens=sum(len(run.choices[i].emitted) for i in unfinished),
+            accepted=run.accepted,
+            age=monotonic() - run.since,
+            excluded=run.excluded,
+        )
+        try:
+            return await self.dispatcher.acquire(ask, attempt.lost)
+        except Overloaded as e:
+            if run.accepted:  # too late to be refused
+                raise ReplicaLost(f"its replica died and there is no other: {e}") from e
+            raise
+
+    async def _submit(self, run: _Run, attempt: _Attempt, granted: Granted) -> Stream:
+        link = await self.links.get(granted.replica)
+        if attempt.loss is not None:
+            raise attempt.loss_error(attempt.loss)
+        return link.submit([run.engine_request(i) for i in run.unfinished])
+
+    @staticmethod
+    def _take(
+        run: _Run, attempt: _Attempt, deltas: tuple[Delta, ...]
+    ) -> tuple[tuple[ChoiceDelta, ...], _BadReplica | None]:
+        """What is new in one step's deltas, and the fault that one of them brought, if any."""
+        batch: list[ChoiceDelta] = []
+        fault: _BadReplica | None = None
+        for delta in deltas:
+            i = int(delta.request_id.rpartition("#")[0].rpartition("/")[2])
+            try:
+                new = run.choices[i].take(delta)
+            except _BadReplica as e:
+                fault = fault or e
+                continue
+            if new is not None:
+                attempt.count(new)
+                batch.append(ChoiceDelta(i, new))
+        return tuple(batch), fault
+
+    def _after_fault(self, run: _Run, attempt: _Attempt, granted: Granted, fault: Exception) -> None:
+        """The run may try again; otherwise EngineFault, ReplicaLost or (not accepted yet) NoReplica rises."""
+        request, replica = run.request, granted.replica.id
+        log.warning("request %s: attempt %d on %s failed: %s", request.id, run.attempt, replica, fault)
+        if isinstance(fault, _BadReplica):
+            run.errors += 1
+            # An engine that calls a request invalid is right on every replica; two engines that fail alike are, too.
+            if str(fault).startswith("invalid") or run.errors > 1:
+                raise EngineFault(str(fault)) from fault
+        elif attempt.stream is not None and (attempt.loss is None or attempt.loss.died):
+            run.deaths += 1
+            if run.deaths >= self._poison_deaths:
+                raise EngineFault(
+                    f"{run.deaths} replicas died while they ran this request; it is not tried again"
+                ) from fault
+        run.attempt += 1
+        if run.attempt > self._max_replays:
+            if not run.accepted:
+                raise NoReplica(f"no replica could be reached: {fault}") from fault
+            raise ReplicaLost(f"given up after {self._max_replays} replays: {fault}") from fault
+        run.excluded = (*run.excluded, replica)
+        self.replays += 1
+
+    @staticmethod
+    def _finish_complete(run: _Run) -> tuple[ChoiceDelta, ...]:
+        """Last deltas of choices that have all they may have, though their replica died before it said so."""
+        ended = []
+        for i in run.unfinished:
+            choice = run.choices[i]
+            choice.finish = choice.complete()
+            if choice.finish is not None:
+                delta = Delta(f"{run.request.id}/{i}#{run.attempt}", len(choice.emitted), finish=choice.finish)
+                ended.append(ChoiceDelta(i, delta))
+        return tuple(ended)

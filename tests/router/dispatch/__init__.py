@@ -1,0 +1,1 @@
+"""Tests of leases, dispatch and sessions."""
