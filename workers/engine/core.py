@@ -14,12 +14,13 @@ from workers.api.config import EngineConfig
 from workers.api.errors import EngineFault, InvalidRequest
 from workers.api.replica import LoadReport
 from workers.api.request import Delta, EngineRequest, FinishReason
+from workers.engine.commit import Committer
 from workers.engine.ledger import check_ledgers
 from workers.engine.plan import Executor, StepHandle
 from workers.engine.queue import Fifo, Ordering
+from workers.engine.roster import Roster
 from workers.engine.scheduler import PlannedStep, Scheduler
 from workers.engine.sequence import Sequence
-from workers.engine.stats import Stats
 from workers.engine.stop import validate
 
 
@@ -51,12 +52,13 @@ class Engine:
     ) -> None:
         self.config = config
         self.max_model_len = min(max_model_len, num_blocks * config.block_size)
-        self.stats = Stats()
-        self.scheduler = Scheduler(config, num_blocks, ordering or Fifo(), self.stats, watermark=watermark)
+        self.roster = Roster(config, num_blocks, ordering or Fifo())
+        self.stats = self.roster.stats
+        self._scheduler = Scheduler(self.roster, config.max_num_batched_tokens, watermark)
+        self._committer = Committer(self.roster)
         self._executor = executor
         self._vocab_size = vocab_size
         self._clock = clock
-        self._live: dict[str, Sequence] = {}
         self._outbox: list[Delta] = []
         self._in_flight: _InFlight | None = None
         self._arrivals = 0
@@ -69,25 +71,23 @@ class Engine:
         """
         if self._failure is not None:
             raise EngineFault(self._failure)
-        if request.id in self._live:
+        if request.id in self.roster.live:
             raise InvalidRequest(f"request id {request.id[:64]!r} is in use", param="id")
         validate(request, self.max_model_len, self._vocab_size)
         sequence = Sequence(request, self._arrivals, self.max_model_len)
         self._arrivals += 1
-        self._live[request.id] = sequence
-        self.stats.accepted += 1
-        self.scheduler.add(sequence)
+        self.roster.add(sequence)
 
     def abort(self, request_id: str) -> None:
         """The request's blocks and slot are free; the next `step` hands out its last delta. Unknown ids are ignored."""
-        sequence = self._live.pop(request_id, None)
+        sequence = self.roster.live.get(request_id)
         if sequence is not None:
-            self._outbox.append(self.scheduler.finish(sequence, FinishReason.ABORT))
+            self._outbox.append(self.roster.finish(sequence, FinishReason.ABORT))
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do or to hand out."""
-        return bool(self._live or self._outbox or self._in_flight)
+        return bool(self.roster.live or self._outbox or self._in_flight)
 
     def step(self) -> list[Delta]:
         """Submit at most one step and commit at most one; returns the deltas that are ready, in order.
@@ -95,7 +95,7 @@ class Engine:
         Raises EngineFault (or whatever the executor raised) when the step as a whole failed. The engine is failed from
         then on: nothing runs, `submit` refuses, and `fail_all` gives every live request its terminal delta.
         """
-        if self._failure is not None and self._live:
+        if self._failure is not None and self.roster.live:
             raise EngineFault(self._failure)
         try:
             self._advance()
@@ -109,35 +109,34 @@ class Engine:
         """Every live request has ended with FinishReason.ERROR; returns their terminal deltas, after those not yet
         handed out. An engine that had not failed stays usable.
         """
-        for sequence in self._live.values():
-            self._outbox.append(self.scheduler.finish(sequence, FinishReason.ERROR, error=message))
-        self._live.clear()
+        for sequence in list(self.roster.live.values()):
+            self._outbox.append(self.roster.finish(sequence, FinishReason.ERROR, error=message))
         return self._hand_out()
 
     def load(self) -> LoadReport:
         """The state after the last step."""
-        scheduler, stats = self.scheduler, self.stats
+        roster, stats = self.roster, self.stats
         return LoadReport(
             step=stats.steps,
             step_seconds=stats.step_seconds,
             prefill_tokens=stats.step_prefill,
             decode_tokens=stats.step_decode,
             overhead_tokens=stats.step_overhead,
-            running=len(scheduler.residents),
-            waiting=len(scheduler.queue),
-            prefill_backlog=scheduler.backlog,
-            kv_tokens=scheduler.residents.kv_tokens,
-            free_blocks=scheduler.pool.num_available,
-            total_blocks=scheduler.pool.num_blocks,
+            running=len(roster.residents),
+            waiting=len(roster.queue),
+            prefill_backlog=roster.backlog,
+            kv_tokens=roster.residents.kv_tokens,
+            free_blocks=roster.pool.num_available,
+            total_blocks=roster.pool.num_blocks,
             preemptions=stats.preemptions,
             prefix_queries=stats.prefix_queries,
             prefix_hits=stats.prefix_hits,
-            requests=stats.requests(len(self._live)),
+            requests=stats.requests(len(roster.live)),
         )
 
     def check_ledgers(self) -> None:
         """Raises AssertionError, with what is wrong, unless every block and every request is accounted for."""
-        check_ledgers(self.scheduler, self._live)
+        check_ledgers(self.roster)
 
     def _advance(self) -> None:
         if self._failure is not None:
@@ -145,7 +144,7 @@ class Engine:
         began = self._clock()
         waited = 0.0
         previous, self._in_flight = self._in_flight, None
-        planned = self.scheduler.plan()
+        planned = self._scheduler.plan()
         if planned is not None:
             self._in_flight = _InFlight(planned, self._executor.submit(planned.plan))
             if not self.config.step_ahead:
@@ -154,11 +153,7 @@ class Engine:
             asked = self._clock()
             result = previous.handle.result()
             waited = self._clock() - asked
-            deltas = self.scheduler.commit(previous.step, result)
-            for delta in deltas:
-                if delta.finish is not None:
-                    del self._live[delta.request_id]
-            self._outbox.extend(deltas)
+            self._outbox.extend(self._committer.commit(previous.step, result))
         self.stats.wait_seconds += waited
         self.stats.host_seconds += self._clock() - began - waited
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 
-from workers.engine.scheduler import Scheduler
-from workers.engine.sequence import Phase, Sequence
+from workers.engine.roster import Roster
+from workers.engine.sequence import Phase
 
 
-def check_ledgers(scheduler: Scheduler, live: Mapping[str, Sequence]) -> None:
+def check_ledgers(roster: Roster) -> None:
     """Raises AssertionError unless both ledgers are balanced."""
-    check_blocks(scheduler)
-    check_requests(scheduler, live)
+    check_blocks(roster)
+    check_requests(roster)
 
 
-def check_blocks(scheduler: Scheduler) -> None:
+def check_blocks(roster: Roster) -> None:
     """free + held + idle == total, references == holders, and only registered full blocks are shared or idle."""
-    residents, block_size = scheduler.residents, scheduler.block_size
+    residents = roster.residents
     holders: Counter[int] = Counter()
     for sequence in residents:
         holders.update(sequence.blocks)
@@ -25,21 +24,21 @@ def check_blocks(scheduler: Scheduler) -> None:
         needed = residents.blocks_for(sequence.planned)
         assert len(sequence.blocks) == needed, f"{sequence} holds {len(sequence.blocks)} blocks, needs {needed}"
         for index, block in enumerate(sequence.blocks):
-            if scheduler.pool.refs(block) > 1:
-                assert (index + 1) * block_size <= sequence.computed, f"{sequence} shares block {block}, not yet full"
-    scheduler.pool.check(dict(holders))
-    scheduler.cache.check()
+            if roster.pool.refs(block) > 1:
+                assert index < sequence.registered, f"{sequence} shares block {block}, not yet full"
+    roster.pool.check(dict(holders))
+    roster.cache.check()
     kv_tokens = sum(s.planned for s in residents)
     assert residents.kv_tokens == kv_tokens, f"kv_tokens is {residents.kv_tokens}, residents hold {kv_tokens}"
 
 
-def check_requests(scheduler: Scheduler, live: Mapping[str, Sequence]) -> None:
+def check_requests(roster: Roster) -> None:
     """accepted == completed + aborted + failed + live; the live are waiting or resident, once; work adds up."""
-    residents, stats = scheduler.residents, scheduler.stats
+    residents, stats, live = roster.residents, roster.stats, roster.live
     counts = stats.requests(len(live))
     assert counts.balanced, f"request ledger: {counts}"
-    waiting, resident = list(scheduler.queue), list(residents)
-    assert len(waiting) == len(scheduler.queue), f"{len(waiting)} wait, the queue says {len(scheduler.queue)}"
+    waiting, resident = list(roster.queue), list(residents)
+    assert len(waiting) == len(roster.queue), f"{len(waiting)} wait, the queue says {len(roster.queue)}"
     where = Counter(s.id for s in (*waiting, *resident))
     assert where == Counter(live.keys()), f"live {sorted(live)}, waiting or resident {sorted(where.elements())}"
     assert all(live[s.id] is s for s in (*waiting, *resident)), "a request id stands for two sequences"
@@ -49,14 +48,15 @@ def check_requests(scheduler: Scheduler, live: Mapping[str, Sequence]) -> None:
         held = (sequence.slot, sequence.blocks, sequence.planned)
         assert held == (-1, [], 0), f"{sequence} waits but holds (slot, blocks, planned) {held}"
     for sequence in resident:
-        known = len(sequence.token_ids) + sequence.pending
-        ahead = known - sequence.planned
-        assert sequence.computed <= sequence.planned < known <= sequence.limit, (
-            f"{sequence}: computed {sequence.computed}, pending {sequence.pending}, limit {sequence.limit}"
-        )
-        assert ahead == 1 or sequence.phase is Phase.PREFILL, f"{sequence} has {ahead} tokens to plan"
+        unseen = sequence.planned + 1 - len(sequence.token_ids)  # drawn, on their way to the host
+        if sequence.phase is Phase.PREFILL:
+            assert unseen <= 0, f"{sequence} has nothing left to prefill"
+        else:
+            assert 0 <= unseen <= roster.in_flight, f"{sequence}: {unseen} tokens drawn in {roster.in_flight} steps"
+        ending = sequence.planned + 1 >= sequence.limit
+        assert ending == (sequence.phase is Phase.ENDING), f"{sequence}: its limit is {sequence.limit}"
     backlog = sum(len(s.token_ids) for s in waiting)
     backlog += sum(len(s.token_ids) - s.planned for s in residents.prefilling)
-    assert scheduler.backlog == backlog, f"prefill backlog is {scheduler.backlog}, counted {backlog}"
+    assert roster.backlog == backlog, f"prefill backlog is {roster.backlog}, counted {backlog}"
     work = stats.prefill + stats.decode + stats.overhead
     assert stats.executed == work, f"{stats.executed} tokens executed, {work} accounted for"

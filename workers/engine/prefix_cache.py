@@ -39,11 +39,12 @@ class PrefixCache:
             hits.append(block)
         return hits
 
-    def register(self, sequence: Sequence) -> None:
-        """Offer the blocks that `sequence.computed` has filled. Where the hash is known already, that block stays."""
+    def register(self, sequence: Sequence, computed: int) -> None:
+        """The full blocks among the first `computed` positions can be hit. A hash keeps the block that it has."""
+        full = computed // self._block_size
         if not self.enabled:
+            sequence.registered = full
             return
-        full = sequence.computed // self._block_size
         for index in range(sequence.registered, full):
             digest = self._hash(sequence, index)
             if digest not in self._block_of:
@@ -51,7 +52,7 @@ class PrefixCache:
                 self._block_of[digest] = block
                 self._hash_of[block] = digest
                 self._pool.keep(block)
-        sequence.registered = max(sequence.registered, full)
+        sequence.registered = full
 
     def forget(self, sequence: Sequence) -> None:
         """No later request hits what this one has computed or used: its numbers are not to be trusted."""

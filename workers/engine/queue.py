@@ -7,7 +7,7 @@ told what was executed, and names whom preemption hurts least.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple, Protocol
 
 from workers.api.request import EngineRequest
@@ -41,8 +41,8 @@ class Ordering(Protocol):
     def victim(self, request: EngineRequest) -> Rank:
         """The greatest is preempted first; among equals the youngest."""
 
-    def executed(self, charges: Iterable[Charge]) -> None:
-        """A step is committed. `charges` can be read once, during the call."""
+    def executed(self, charges: list[Charge]) -> None:
+        """A step is committed; this is what it executed for requests that had not ended."""
 
 
 class Fifo:
@@ -60,7 +60,7 @@ class Fifo:
         """All alike."""
         return ()
 
-    def executed(self, charges: Iterable[Charge]) -> None:
+    def executed(self, charges: list[Charge]) -> None:
         """Charges change nothing."""
 
 

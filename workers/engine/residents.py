@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from workers.engine.block_pool import BlockPool
 from workers.engine.plan import NewSequence
-from workers.engine.prefix_cache import PrefixCache
 from workers.engine.sequence import Phase, Sequence
 
 
@@ -16,7 +15,7 @@ class Residents:
     The next plan may take a released block while the step in flight still writes to it: ranks run plans in order.
     """
 
-    def __init__(self, pool: BlockPool, cache: PrefixCache, block_size: int, max_num_seqs: int) -> None:
+    def __init__(self, pool: BlockPool, block_size: int, max_num_seqs: int) -> None:
         self.prefilling: dict[Sequence, None] = {}
         self.decoding: dict[Sequence, None] = {}
         self.ending: dict[Sequence, None] = {}
@@ -24,7 +23,6 @@ class Residents:
         self.max_num_seqs = max_num_seqs
         self._by_phase = {Phase.PREFILL: self.prefilling, Phase.DECODE: self.decoding, Phase.ENDING: self.ending}
         self._pool = pool
-        self._cache = cache
         self._block_size = block_size
         self._slots = list(range(max_num_seqs - 1, -1, -1))
         self._removed: list[int] = []
@@ -52,7 +50,7 @@ class Residents:
         sequence.slot = self._slots.pop()
         sequence.blocks = hits
         sequence.registered = len(hits)
-        sequence.planned = sequence.computed = len(hits) * self._block_size
+        sequence.planned = len(hits) * self._block_size
         self.kv_tokens += sequence.planned
         sequence.phase = Phase.PREFILL
         self.prefilling[sequence] = None
@@ -92,7 +90,7 @@ class Residents:
         self.kv_tokens -= sequence.planned
         sequence.blocks = []
         sequence.slot = -1
-        sequence.planned = sequence.computed = sequence.registered = 0
+        sequence.planned = sequence.registered = 0
 
     def take_removed(self) -> tuple[int, ...]:
         """Slots emptied since the last plan, for the next one."""

@@ -1,11 +1,8 @@
 """One request inside the engine: what is known, what is planned, what is computed, which blocks it holds.
 
-Positions are indices of tokens, prompt included. For a sequence that holds a slot:
-
-    computed <= planned <= known + pending
-
-`planned` positions are in submitted steps, `computed` ones in committed steps; `pending` tokens are drawn by a step
-whose result the host has not seen.
+Positions are indices of tokens, prompt included. `planned` ones are in submitted steps. A drawn token is on its way to
+the host while its sequence is planned on, by position alone: in phases DECODE and ENDING, `planned + 1 - known` tokens
+are on their way.
 """
 
 from __future__ import annotations
@@ -33,14 +30,11 @@ class Sequence:
         "arrival",
         "blocks",
         "cached",
-        "computed",
-        "executed_decode",
-        "executed_prefill",
+        "first_accounted",
         "hashes",
         "id",
         "limit",
         "num_prompt",
-        "pending",
         "phase",
         "planned",
         "preemptions",
@@ -63,22 +57,30 @@ class Sequence:
         self.slot = -1
         self.blocks: list[int] = []
         self.planned = 0
-        self.computed = 0
-        self.pending = 0
         self.hashes: list[bytes] = []  # of its first full blocks, each computed once; they outlive preemption
-        self.registered = 0  # blocks offered to the prefix cache in this residency, hits included
+        self.registered = 0  # blocks known to be full and computed in this residency, hits included
         self.preemptions = 0
         # Positions below `accounted` were charged, or found in the cache, once. Running one again is overhead. A replay
         # starts behind its last token: the replica before has run (and charged) the others.
         self.accounted = len(self.token_ids) - 1 if request.resumed_ids else 0
-        self.cached = 0  # prompt tokens that need not be run at all
-        self.executed_prefill = 0
-        self.executed_decode = 0
+        self.first_accounted = self.accounted
+        self.cached = 0  # prompt tokens below `accounted` that were found in the cache, not run
 
     @property
     def num_emitted(self) -> int:
         """Tokens of the answer so far, resumed ones included."""
         return len(self.token_ids) - self.num_prompt
+
+    @property
+    def executed_prefill(self) -> int:
+        """Prompt tokens that were run, each counted once."""
+        prompt = self.num_prompt
+        return min(self.accounted, prompt) - min(self.first_accounted, prompt) - self.cached
+
+    @property
+    def executed_decode(self) -> int:
+        """Emitted tokens that were run, each counted once; no cache hit is ahead of them."""
+        return max(0, self.accounted - max(self.first_accounted, self.num_prompt))
 
     def __repr__(self) -> str:
         return f"Sequence({self.id!r}, {self.phase.value}, known={len(self.token_ids)}, planned={self.planned})"

@@ -1,0 +1,103 @@
+"""Every live request and where it is: it waits in the queue, or it is resident with a slot and blocks."""
+
+from __future__ import annotations
+
+from workers.api.config import EngineConfig
+from workers.api.request import Delta, FinishReason, TokenLogprobs
+from workers.engine.block_pool import BlockPool
+from workers.engine.plan import NewSequence
+from workers.engine.prefix_cache import PrefixCache
+from workers.engine.queue import Ordering, WaitingQueue
+from workers.engine.residents import Residents
+from workers.engine.sequence import Phase, Sequence
+from workers.engine.stats import Stats
+
+
+class Roster:
+    """The state that planning and committing share. Each method is one move of one sequence, with its bookkeeping."""
+
+    def __init__(self, config: EngineConfig, num_blocks: int, ordering: Ordering) -> None:
+        self.block_size = config.block_size
+        self.pool = BlockPool(num_blocks)
+        self.cache = PrefixCache(self.pool, config.block_size, enabled=config.prefix_caching)
+        self.residents = Residents(self.pool, config.block_size, config.max_num_seqs)
+        self.ordering = ordering
+        self.queue = WaitingQueue(ordering)
+        self.stats = Stats()
+        self.live: dict[str, Sequence] = {}
+        self.backlog = 0  # known tokens that are not planned, of waiting and part-done sequences
+        self.in_flight = 0  # steps planned and not committed
+
+    def add(self, sequence: Sequence) -> None:
+        """An accepted request waits."""
+        self.live[sequence.id] = sequence
+        self.stats.accepted += 1
+        self._wait(sequence)
+
+    def admit(self, sequence: Sequence, hits: list[int]) -> NewSequence:
+        """The head of the queue is resident; `hits` are its blocks from the prefix cache."""
+        taken = self.queue.pop()
+        assert taken is sequence, f"{sequence} is admitted before {taken}"
+        new = self.residents.enter(sequence, hits)
+        found, prompt = sequence.planned, sequence.num_prompt
+        self.backlog -= found
+        if not sequence.preemptions:
+            self.stats.prefix_queries += len(sequence.token_ids)
+            self.stats.prefix_hits += found
+        if found > sequence.accounted:
+            sequence.cached += min(found, prompt) - min(sequence.accounted, prompt)
+            sequence.accounted = found
+        return new
+
+    def preempt(self, sequence: Sequence) -> None:
+        """It loses slot and blocks and waits at the head of its flow, to be recomputed from what is known.
+
+        A token of it in flight is still taken when that step is committed.
+        """
+        if sequence.phase is Phase.PREFILL:
+            self.backlog -= len(sequence.token_ids) - sequence.planned
+        self.residents.leave(sequence)
+        sequence.preemptions += 1
+        self.stats.preemptions += 1
+        sequence.phase = Phase.WAITING
+        self._wait(sequence)
+
+    def finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprobs, ...] = (),
+        error: str | None = None,
+    ) -> Delta:
+        """It is not live any more and holds nothing; returns its terminal delta. What it has in flight is discarded.
+
+        `token_ids` are its last tokens, known already but not yet handed out.
+        """
+        if sequence.phase is Phase.WAITING:
+            self.backlog -= len(sequence.token_ids)
+            sequence.phase = Phase.FINISHED
+            self.queue.discard(sequence)
+        else:
+            if sequence.phase is Phase.PREFILL:
+                self.backlog -= len(sequence.token_ids) - sequence.planned
+            self.residents.leave(sequence)
+            sequence.phase = Phase.FINISHED
+        del self.live[sequence.id]
+        self.stats.count_finish(reason)
+        return Delta(
+            request_id=sequence.id,
+            position=sequence.num_emitted - len(token_ids),
+            token_ids=token_ids,
+            logprobs=logprobs,
+            finish=reason,
+            error=error,
+            cached_tokens=sequence.cached,
+            executed_prefill=sequence.executed_prefill,
+            executed_decode=sequence.executed_decode,
+        )
+
+    def _wait(self, sequence: Sequence) -> None:
+        self.backlog += len(sequence.token_ids)
+        self.queue.push(sequence)
