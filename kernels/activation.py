@@ -6,12 +6,10 @@ Source: Shazeer, GLU Variants Improve Transformer, 2020 (SwiGLU).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
-from kernels.backend import constexpr, tl, triton_jit, use_triton
+from kernels.backend import constexpr, tensor, tl, triton_jit, use_triton
 
 _BLOCK = 1024
 
@@ -23,7 +21,9 @@ def silu_and_mul_reference(x: torch.Tensor) -> torch.Tensor:
 
 
 @triton_jit
-def _silu_and_mul_kernel(x_ptr: Any, out_ptr: Any, x_stride: Any, channels: Any, BLOCK_C: constexpr) -> None:
+def _silu_and_mul_kernel(
+    x_ptr: tensor, out_ptr: tensor, x_stride: tensor, channels: tensor, BLOCK_C: constexpr
+) -> None:
     """One part of a row a program."""
     row = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -7,36 +7,34 @@ normalizer calculation for softmax, 2018.
 
 from __future__ import annotations
 
-from typing import Any
-
-from kernels.backend import WIDEN_DOT, constexpr, tl, triton_jit
+from kernels.backend import WIDEN_DOT, constexpr, tensor, tl, triton_jit
 
 
 @triton_jit
 def attend_tiles(
-    q: Any,
-    acc: Any,
-    total: Any,
-    best: Any,
-    query_at: Any,
-    first: Any,
-    last: Any,
-    lowest: Any,
-    table_ptr: Any,
-    key_ptr: Any,
-    value_ptr: Any,
-    key_block: Any,
-    key_slot: Any,
-    value_block: Any,
-    value_slot: Any,
-    scale: Any,
+    q: tensor,
+    acc: tensor,
+    total: tensor,
+    best: tensor,
+    query_at: tensor,
+    first: tensor,
+    last: tensor,
+    lowest: tensor,
+    table_ptr: tensor,
+    key_ptr: tensor,
+    value_ptr: tensor,
+    key_block: tensor,
+    key_slot: tensor,
+    value_block: tensor,
+    value_slot: tensor,
+    scale: tensor,
     SIZE: constexpr,
     PAGE: constexpr,
     WINDOW: constexpr,
     BLOCK_N: constexpr,
     BLOCK_D: constexpr,
     MASKED: constexpr,
-) -> Any:
+) -> tensor:
     """Attend from q [M, BLOCK_D] to the positions from `first` (a multiple of BLOCK_N) up to `last`.
 
     query_at [M] is the position of each row; acc [M, BLOCK_D], total [M] and best [M] carry the online softmax in

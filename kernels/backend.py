@@ -1,18 +1,15 @@
 """The one place that knows whether Triton is there and which tensors it takes.
 
-Kernel files import `triton_jit`, `tl` and `constexpr` from here. Without Triton the decorator leaves the function as it
-is and `tl` is None: the kernels are then dead code, and `use_triton` never sends a tensor to them.
+Kernel files import `triton_jit`, `tl` and the annotations from here. Without Triton the decorator leaves the function
+as it is and `tl` is None: the kernels are then dead code, and `use_triton` never sends a tensor to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-
-# Triton looks for this word in the text of an annotation; to a type checker it is any value.
-constexpr: TypeAlias = Any
 
 tl: Any = None
 triton_jit: Callable[..., Any]
@@ -21,16 +18,25 @@ INTERPRETED = False
 # The same as a constant for kernels: the interpreter multiplies the bit patterns of bf16 matrices.
 WIDEN_DOT: Any = False
 
+if TYPE_CHECKING:
+    # What a kernel's arguments are annotated with. Triton looks these names up, so they must be its own at run time.
+    tensor: TypeAlias = Any
+    constexpr: TypeAlias = Any
+
 try:
     import triton
     import triton.language as _tl
 except ImportError:
+    if not TYPE_CHECKING:
+        tensor = constexpr = Any
 
     def triton_jit(function: Callable[..., Any]) -> Any:
         """Return `function` unchanged: there is no compiler to give it to."""
         return function
 else:
     tl = _tl
+    if not TYPE_CHECKING:
+        tensor, constexpr = tl.tensor, tl.constexpr
     triton_jit = triton.jit
     HAS_TRITON = True
     # Read once: triton.jit decides at decoration whether a kernel is interpreted, so a later change means nothing.

@@ -5,11 +5,9 @@ Shapes: T tokens, K KV heads, D head size, N blocks, S block size. A slot is blo
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
+from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
 
 
 def store_kv_reference(
@@ -27,21 +25,21 @@ def store_kv_reference(
 
 @triton_jit
 def _store_kernel(
-    k_ptr: Any,
-    v_ptr: Any,
-    key_ptr: Any,
-    value_ptr: Any,
-    slot_ptr: Any,
-    k_token: Any,
-    k_head: Any,
-    v_token: Any,
-    v_head: Any,
-    key_block: Any,
-    key_slot: Any,
-    key_head: Any,
-    value_block: Any,
-    value_slot: Any,
-    value_head: Any,
+    k_ptr: tensor,
+    v_ptr: tensor,
+    key_ptr: tensor,
+    value_ptr: tensor,
+    slot_ptr: tensor,
+    k_token: tensor,
+    k_head: tensor,
+    v_token: tensor,
+    v_head: tensor,
+    key_block: tensor,
+    key_slot: tensor,
+    key_head: tensor,
+    value_block: tensor,
+    value_slot: tensor,
+    value_head: tensor,
     HEADS: constexpr,
     SIZE: constexpr,
     PAGE: constexpr,

@@ -6,11 +6,9 @@ Source: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
+from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
 
 
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -31,14 +29,14 @@ def add_rms_norm_reference(
 
 @triton_jit
 def _norm_kernel(
-    x_ptr: Any,
-    residual_ptr: Any,
-    weight_ptr: Any,
-    out_ptr: Any,
-    total_ptr: Any,
-    x_stride: Any,
-    residual_stride: Any,
-    eps: Any,
+    x_ptr: tensor,
+    residual_ptr: tensor,
+    weight_ptr: tensor,
+    out_ptr: tensor,
+    total_ptr: tensor,
+    x_stride: tensor,
+    residual_stride: tensor,
+    eps: tensor,
     CHANNELS: constexpr,
     BLOCK_C: constexpr,
     ADD: constexpr,

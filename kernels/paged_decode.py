@@ -10,12 +10,11 @@ Sources: Dao et al., Flash-Decoding, 2023; Kwon et al., PagedAttention, 2023.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 
 from kernels.attention_tile import attend_tiles
-from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
+from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
 from kernels.paged_prefill import paged_prefill_reference
 
 
@@ -35,27 +34,27 @@ def paged_decode_reference(
 
 @triton_jit
 def _decode_kernel(
-    q_ptr: Any,
-    out_ptr: Any,
-    partial_ptr: Any,
-    weight_ptr: Any,
-    key_ptr: Any,
-    value_ptr: Any,
-    table_ptr: Any,
-    length_ptr: Any,
-    scale: Any,
-    splits: Any,
-    q_row: Any,
-    q_head: Any,
-    out_row: Any,
-    out_head: Any,
-    table_row: Any,
-    key_block: Any,
-    key_slot: Any,
-    key_head: Any,
-    value_block: Any,
-    value_slot: Any,
-    value_head: Any,
+    q_ptr: tensor,
+    out_ptr: tensor,
+    partial_ptr: tensor,
+    weight_ptr: tensor,
+    key_ptr: tensor,
+    value_ptr: tensor,
+    table_ptr: tensor,
+    length_ptr: tensor,
+    scale: tensor,
+    splits: tensor,
+    q_row: tensor,
+    q_head: tensor,
+    out_row: tensor,
+    out_head: tensor,
+    table_row: tensor,
+    key_block: tensor,
+    key_slot: tensor,
+    key_head: tensor,
+    value_block: tensor,
+    value_slot: tensor,
+    value_head: tensor,
     HEADS: constexpr,
     GROUP: constexpr,
     SIZE: constexpr,
@@ -114,13 +113,13 @@ def _decode_kernel(
 
 @triton_jit
 def _combine_kernel(
-    out_ptr: Any,
-    partial_ptr: Any,
-    weight_ptr: Any,
-    length_ptr: Any,
-    splits: Any,
-    out_row: Any,
-    out_head: Any,
+    out_ptr: tensor,
+    partial_ptr: tensor,
+    weight_ptr: tensor,
+    length_ptr: tensor,
+    splits: tensor,
+    out_row: tensor,
+    out_head: tensor,
     HEADS: constexpr,
     SIZE: constexpr,
     WINDOW: constexpr,

@@ -11,12 +11,11 @@ Sources: Dao et al., FlashAttention-2, 2023; Kwon et al., PagedAttention, 2023.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 
 from kernels.attention_tile import attend_tiles
-from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
+from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
 
 # Elements of keys gathered at a time: what stays in a core's cache.
 _CHUNK = 1 << 17
@@ -114,26 +113,26 @@ def _attend(
 
 @triton_jit
 def _prefill_kernel(
-    q_ptr: Any,
-    out_ptr: Any,
-    key_ptr: Any,
-    value_ptr: Any,
-    table_ptr: Any,
-    cu_query_ptr: Any,
-    length_ptr: Any,
-    batch: Any,
-    scale: Any,
-    q_row: Any,
-    q_head: Any,
-    out_row: Any,
-    out_head: Any,
-    table_row: Any,
-    key_block: Any,
-    key_slot: Any,
-    key_head: Any,
-    value_block: Any,
-    value_slot: Any,
-    value_head: Any,
+    q_ptr: tensor,
+    out_ptr: tensor,
+    key_ptr: tensor,
+    value_ptr: tensor,
+    table_ptr: tensor,
+    cu_query_ptr: tensor,
+    length_ptr: tensor,
+    batch: tensor,
+    scale: tensor,
+    q_row: tensor,
+    q_head: tensor,
+    out_row: tensor,
+    out_head: tensor,
+    table_row: tensor,
+    key_block: tensor,
+    key_slot: tensor,
+    key_head: tensor,
+    value_block: tensor,
+    value_slot: tensor,
+    value_head: tensor,
     GROUP: constexpr,
     SIZE: constexpr,
     PAGE: constexpr,

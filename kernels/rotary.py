@@ -6,11 +6,9 @@ Source: Su et al., RoFormer, 2021; halves are rotated against each other (NeoX, 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
+from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
 from kernels.kv_cache import store_kv_reference
 
 
@@ -50,14 +48,14 @@ def rotary_and_store_reference(
 
 @triton_jit
 def _rotate_tile(
-    x_ptr: Any,
-    x_head: Any,
-    out_ptr: Any,
-    out_head: Any,
-    cos: Any,
-    sin: Any,
-    head: Any,
-    heads: Any,
+    x_ptr: tensor,
+    x_head: tensor,
+    out_ptr: tensor,
+    out_head: tensor,
+    cos: tensor,
+    sin: tensor,
+    head: tensor,
+    heads: tensor,
     SIZE: constexpr,
     HALF: constexpr,
     BLOCK_R: constexpr,
@@ -81,27 +79,27 @@ def _rotate_tile(
 
 @triton_jit
 def _rotary_kernel(
-    q_ptr: Any,
-    k_ptr: Any,
-    v_ptr: Any,
-    q_out_ptr: Any,
-    k_out_ptr: Any,
-    v_out_ptr: Any,
-    position_ptr: Any,
-    slot_ptr: Any,
-    cos_sin_ptr: Any,
-    q_token: Any,
-    q_head: Any,
-    k_token: Any,
-    k_head: Any,
-    v_token: Any,
-    v_head: Any,
-    key_block: Any,
-    key_slot: Any,
-    key_head: Any,
-    value_block: Any,
-    value_slot: Any,
-    value_head: Any,
+    q_ptr: tensor,
+    k_ptr: tensor,
+    v_ptr: tensor,
+    q_out_ptr: tensor,
+    k_out_ptr: tensor,
+    v_out_ptr: tensor,
+    position_ptr: tensor,
+    slot_ptr: tensor,
+    cos_sin_ptr: tensor,
+    q_token: tensor,
+    q_head: tensor,
+    k_token: tensor,
+    k_head: tensor,
+    v_token: tensor,
+    v_head: tensor,
+    key_block: tensor,
+    key_slot: tensor,
+    key_head: tensor,
+    value_block: tensor,
+    value_slot: tensor,
+    value_head: tensor,
     HEADS: constexpr,
     KV_HEADS: constexpr,
     SIZE: constexpr,

@@ -10,11 +10,9 @@ logits with Gumbel noise is a draw from their softmax).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from kernels.backend import constexpr, next_power_of_two, tl, triton_jit, use_triton
+from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
 
 _WORD = 0xFFFFFFFF
 # The multipliers less 2^32: every product then fits a signed 64-bit integer.
@@ -124,7 +122,7 @@ def apply_penalties(
 
 
 @triton_jit
-def _gumbel_noise_tile(token: Any, seed: Any, position: Any, choice: Any) -> Any:
+def _gumbel_noise_tile(token: tensor, seed: tensor, position: tensor, choice: tensor) -> tensor:
     """Noise of one row for the tokens `token` [BLOCK_V] int32; the steps are those of `gumbel_noise`."""
     low_half: tl.constexpr = 0xFFFFFFFF
     a = token.to(tl.uint64)
@@ -150,15 +148,15 @@ def _gumbel_noise_tile(token: Any, seed: Any, position: Any, choice: Any) -> Any
 
 @triton_jit
 def _score_kernel(
-    logits_ptr: Any,
-    best_ptr: Any,
-    token_ptr: Any,
-    temperature_ptr: Any,
-    seed_ptr: Any,
-    position_ptr: Any,
-    choice_ptr: Any,
-    logits_row: Any,
-    vocab: Any,
+    logits_ptr: tensor,
+    best_ptr: tensor,
+    token_ptr: tensor,
+    temperature_ptr: tensor,
+    seed_ptr: tensor,
+    position_ptr: tensor,
+    choice_ptr: tensor,
+    logits_row: tensor,
+    vocab: tensor,
     BLOCK_V: constexpr,
 ) -> None:
     """The best score of one part of one row a program, and whose it is."""
@@ -180,7 +178,7 @@ def _score_kernel(
 
 
 @triton_jit
-def _pick_kernel(best_ptr: Any, token_ptr: Any, out_ptr: Any, parts: Any, BLOCK_P: constexpr) -> None:
+def _pick_kernel(best_ptr: tensor, token_ptr: tensor, out_ptr: tensor, parts: tensor, BLOCK_P: constexpr) -> None:
     """The best of its parts, one row a program."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, BLOCK_P)
