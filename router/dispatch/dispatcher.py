@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
+from router.dispatch.fleet import Fleet, Waiting
 from router.dispatch.latency import OutputLengths, Speed
 from router.dispatch.lease import (
     Acquire,
@@ -25,7 +26,7 @@ from router.dispatch.lease import (
 from router.dispatch.ledger import Ends, Ledger
 from router.dispatch.strategies import make_strategy
 from router.dispatch.table import Demand, Lease, Replica, blocks_needed
-from router.qos.queue import Fifo, Ordering, WaitingQueue
+from router.qos.queue import Fifo, Ordering
 from workers.api.errors import ConfigError
 from workers.api.replica import LoadReport, ReplicaInfo
 
@@ -39,7 +40,7 @@ class DispatcherConfig:
     """Limits of the dispatcher; times in seconds."""
 
     strategy: str = "min_expected_latency"
-    models: tuple[str, ...] = ()  # names that will have replicas; none = whatever registers
+    models: tuple[str, ...] = ()  # names that will have replicas, besides those that register
     max_waiting: int = 10_000  # requests of one model without a lease
     replica_grace: float = 5.0  # a request waits this long for a first replica of its model
     replay_grace: float = 30.0  # and an accepted one this long
@@ -53,16 +54,6 @@ class DispatcherConfig:
     def __post_init__(self) -> None:
         if self.max_waiting < 1:
             raise ConfigError(f"max_waiting must be at least 1, got {self.max_waiting}")
-
-
-@dataclass(slots=True)
-class Waiting:
-    """A request without a lease; `arrived` is when it first came, `queued` when it came to this queue."""
-
-    request: Acquire
-    client: str
-    arrived: float
-    queued: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +81,10 @@ class Dispatcher:
         self._strategy = make_strategy(config.strategy, rng)
         self._outputs = OutputLengths()
         self._replicas: dict[str, Replica] = {}
-        self._by_model: dict[str, list[Replica]] = {model: [] for model in config.models}
-        self._empty_since: dict[str, float] = {}
+        self._fleets: dict[str, Fleet] = {}
+        self._models = set(config.models)  # configured, or seen
         self._on: dict[str, dict[str, Lease]] = {}  # by replica, registered or not yet
         self._leases: dict[str, Lease] = {}
-        self._queues: dict[str, WaitingQueue[Waiting]] = {}
         self._gone: dict[str, float] = {}  # clients away since
         self._ends = Ends()
         self._hold_seconds = 2.0  # what a lease lasts, learned
@@ -112,26 +102,25 @@ class Dispatcher:
         if held is not None:
             replica = self._replicas.get(held.replica_id)
             return None if replica is None else Granted(request.lease_id, replica.info, 0.0, 0.0)
-        queue = self._queue(request.model)
-        if request.lease_id in queue:
+        if any(request.lease_id in fleet.queue for fleet in self._fleets.values()):
             return None
         self._ends.acquired += 1
         now = self._clock()
-        refusal = self._never(request)
+        if self._models and request.model not in self._models and not request.accepted:
+            self._ends.refused += 1
+            return Refused(request.lease_id, Refusal.UNKNOWN_MODEL, request.model)
+        fleet = self._fleet(request.model)
+        refusal = self._refusal(request, fleet)
         if refusal is not None:
             self._ends.refused += 1
             return refusal
         waiting = Waiting(request, client, now - max(request.age, 0.0), now)
-        if queue.full and not request.accepted:
-            self._ends.refused += 1
-            text = f"{len(queue)} requests wait for {request.model} already"
-            return Refused(request.lease_id, Refusal.OVERLOADED, text, self._retry_after(request.model, len(queue)))
-        queue.push(request.lease_id, waiting)
-        if queue.peek() is waiting:  # a replay may come before all others
-            chosen = self._place(waiting, now)
-            if chosen is not None:
-                queue.remove(request.lease_id)
-                return self._grant(waiting, chosen, now)
+        fleet.queue.push(request.lease_id, waiting)
+        if fleet.queue.peek() is waiting:  # a replay may come before all others
+            granted = self._try(waiting, fleet, now)
+            if granted is not None:
+                fleet.queue.remove(request.lease_id)
+                return granted
         return None
 
     def settle(self, settled: Settle) -> list[Reply]:
@@ -162,10 +151,10 @@ class Dispatcher:
             self._drop(lease_id, self._clock())
             self._ends.cancelled += 1
             return self._release(lease.request.model)
-        for name, queue in self._queues.items():
-            if queue.remove(lease_id) is not None:
+        for model, fleet in self._fleets.items():
+            if fleet.queue.remove(lease_id) is not None:
                 self._ends.cancelled += 1
-                return self._release(name)  # it may have been the head that blocked others
+                return self._release(model)  # it may have been the head that blocked others
         self._ends.late += 1
         return []
 
@@ -199,31 +188,28 @@ class Dispatcher:
     def client_gone(self, client: str) -> list[Reply]:
         """Its waiting requests are cancelled; its leases stand for `orphan_grace` seconds, unless it comes back."""
         self._gone[client] = self._clock()
-        for queue in self._queues.values():
-            for waiting in [w for w in queue if w.client == client]:
-                queue.remove(waiting.request.lease_id)
-                self._ends.cancelled += 1
+        self._forget_waiting(client)
         return self._release_all()
 
     # replicas
 
     def replica_up(self, info: ReplicaInfo, speed: float | None = None) -> list[Reply]:
         """`info` gets leases from now on. `speed` (prefill tokens a second) is believed until it was measured."""
-        known = self._replicas.get(info.id)
-        if known is not None:
+        if info.id in self._replicas:
             return []
         now = self._clock()
-        fleet = self._fleet_speed(info.model)
+        self._models.add(info.model)
+        fleet = self._fleet(info.model)
         leases = self._on.setdefault(info.id, {})
         for lease in leases.values():
             lease.blocks = self._blocks(lease.request, info)
-        seed = fleet if speed is None else self.config.seed_speed.scaled(speed)
+        seed = self.config.seed_speed
+        seed = fleet.speed(seed) if speed is None else seed.scaled(speed)
         self._registered += 1
         replica = Replica(info, leases, seed=seed, trusted=speed is not None, now=now, index=self._registered)
         replica.recovering = now < self._recovered_at
         self._replicas[info.id] = replica
-        self._by_model.setdefault(info.model, []).append(replica)
-        self._empty_since.pop(info.model, None)
+        fleet.add(replica)
         return self._release(info.model)
 
     def replica_down(self, replica_id: str, reason: str = "removed", *, died: bool = True) -> list[Reply]:
@@ -231,10 +217,7 @@ class Dispatcher:
         now = self._clock()
         replica = self._replicas.pop(replica_id, None)
         if replica is not None:
-            rows = self._by_model[replica.info.model]
-            rows.remove(replica)
-            if not rows:
-                self._empty_since[replica.info.model] = now
+            self._fleets[replica.info.model].remove(replica, now)
         lost = self._on.pop(replica_id, {})
         replies = []
         for lease_id, lease in lost.items():
@@ -268,15 +251,14 @@ class Dispatcher:
             if now - since >= self.config.orphan_grace:
                 del self._gone[client]
                 self._forget(client, keep=set(), now=now)
-        for model, rows in self._by_model.items():
-            fleet = self._fleet_speed(model)
-            for replica in rows:
-                replica.fleet = fleet
+        for fleet in self._fleets.values():
+            speed = fleet.speed(self.config.seed_speed)
+            for replica in fleet.replicas:
+                replica.fleet = speed
                 replica.recovering = now < self._recovered_at
                 replica.watch(now, self.config.suspect_after)
-        for model, queue in self._queues.items():
-            if len(queue) and not self._by_model.get(model):
-                replies += self._expire(model, queue, now)
+            if not fleet.replicas and len(fleet.queue):
+                replies += self._expire(fleet, now)
         return replies + self._release_all()
 
     # for status, metrics and tests
@@ -284,7 +266,7 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """Requests without a lease."""
-        return sum(map(len, self._queues.values()))
+        return sum(len(fleet.queue) for fleet in self._fleets.values())
 
     def rows(self) -> tuple[ReplicaRow, ...]:
         """The replica table."""
@@ -300,30 +282,18 @@ class Dispatcher:
 
     # inside
 
-    def _queue(self, model: str) -> WaitingQueue[Waiting]:
-        queue = self._queues.get(model)
-        if queue is None:
-            queue = self._queues[model] = WaitingQueue(self._ordering, self.config.max_waiting)
-        return queue
+    def _fleet(self, model: str) -> Fleet:
+        fleet = self._fleets.get(model)
+        if fleet is None:
+            fleet = Fleet(model, self._ordering, self.config.max_waiting, self.config.decode_margin)
+            self._fleets[model] = fleet
+        return fleet
 
-    def _never(self, request: Acquire) -> Refused | None:
-        """The refusal of a request that no replica of its model could ever take."""
-        rows = self._by_model.get(request.model)
-        if rows is None and self._by_model and not request.accepted:
-            return Refused(request.lease_id, Refusal.UNKNOWN_MODEL, request.model)
-        if not rows:
-            return None
-        known = request.prompt_tokens + request.resumed_tokens
-        if request.prompt_tokens >= (context := max(r.info.max_model_len for r in rows)):
-            text = f"the prompt has {request.prompt_tokens} tokens, the context of {request.model} {context}"
-            return Refused(request.lease_id, Refusal.CONTEXT, text)
-        if request.choices > (slots := max(r.info.max_num_seqs for r in rows)):
-            text = f"n = {request.choices}, but a replica of {request.model} runs at most {slots} sequences at once"
-            return Refused(request.lease_id, Refusal.INVALID, text)
-        if known > (tokens := max(r.info.num_blocks * r.info.block_size for r in rows)):
-            text = f"{known} tokens do not fit the cache of a replica of {request.model}, {tokens} tokens"
-            return Refused(request.lease_id, Refusal.INVALID, text)
-        return None
+    def _refusal(self, request: Acquire, fleet: Fleet) -> Refused | None:
+        if fleet.queue.full and not request.accepted:
+            text = f"{len(fleet.queue)} requests wait for {request.model} already"
+            return Refused(request.lease_id, Refusal.OVERLOADED, text, fleet.retry_after(self._hold_seconds))
+        return fleet.never(request)
 
     def _blocks(self, request: Acquire, info: ReplicaInfo) -> int:
         return min(blocks_needed(request, info.block_size, self.config.decode_margin), info.num_blocks)
@@ -333,27 +303,14 @@ class Dispatcher:
         left = max(output - request.resumed_tokens / request.choices, 1.0)
         return Demand(request.prompt_tokens + request.resumed_tokens, left, request.choices)
 
-    def _place(self, waiting: Waiting, now: float) -> Replica | None:
-        """The replica for `waiting`, if one has room."""
-        request = waiting.request
-        rows = self._by_model.get(request.model, [])
-        if request.excluded:
-            others = [r for r in rows if r.info.id not in request.excluded]
-            if others or now - waiting.queued < self.config.exclusion_grace:
-                rows = others
-        choices, size, blocks, candidates = request.choices, 0, 0, []
-        for r in rows:
-            if r.free_slots >= choices:
-                if r.info.block_size != size:
-                    size = r.info.block_size
-                    blocks = blocks_needed(request, size, self.config.decode_margin)
-                if r.free_blocks >= blocks or (blocks > r.info.num_blocks == r.free_blocks):
-                    candidates.append(r)
-        return self._strategy.choose(candidates, self._demand(request)) if candidates else None
-
-    def _grant(self, waiting: Waiting, replica: Replica, now: float) -> Granted:
+    def _try(self, waiting: Waiting, fleet: Fleet, now: float) -> Granted | None:
+        """The lease of `waiting`, if a replica has room. It is still in the queue then."""
         request = waiting.request
         demand = self._demand(request)
+        insist = now - waiting.queued >= self.config.exclusion_grace
+        replica = fleet.place(request, demand, self._strategy, insist=insist)
+        if replica is None:
+            return None
         expected = replica.expected(demand)
         lease = Lease(request, waiting.client, replica.info.id, waiting.arrived, now)
         lease.blocks = self._blocks(request, replica.info)
@@ -380,61 +337,45 @@ class Dispatcher:
         for lease_id in [i for i, lease in self._leases.items() if lease.client == client and i not in keep]:
             self._drop(lease_id, now)
             self._ends.cancelled += 1
-        for queue in self._queues.values():
-            for waiting in [w for w in queue if w.client == client]:
-                queue.remove(waiting.request.lease_id)
+        self._forget_waiting(client)
+
+    def _forget_waiting(self, client: str) -> None:
+        for fleet in self._fleets.values():
+            for waiting in [w for w in fleet.queue if w.client == client]:
+                fleet.queue.remove(waiting.request.lease_id)
                 self._ends.cancelled += 1
 
     def _release(self, model: str) -> list[Reply]:
         """Leases for as many waiting requests as there is room for, in order."""
-        queue = self._queues.get(model)
-        if not queue:
+        fleet = self._fleets.get(model)
+        if fleet is None or not fleet.queue:
             return []
-        now = self._clock()
+        queue, now = fleet.queue, self._clock()
         replies: list[Reply] = []
         aside: list[Waiting] = []
         while (head := queue.peek()) is not None:
-            chosen = self._place(head, now)
-            if chosen is None:
-                if not head.request.excluded or len(aside) == _LOOK_PAST:
-                    break
+            granted = self._try(head, fleet, now)
+            if granted is not None:
+                replies.append(Reply(head.client, granted))
+            elif head.request.excluded and len(aside) < _LOOK_PAST:
                 aside.append(head)
             else:
-                replies.append(Reply(head.client, self._grant(head, chosen, now)))
+                break
             queue.remove(head.request.lease_id)
         for waiting in aside:
             queue.push(waiting.request.lease_id, waiting)
         return replies
 
     def _release_all(self) -> list[Reply]:
-        return [reply for model in list(self._queues) for reply in self._release(model)]
+        return [reply for model in list(self._fleets) for reply in self._release(model)]
 
-    def _expire(self, model: str, queue: WaitingQueue[Waiting], now: float) -> list[Reply]:
-        since = self._empty_since.get(model, float("-inf"))
+    def _expire(self, fleet: Fleet, now: float) -> list[Reply]:
         replies = []
-        for w in list(queue):
+        for w in list(fleet.queue):
             grace = self.config.replay_grace if w.request.accepted else self.config.replica_grace
-            if now - max(since, w.queued) >= grace:
-                queue.remove(w.request.lease_id)
+            if now - max(fleet.empty_since, w.queued) >= grace:
+                fleet.queue.remove(w.request.lease_id)
                 self._ends.refused += 1
-                text = f"no replica of {model} came up in {grace:g} s"
+                text = f"no replica of {fleet.model} came up in {grace:g} s"
                 replies.append(Reply(w.client, Refused(w.request.lease_id, Refusal.NO_REPLICA, text, grace)))
         return replies
-
-    def _retry_after(self, model: str, ahead: int) -> float:
-        slots = sum(r.info.max_num_seqs for r in self._by_model.get(model, ()))
-        return min(max(self._hold_seconds * (ahead + 1) / max(slots, 1), 1.0), 60.0)
-
-    def _fleet_speed(self, model: str) -> Speed:
-        """The mean of what was measured on replicas of `model`."""
-        seen = [r.model.speed for r in self._by_model.get(model, ()) if r.model.known]
-        if not seen:
-            return self.config.seed_speed
-        n = len(seen)
-        return replace(
-            self.config.seed_speed,
-            prefill_rate=n / sum(1.0 / s.prefill_rate for s in seen),
-            base=sum(s.base for s in seen) / n,
-            per_seq=sum(s.per_seq for s in seen) / n,
-            per_kv=sum(s.per_kv for s in seen) / n,
-        )

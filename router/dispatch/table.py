@@ -51,15 +51,17 @@ class Replica:
     """
 
     __slots__ = (
-        "blocks", "draining", "fleet", "free_blocks", "free_slots", "index", "info", "kv_seconds", "leases",
-        "load", "model", "observed", "observed_at", "progress_at", "queue_seconds", "recovering", "seq_seconds",
-        "slots", "step_seconds", "suspect", "taught_at", "token_seconds", "trusted", "unreported",
+        "block_size", "blocks", "draining", "fleet", "free_blocks", "free_slots", "index", "info", "kv_seconds",
+        "leases", "load", "model", "observed", "observed_at", "progress_at", "queue_seconds", "recovering",
+        "seq_seconds", "slots", "step_seconds", "suspect", "taught_at", "token_seconds", "trusted", "unreported",
+        "unreported_tokens",
     )  # fmt: skip
 
     def __init__(
         self, info: ReplicaInfo, leases: dict[str, Lease], *, seed: Speed, trusted: bool, now: float, index: int
     ) -> None:
         self.info, self.leases, self.index = info, leases, index
+        self.block_size = info.block_size
         self.load = LoadReport(step=-1)
         self.model = SpeedModel(seed)
         self.trusted = trusted  # the seed was given, not guessed
@@ -69,6 +71,7 @@ class Replica:
         self.slots = sum(lease.request.choices for lease in leases.values())
         self.blocks = sum(lease.blocks for lease in leases.values())
         self.unreported: deque[tuple[float, int]] = deque()  # (granted, prefill tokens) not yet in a report
+        self.unreported_tokens = 0
         self.observed: float | None = None  # seconds a lease took for each slot in use
         self.observed_at = now
         self.refresh(now)
@@ -88,10 +91,7 @@ class Replica:
             speed = self.fleet.scaled(self.fleet.prefill_rate / _TRY_NEW)
         elif self.model.known and not self.leases:
             speed = blend(speed, self.fleet, min((now - self.taught_at - _STALE) / _STALE, 1.0))
-        backlog, kv = load.prefill_backlog, load.kv_tokens
-        for _, tokens in self.unreported:
-            backlog += tokens
-            kv += tokens
+        backlog, kv = load.prefill_backlog + self.unreported_tokens, load.kv_tokens + self.unreported_tokens
         self.token_seconds = 1.0 / speed.prefill_rate
         self.queue_seconds = backlog / speed.prefill_rate
         self.seq_seconds, self.kv_seconds = speed.per_seq, speed.per_kv
@@ -117,6 +117,7 @@ class Replica:
         self.blocks += lease.blocks
         if prefill:
             self.unreported.append((now, prefill))
+            self.unreported_tokens += prefill
         self.refresh(now)
 
     def remove(self, lease_id: str, now: float) -> None:
@@ -138,7 +139,7 @@ class Replica:
             self.suspect = False
         self.load = load
         while self.unreported and self.unreported[0][0] <= now - _REPORT_LAG:
-            self.unreported.popleft()
+            self.unreported_tokens -= self.unreported.popleft()[1]
         self.refresh(now)
 
     def watch(self, now: float, suspect_seconds: float) -> None:

@@ -1,0 +1,117 @@
+"""All replicas of one model, and the requests that wait for one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from router.dispatch.latency import Speed
+from router.dispatch.lease import Acquire, Refusal, Refused
+from router.dispatch.strategies import Strategy
+from router.dispatch.table import Demand, Replica, blocks_needed
+from router.qos.queue import Ordering, WaitingQueue
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request without a lease; `arrived` is when it first came, `queued` when it came to this queue."""
+
+    request: Acquire
+    client: str
+    arrived: float
+    queued: float
+
+
+class Fleet:
+    """The replicas of `model` in the order of registration. `empty_since` counts only while there is none."""
+
+    def __init__(self, model: str, ordering: Ordering[Waiting], max_waiting: int, margin: int) -> None:
+        self.model = model
+        self.replicas: list[Replica] = []
+        self.queue = WaitingQueue(ordering, max_waiting)
+        self.empty_since = float("-inf")
+        self._margin = margin
+        self._context = self._most_slots = self._most_tokens = self._slots = 0
+        self._alike = True
+
+    def add(self, replica: Replica) -> None:
+        """`replica` may be chosen from now on."""
+        self.replicas.append(replica)
+        self._measure()
+
+    def remove(self, replica: Replica, now: float) -> None:
+        """`replica` is chosen no more."""
+        self.replicas.remove(replica)
+        self._measure()
+        if not self.replicas:
+            self.empty_since = now
+
+    def _measure(self) -> None:
+        infos = [r.info for r in self.replicas]
+        self._context = max((i.max_model_len for i in infos), default=0)
+        self._most_slots = max((i.max_num_seqs for i in infos), default=0)
+        self._most_tokens = max((i.num_blocks * i.block_size for i in infos), default=0)
+        self._slots = sum(i.max_num_seqs for i in infos)
+        self._alike = len({(i.max_model_len, i.max_num_seqs, i.num_blocks, i.block_size) for i in infos}) <= 1
+
+    def never(self, request: Acquire) -> Refused | None:
+        """The refusal of a request that no replica could ever take; None while there are none."""
+        if not self.replicas:
+            return None
+        if request.prompt_tokens >= self._context:
+            text = f"the prompt has {request.prompt_tokens} tokens, the context of {self.model} {self._context}"
+            return Refused(request.lease_id, Refusal.CONTEXT, text)
+        if request.choices > self._most_slots:
+            text = f"n = {request.choices}, but a replica of {self.model} runs at most {self._most_slots} sequences"
+            return Refused(request.lease_id, Refusal.INVALID, text)
+        known = request.prompt_tokens + request.resumed_tokens
+        if known > self._most_tokens:
+            text = f"{known} tokens, but the cache of a replica of {self.model} holds {self._most_tokens}"
+            return Refused(request.lease_id, Refusal.INVALID, text)
+        if not self._alike and not any(self._fits(request, r) for r in self.replicas):
+            return Refused(request.lease_id, Refusal.INVALID, f"no single replica of {self.model} can hold it")
+        return None
+
+    @staticmethod
+    def _fits(request: Acquire, replica: Replica) -> bool:
+        info = replica.info
+        known = request.prompt_tokens + request.resumed_tokens
+        return (
+            request.prompt_tokens < info.max_model_len
+            and request.choices <= info.max_num_seqs
+            and known <= info.num_blocks * info.block_size
+        )
+
+    def place(self, request: Acquire, demand: Demand, strategy: Strategy, *, insist: bool) -> Replica | None:
+        """The replica for `request`, if one has room. Excluded ones only if there is no other and `insist`."""
+        rows = self.replicas if self._alike else [r for r in self.replicas if self._fits(request, r)]
+        if request.excluded:
+            others = [r for r in rows if r.info.id not in request.excluded]
+            if others or not insist:
+                rows = others
+        choices, size, blocks = request.choices, 0, 0
+        candidates = []
+        for r in rows:
+            if r.free_slots >= choices:
+                if r.block_size != size:
+                    size = r.block_size
+                    blocks = blocks_needed(request, size, self._margin)
+                if r.free_blocks >= blocks or r.free_blocks == r.info.num_blocks:  # margins never keep it out for ever
+                    candidates.append(r)
+        return strategy.choose(candidates, demand) if candidates else None
+
+    def speed(self, seed: Speed) -> Speed:
+        """The mean of what was measured, in times; `seed` if nothing was."""
+        seen = [r.model.speed for r in self.replicas if r.model.known]
+        if not seen:
+            return seed
+        n = len(seen)
+        return Speed(
+            prefill_rate=n / sum(1.0 / s.prefill_rate for s in seen),
+            base=sum(s.base for s in seen) / n,
+            per_seq=sum(s.per_seq for s in seen) / n,
+            per_kv=sum(s.per_kv for s in seen) / n,
+        )
+
+    def retry_after(self, hold_seconds: float) -> float:
+        """Seconds until the queue, as it stands, has been served, within 1 and 60."""
+        return min(max(hold_seconds * (len(self.queue) + 1) / max(self._slots, 1), 1.0), 60.0)
