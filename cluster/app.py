@@ -24,7 +24,7 @@ from cluster.dispatcher_actor import start_dispatcher
 from cluster.engine_deployment import replica_application
 from cluster.environment import cpu_count, secure_ray_token
 from cluster.ingress_deployment import front_application
-from cluster.names import FRONT_APP, NAMESPACE, REPLICAS_APP
+from cluster.names import DISPATCHER, FRONT_APP, NAMESPACE, REPLICAS_APP
 from workers.api.errors import ConfigError, EchelonError
 
 OBJECT_STORE_BYTES = 100 << 20  # tokens never pass through it
@@ -77,7 +77,7 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress) 
     connect_ray(config, address)
     secret = secrets.token_hex(16)
     replica_config = config.replica_config(choose_device(config))
-    start_dispatcher(config.dispatch, secret)
+    start_dispatcher(config.dispatcher_config(), secret)
     progress(f"starting Serve and {config.model.replicas} replicas of {config.model_name} on {replica_config.device}")
     http = HTTPOptions(host=config.http.host, port=config.http.port, location=ProxyLocation.EveryNode)
     serve.start(http_options=http)
@@ -144,4 +144,5 @@ def bring_down(*, own_ray: bool) -> None:
     else:
         serve.delete(FRONT_APP)
         serve.delete(REPLICAS_APP)
+        ray.kill(ray.get_actor(DISPATCHER, namespace=NAMESPACE))
     ray.shutdown()

@@ -75,4 +75,3 @@ def main() -> None:
     except EchelonError as e:
         errors.print(f"[bold red]error:[/] {e}")
         sys.exit(1)
-

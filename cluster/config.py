@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.environment import DEMO_MODEL, cpu_count
+from router.dispatch.dispatcher import DispatcherConfig
 from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
 from workers.api.errors import ConfigError
 
@@ -75,6 +76,12 @@ class ClusterConfig(Section):
     engine: EngineSection = EngineSection()
     http: HttpSection = HttpSection()
     dispatch: DispatchSection = DispatchSection()
+
+    def dispatcher_config(self) -> DispatcherConfig:
+        """What the dispatcher is told."""
+        return DispatcherConfig(
+            strategy=self.dispatch.strategy, models=(self.model_name,), max_waiting=self.dispatch.max_waiting
+        )
 
     @property
     def model_name(self) -> str:

@@ -8,26 +8,29 @@ from typing import Any
 
 import ray
 
-from cluster.config import DispatchSection
 from cluster.names import DISPATCHER, NAMESPACE
+from router.dispatch.dispatcher import DispatcherConfig
+from router.dispatch.lease import ReplicaTable
+from router.dispatch.ledger import Ledger
 from router.dispatch.server import DispatcherServer
+from workers.api.errors import ConfigError
 from workers.api.replica import ReplicaInfo
 
 
 class DispatcherActor:
     """Ray restarts it when it dies; replicas announce themselves again, ingresses re-register their leases."""
 
-    def __init__(self, config: DispatchSection, secret: str) -> None:
+    def __init__(self, config: DispatcherConfig, secret: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-        self._server = DispatcherServer(secret=secret, strategy=config.strategy, max_waiting=config.max_waiting)
-        self._lock = asyncio.Lock()
+        self._server = DispatcherServer(config, secret=secret, host=ray.util.get_node_ip_address())
+        self._starting = asyncio.Lock()
         self._address: tuple[str, int] | None = None
 
     async def address(self) -> tuple[str, int]:
         """Host and port for ingresses; listening starts with the first call."""
-        async with self._lock:
+        async with self._starting:
             if self._address is None:
-                self._address = await self._server.start(ray.util.get_node_ip_address(), 0)
+                self._address = await self._server.start()
         return self._address
 
     async def register(self, info: ReplicaInfo) -> None:
@@ -35,19 +38,32 @@ class DispatcherActor:
         await self.address()
         self._server.register(info)
 
-    async def unregister(self, replica_id: str) -> None:
-        """A replica takes no more leases."""
-        self._server.unregister(replica_id)
+    async def unregister(self, replica_id: str, reason: str) -> None:
+        """A replica is gone."""
+        self._server.unregister(replica_id, reason)
+
+    async def status(self) -> ReplicaTable:
+        """The table of replicas."""
+        return self._server.status()
+
+    async def ledger(self) -> Ledger:
+        """The books of the leases."""
+        return self._server.ledger()
 
 
-def start_dispatcher(config: DispatchSection, secret: str) -> Any:
-    """The one dispatcher of this Ray cluster: made, or found."""
+def start_dispatcher(config: DispatcherConfig, secret: str) -> Any:
+    """Start the one dispatcher of this Ray cluster. Raises ConfigError when one runs there already."""
+    try:
+        ray.get_actor(DISPATCHER, namespace=NAMESPACE)
+    except ValueError:
+        pass
+    else:
+        raise ConfigError("an Echelon runs in this Ray cluster already: stop it first (echelon stop)")
     return (
         ray.remote(DispatcherActor)
         .options(
             name=DISPATCHER,
             namespace=NAMESPACE,
-            get_if_exists=True,
             lifetime="detached",
             num_cpus=0,
             max_restarts=-1,
@@ -55,3 +71,12 @@ def start_dispatcher(config: DispatchSection, secret: str) -> Any:
         )
         .remote(config, secret)
     )
+
+
+async def locate_dispatcher() -> tuple[str, int]:
+    """Its host and port. Raises ConnectionError while there is none."""
+    try:
+        address: tuple[str, int] = await ray.get_actor(DISPATCHER, namespace=NAMESPACE).address.remote()
+    except (ValueError, ray.exceptions.RayError) as e:
+        raise ConnectionError(f"the dispatcher's actor does not answer: {e}") from e
+    return address

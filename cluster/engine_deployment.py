@@ -29,7 +29,7 @@ log = logging.getLogger("ray.serve")  # Serve routes this one to the replica's l
 class Replica:
     """The supervisor of one gang of ranks."""
 
-    async def __init__(self, config: ReplicaConfig, revision: str | None, secret: str, threads: int) -> None:
+    async def __init__(self, config: ReplicaConfig, revision: str | None, secret: str, threads: int) -> None:  # type: ignore[misc]
         self._id = serve.get_replica_context().replica_id.unique_id
         self._stopping = False
         group = ray.util.get_current_placement_group()
@@ -39,11 +39,15 @@ class Replica:
                 **rank_options(config),
                 name=f"rank-{self._id}-{rank}",
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-            ).remote(config, revision, self._id, secret, threads)
+            ).remote(config, revision, self._id, rank, secret, threads)
             for rank in range(config.tensor_parallel)
         ]
-        self._info, phases = await self._ranks[0].start.remote()
-        log.info("replica %s at %s:%d; start-up seconds: %s", self._id, self._info.host, self._info.port, phases)
+        meeting = await self._ranks[0].call_meeting.remote() if config.tensor_parallel > 1 else None
+        started = await asyncio.gather(*(rank.start.remote(meeting) for rank in self._ranks))
+        self._info = started[0].info
+        for number, one in enumerate(started):
+            phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in one.phases.items())
+            log.info("replica %s rank %d (pid %d) is up: %s", self._id, number, one.pid, phases)
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._announce())]
 
     async def _watch(self) -> None:
@@ -85,7 +89,7 @@ class Replica:
         for task in self._tasks:
             task.cancel()
         dispatcher = ray.get_actor(DISPATCHER, namespace=NAMESPACE)
-        await dispatcher.unregister.remote(self._id)
+        await dispatcher.unregister.remote(self._id, "stopped by Serve")
         self._kill_ranks()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.resources
 import os
 import socket
 import stat
+import struct
 import tempfile
 from pathlib import Path
 
 DEMO_MODEL = "demo"
+SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
 def state_dir() -> Path:
@@ -36,11 +39,23 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(s.getsockname()[1])
 
 
+def set_collective_interface(host: str) -> None:
+    """Let gloo and NCCL use the interface that carries address `host`; alone they may pick loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        for _, interface in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(s.fileno(), SIOCGIFADDR, struct.pack("256s", interface.encode()))
+            except OSError:
+                continue  # it has no IPv4 address
+            if socket.inet_ntoa(answer[20:24]) == host:
+                os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
+
+
 def prepare_ray() -> None:
     """Set what Ray and Serve read at their start. Call before `import ray`; values the user has set stay.
 
     Serve's HTTP goes through the HAProxy that Ray ships (4 to 10 times the events a second of its Python proxy), with
-    its files in a private folder (short: a socket path has 97 characters), and its statistics on loopback by our wrapper.
+    its files in a private folder (a socket path has 97 characters at most) and its statistics on loopback.
     """
     private = Path(tempfile.mkdtemp(prefix="echelon-", dir="/tmp"))
     defaults = {

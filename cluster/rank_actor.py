@@ -1,43 +1,101 @@
-"""One rank as a Ray actor: a thin shell around `workers.rank.Rank` and, on rank 0, `workers.replica.EngineServer`."""
+"""One rank as a Ray actor: a thin shell around `workers.rank.Rank`; on rank 0 also around `workers.replica`.
+
+The gang meets in `start`: torch.distributed for collectives, then the plan channel. After that Ray only watches.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import ray
 
 from cluster.config import resolve_model
+from cluster.environment import free_port, set_collective_interface
 from workers.api.config import ReplicaConfig
 from workers.api.replica import ReplicaInfo
 
 if TYPE_CHECKING:
+    from workers.engine.plan import Executor
+    from workers.parallel.channel import PlanReceiver, PlanSender
     from workers.replica import EngineServer
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the ranks of a gang meet: the address of torch.distributed, and of rank 0's plan channel."""
+
+    host: str
+    port: int
+    plans: tuple[str, int]
+    plan_secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a rank says once it is up. `info` comes from rank 0 alone; `phases` are the seconds of its start."""
+
+    info: ReplicaInfo | None
+    pid: int
+    phases: dict[str, float]
 
 
 class RankActor:
     """Loads its shard in `start`, then steps in `run`, which never returns while the replica is well."""
 
-    def __init__(self, config: ReplicaConfig, revision: str | None, replica_id: str, secret: str, threads: int) -> None:
+    def __init__(
+        self, config: ReplicaConfig, revision: str | None, replica_id: str, rank: int, secret: str, threads: int
+    ) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
         folder = resolve_model(config.model.path, revision)
         self._config = replace(config, model=replace(config.model, path=str(folder)))
-        self._replica_id, self._secret, self._threads = replica_id, secret, threads
+        self._replica_id, self._rank, self._secret, self._threads = replica_id, rank, secret, threads
+        self._host = ray.util.get_node_ip_address()
         self._server: EngineServer | None = None
+        self._sender: PlanSender | None = None
+        self._receiver: PlanReceiver | None = None
+        self._runner: Executor | None = None
 
-    def start(self) -> tuple[ReplicaInfo, dict[str, float]]:
-        """Load, warm up and listen. Returns the address, and the seconds that each phase of the start took."""
-        from workers.rank import Rank  # imports torch: the driver and the supervisor never do
+    def call_meeting(self) -> Meeting:
+        """Rank 0 opens the plan channel and picks a port for torch.distributed."""
+        from workers.parallel.channel import PlanSender
+
+        self._sender = PlanSender(self._host, receivers=self._config.tensor_parallel - 1)
+        return Meeting(self._host, free_port(self._host), self._sender.address, self._sender.secret)
+
+    def start(self, meeting: Meeting | None) -> Started:
+        """Meet the gang if there is one, load, warm up; rank 0 then listens. Raises what the start raises."""
+        from workers.execution.gang import GangExecutor  # torch: the driver and the supervisor never import it
+        from workers.parallel.channel import PlanReceiver
+        from workers.parallel.group import connect
+        from workers.rank import Rank
         from workers.replica import EngineServer
 
-        rank = Rank(self._config, threads=self._threads)
-        host = ray.util.get_node_ip_address()
+        groups = None
+        if meeting is not None:
+            set_collective_interface(self._host)
+            groups = connect(
+                rank=self._rank,
+                tensor_parallel=self._config.tensor_parallel,
+                init_method=f"tcp://{meeting.host}:{meeting.port}",
+                backend="nccl" if self._config.device == "cuda" else "gloo",
+            )
+        rank = Rank(self._config, rank=self._rank, groups=groups, threads=self._threads)
+        executor: Executor = rank.runner
+        self._runner = executor
+        if self._rank > 0:
+            assert meeting is not None
+            self._receiver = PlanReceiver(meeting.plans, meeting.plan_secret)
+            return Started(None, os.getpid(), rank.phases)
+        if self._sender is not None:
+            self._sender.accept()
+            executor = GangExecutor(rank.runner, self._sender)
         info = ReplicaInfo(
             id=self._replica_id,
             model=self._config.model.name,
-            host=host,
+            host=self._host,
             port=0,
             max_model_len=rank.max_model_len,
             max_num_seqs=self._config.engine.max_num_seqs,
@@ -46,15 +104,21 @@ class RankActor:
             node=ray.get_runtime_context().get_node_id(),
             pid=os.getpid(),
         )
-        self._server = EngineServer(rank.make_engine(), info, self._secret)
-        return self._server.start(host), dict(rank.phases)
+        self._server = EngineServer(rank.make_engine(executor), info, self._secret)
+        return Started(self._server.start(self._host), os.getpid(), rank.phases)
 
     def run(self) -> None:
         """Step until told to stop. Raises what a step raised."""
-        assert self._server is not None, "start() comes first"
-        self._server.run()
+        from workers.execution.gang import follow
+
+        if self._server is not None:
+            self._server.run()
+        else:
+            assert self._runner is not None, "start() comes first"
+            assert self._receiver is not None, "start() comes first"
+            follow(self._runner, self._receiver)
 
     def stop(self) -> None:
-        """Make `run` return."""
+        """Make rank 0's `run` return."""
         if self._server is not None:
             self._server.stop()

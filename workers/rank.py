@@ -17,7 +17,7 @@ from workers.api.errors import ConfigError, EngineFault
 from workers.api.request import EngineRequest, FinishReason, SamplingParams
 from workers.context import LayerCache
 from workers.engine.core import Engine
-from workers.engine.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
+from workers.engine.plan import Executor, NewSequence, ScheduledSequence, StepPlan, StepResult
 from workers.engine.queue import Ordering
 from workers.execution.cache import allocate, block_bytes, count_blocks
 from workers.execution.inputs import BatchState
@@ -96,11 +96,11 @@ class Rank:
             ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.phases.items()),
         )  # fmt: skip
 
-    def make_engine(self, ordering: Ordering | None = None) -> Engine:
-        """An engine over this rank's runner; one at a time, since it owns all blocks."""
+    def make_engine(self, executor: Executor | None = None, ordering: Ordering | None = None) -> Engine:
+        """An engine over `executor` (default: this rank's runner alone); one at a time, since it owns all blocks."""
         return Engine(
             self.config.engine,
-            self.runner,
+            executor or self.runner,
             num_blocks=self.num_blocks,
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,

@@ -1,0 +1,1 @@
+"""Files that ship with Echelon: cluster and QoS examples, chat templates and the demo model."""

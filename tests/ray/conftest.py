@@ -1,0 +1,119 @@
+"""One cluster for all Ray tests: the demo model, two replicas, on an own local Ray."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from cluster.environment import free_port, prepare_ray
+
+MODEL = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A running cluster and how tests look inside."""
+
+    base_url: str
+
+    def post(self, path: str, body: dict[str, Any], timeout: float = 60) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of one POST."""
+        request = urllib.request.Request(
+            self.base_url + path, data=json.dumps(body).encode(), headers={"content-type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as e:
+            return e.code, json.load(e)
+
+    def chat(self, text: str, **body: Any) -> dict[str, Any]:
+        """A chat of one turn that must succeed."""
+        messages = [{"role": "user", "content": text}]
+        status, answer = self.post("/chat/completions", {"model": MODEL, "messages": messages, **body})
+        assert status == 200, answer
+        return answer
+
+    def dispatcher(self) -> Any:
+        """The dispatcher's actor."""
+        import ray
+
+        from cluster.names import DISPATCHER, NAMESPACE
+
+        return ray.get_actor(DISPATCHER, namespace=NAMESPACE)
+
+    def rows(self) -> list[Any]:
+        """The dispatcher's table of replicas."""
+        import ray
+
+        return list(ray.get(self.dispatcher().status.remote(), timeout=30).rows)
+
+    def ready(self) -> list[Any]:
+        """The rows of replicas that take leases."""
+        return [r for r in self.rows() if r.state == "ready"]
+
+    def check_ledgers(self) -> None:
+        """Leases, requests and blocks all balance, and nothing is left behind."""
+        import ray
+
+        def settled() -> bool:
+            ledger = ray.get(self.dispatcher().ledger.remote(), timeout=30)
+            assert ledger.balanced, ledger
+            rows = self.ready()
+            assert all(r.load.requests.balanced for r in rows), rows
+            idle = all(r.leases == 0 and r.load.requests.running == 0 for r in rows)
+            return idle and ledger.held == 0 and all(r.load.free_blocks == r.load.total_blocks for r in rows)
+
+        await_true(settled, "leases, sequences or blocks are left behind")
+
+
+def await_true(condition: Callable[[], bool], failure: str, seconds: float = 60.0) -> None:
+    """Return once `condition` holds; fail with `failure` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        time.sleep(0.1)
+    pytest.fail(failure)
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Cluster]:
+    prepare_ray()
+    from cluster.app import bring_down, bring_up
+    from cluster.config import ClusterConfig, HttpSection, ModelSection
+
+    config = ClusterConfig(model=ModelSection(path="demo", name=MODEL, replicas=2), http=HttpSection(port=free_port()))
+    try:
+        yield Cluster(bring_up(config, address=None, progress=lambda text: None).base_url)
+    finally:
+        bring_down(own_ray=True)
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Iterator[Cluster]:
+    """The shared cluster with two ready replicas; its ledgers are checked at the end."""
+    await_true(lambda: len(running.ready()) == 2, "two replicas should be ready")
+    yield running
+    running.check_ledgers()
+
+
+@pytest.fixture
+def await_replicas(running: Cluster) -> Callable[..., None]:
+    """Wait for two ready replicas, none of them `without`."""
+
+    def wait(without: str) -> None:
+        def replaced() -> bool:
+            ids = {r.info.id for r in running.ready()}
+            return len(ids) == 2 and without not in ids
+
+        await_true(replaced, f"replica {without} was not replaced")
+
+    return wait

@@ -1,0 +1,79 @@
+"""What dies comes back, and clients do not notice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import openai
+import pytest
+
+pytestmark = pytest.mark.ray
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_rank_killed_while_idle(cluster: Any, await_replicas: Any) -> None:
+    victim = cluster.ready()[0]
+    kill(victim.info.pid)
+    assert "7" in cluster.chat("What is 3 + 4?")["choices"][0]["message"]["content"]
+    await_replicas(without=victim.info.id)
+    assert "7" in cluster.chat("What is 3 + 4?")["choices"][0]["message"]["content"]
+
+
+def test_a_supervisor_killed_while_idle(cluster: Any, await_replicas: Any) -> None:
+    import ray
+
+    from cluster.names import REPLICAS_APP
+
+    victim = cluster.ready()[0].info.id
+    supervisor = ray.get_actor(f"SERVE_REPLICA::{REPLICAS_APP}#demo#{victim}", namespace="serve")
+    ray.kill(supervisor)
+    for _ in range(5):
+        assert "7" in cluster.chat("What is 3 + 4?")["choices"][0]["message"]["content"]
+    await_replicas(without=victim)
+
+
+def test_a_stream_goes_on_when_its_replica_is_killed(cluster: Any, await_replicas: Any) -> None:
+    client = openai.OpenAI(base_url=cluster.base_url, api_key="none", max_retries=0)
+    body: Any = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "Count from 1 to 20."}],
+        "temperature": 0,
+        "max_tokens": 600,
+        "extra_body": {"ignore_eos": True},
+    }
+    whole = client.chat.completions.create(**body).choices[0].message.content
+    pieces: list[str] = []
+    victim = ""
+    for chunk in client.chat.completions.create(**body, stream=True):
+        pieces.append((chunk.choices[0].delta.content or "") if chunk.choices else "")
+        if len(pieces) == 20:
+            row = next(r for r in cluster.rows() if r.leases)
+            victim = row.info.id
+            kill(row.info.pid)
+    assert victim
+    assert "".join(pieces) == whole
+    await_replicas(without=victim)
+
+
+def test_the_dispatcher_killed_under_load(cluster: Any) -> None:
+    import ray
+
+    answers: list[str] = []
+
+    def ask() -> None:
+        answers.extend(
+            cluster.chat(f"What is {i} + 4?", temperature=0)["choices"][0]["message"]["content"] for i in range(10)
+        )
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    ray.kill(cluster.dispatcher(), no_restart=False)
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert len(answers) == 10
