@@ -41,7 +41,7 @@ class Roster:
         new = self.residents.enter(sequence, hits)
         found, prompt = sequence.planned, sequence.num_prompt
         self.backlog -= found
-        if not sequence.preemptions:
+        if self.cache.enabled and not sequence.preemptions:
             self.stats.prefix_queries += len(sequence.token_ids)
             self.stats.prefix_hits += found
         if found > sequence.accounted:

@@ -7,7 +7,7 @@ The order inside a step: decodes, then part-done prefills, then admissions in th
 before anything is planned, so a sequence of the plan is never preempted by it.
 
 Progress. Every accepted request fits the pool alone, and whoever is resident alone always runs. Admission leaves
-`watermark` tokens of room for each resident to grow, and twice as much each time the candidate had been preempted. So,
+`watermark` tokens of room for each sequence to grow, and twice as much each time the candidate had been preempted. So,
 under FIFO, one sequence is preempted at most about 2 + log2(pool / watermark) times: in the end it is let in alone, and
 is then the oldest, which nobody preempts.
 """
@@ -125,14 +125,14 @@ class Scheduler:
         return budget - left
 
     def _fit(self, sequence: Sequence) -> list[int] | None:
-        """Its prefix hits, if there is room for its rest, for unfinished prompts and for what residents may add."""
+        """Its prefix hits, if there is room for its rest, for unfinished prompts and for what all may add."""
         residents, pool, cache = self._residents, self._pool, self._roster.cache
         if not len(residents):
             return cache.match(sequence)
         headroom = self._watermark
         if sequence.preemptions:
             headroom = max(headroom, 1) << min(sequence.preemptions, 32)
-        reserved = residents.blocks_for(headroom * len(residents))
+        reserved = residents.blocks_for(headroom * (len(residents) + 1))
         for other in residents.prefilling:
             reserved += residents.blocks_for(len(other.token_ids)) - len(other.blocks)
         if reserved >= pool.num_available:

@@ -1,0 +1,112 @@
+"""Prefix hits: what is found, what must not be, and that a block is hashed once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from engine_runs import Harness, request
+from fake_executor import VOCAB, oracle
+
+import workers.engine.prefix_cache
+from workers.api.hashing import block_hashes
+from workers.api.request import Delta, FinishReason
+
+PROMPT = [i * 7 % VOCAB for i in range(16)]
+
+
+def run(harness: Harness, *asked: object) -> dict[str, Delta]:
+    harness.submit(*asked)  # type: ignore[arg-type]
+    harness.drain()
+    return harness.receiver.last
+
+
+@pytest.mark.parametrize(
+    ("known", "found"),
+    [(16, 12), (17, 16), (4, 0), (5, 4), (13, 12)],
+)
+def test_a_hit_is_of_full_blocks_and_never_the_whole_prompt(known: int, found: int) -> None:
+    harness = Harness()
+    run(harness, request("warm", [*PROMPT, 1, 2, 3], 1))
+    prompt = [*PROMPT, 1, 2, 3][:known]
+    last = run(harness, request("hit", prompt, 3))["hit"]
+    assert last.cached_tokens == found
+    assert last.executed_prefill == known - found
+    assert last.executed_decode == 2
+
+
+def test_emitted_tokens_are_found_by_the_next_turn() -> None:
+    harness = Harness()
+    run(harness, request("turn 1", PROMPT, 9))
+    answer = harness.receiver.tokens["turn 1"]
+    last = run(harness, request("turn 2", [*PROMPT, *answer, 5, 6], 1))["turn 2"]
+    assert last.cached_tokens == 24  # the last token of the answer was never run
+
+
+@pytest.mark.parametrize("other", [{"salt": b"b"}, {"salt": b""}])
+def test_owners_with_other_salts_share_nothing(other: dict[str, bytes]) -> None:
+    harness = Harness()
+    run(harness, request("a", PROMPT, 1, salt=b"a"))
+    assert run(harness, request("b", PROMPT, 1, **other))["b"].cached_tokens == 0
+    assert run(harness, request("c", PROMPT, 1, salt=b"a"))["c"].cached_tokens == 12
+
+
+def test_switched_off_nothing_is_found_or_kept() -> None:
+    harness = Harness(prefix_caching=False)
+    run(harness, request("a", PROMPT, 1))
+    assert run(harness, request("b", PROMPT, 1))["b"].cached_tokens == 0
+    assert harness.engine.roster.pool.num_idle == 0
+    assert harness.engine.load().prefix_queries == 0
+    assert harness.engine.load().prefix_hits == 0
+
+
+def test_the_tail_is_evicted_before_the_prefix() -> None:
+    harness = Harness(num_blocks=8, max_num_batched_tokens=32)
+    run(harness, request("a", PROMPT, 1))  # 4 blocks idle, 4 free
+    run(harness, request("b", [63] * 19, 1))  # 5 blocks: one is evicted
+    assert run(harness, request("c", [*PROMPT, 1], 1))["c"].cached_tokens == 12
+
+
+def test_hashes_are_those_of_the_shared_rule() -> None:
+    harness = Harness()
+    run(harness, request("a", PROMPT, 6, salt=b"s"))
+    tokens = PROMPT + harness.receiver.tokens["a"]
+    expected = block_hashes(tokens[:-1], harness.block_size, salt=b"s")
+    assert set(harness.engine.roster.cache._block_of) == set(expected)
+
+
+def test_each_block_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = 0
+    extend = workers.engine.prefix_cache.extend_hash
+
+    def count(*args: object) -> bytes:
+        nonlocal hashed
+        hashed += 1
+        return extend(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(workers.engine.prefix_cache, "extend_hash", count)
+    harness = Harness(num_blocks=12, watermark=0, max_num_seqs=4)
+    rng = random.Random(1)
+    asked = [request(str(i), [rng.randrange(VOCAB) for _ in range(9)], 20, seed=i) for i in range(6)]
+    run(harness, *asked)
+    assert harness.engine.stats.preemptions > 0
+    assert hashed <= sum((9 + 20) // harness.block_size for _ in asked)
+
+
+def test_what_a_faulty_request_has_computed_is_not_hit() -> None:
+    harness = Harness(fault=lambda seed, position: seed == 9)
+    first = run(harness, request("bad", PROMPT, 4, seed=9))["bad"]
+    assert first.finish is FinishReason.ERROR
+    good = request("good", PROMPT, 4)
+    last = run(harness, good)["good"]
+    assert last.cached_tokens == 0
+    assert harness.receiver.tokens["good"] == oracle(good, 128)[0]
+
+
+def test_clear_forgets_everything() -> None:
+    harness = Harness()
+    run(harness, request("a", PROMPT, 1))
+    assert len(harness.engine.roster.cache) == 4
+    harness.engine.roster.cache.clear()
+    harness.engine.check_ledgers()
+    assert run(harness, request("b", PROMPT, 1))["b"].cached_tokens == 0

@@ -1,0 +1,223 @@
+"""What a plan holds, who is preempted, and that nothing stands still."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+
+import pytest
+from engine_runs import Harness, request
+from fake_executor import VOCAB, oracle
+
+from workers.api.request import EngineRequest, FinishReason
+from workers.engine.plan import StepPlan
+from workers.engine.queue import Charge, Rank
+
+PROMPT = [i * 7 % VOCAB for i in range(16)]
+
+
+class Recorder:
+    """FIFO that keeps the charges; the victim is the request whose owner is the greatest."""
+
+    def __init__(self) -> None:
+        self.charges: list[Charge] = []
+
+    def flow(self, request: EngineRequest) -> Hashable:
+        return None
+
+    def rank(self, request: EngineRequest) -> Rank:
+        return ()
+
+    def victim(self, request: EngineRequest) -> Rank:
+        return tuple(float(ord(c)) for c in request.owner)
+
+    def executed(self, charges: list[Charge]) -> None:
+        self.charges.extend(charges)
+
+    def of(self, name: str) -> tuple[int, int, int, int]:
+        mine = [c for c in self.charges if c.request.id == name]
+        sums = [sum(c[i] for c in mine) for i in range(1, 5)]
+        return sums[0], sums[1], sums[2], sums[3]
+
+
+def shapes(plans: list[StepPlan]) -> list[list[tuple[int, int, int]]]:
+    """(start, count, emit) of all that is scheduled, by step."""
+    return [[(s.start, s.count, s.emit) for s in plan.scheduled] for plan in plans]
+
+
+def test_a_long_prompt_runs_in_chunks_beside_decodes() -> None:
+    harness = Harness(max_num_seqs=4, max_num_batched_tokens=6, step_ahead=False)
+    harness.submit(request("short", [1, 2], 5), request("long", PROMPT, 2))
+    harness.drain()
+    assert shapes(harness.executor.plans) == [
+        [(0, 2, 1), (0, 4, 0)],
+        [(2, 1, 1), (4, 5, 0)],
+        [(3, 1, 1), (9, 5, 0)],
+        [(4, 1, 1), (14, 2, 1)],
+        [(5, 1, 1), (16, 1, 1)],
+    ]
+
+
+def test_part_done_prompts_come_before_new_ones() -> None:
+    harness = Harness(max_num_seqs=4, max_num_batched_tokens=10, step_ahead=False)
+    harness.submit(request("a", PROMPT, 1), request("b", [1, 2, 3], 1))
+    harness.drain()
+    assert shapes(harness.executor.plans) == [[(0, 10, 0)], [(10, 6, 1), (0, 3, 1)]]
+
+
+def test_a_last_prompt_token_alone_stands_with_the_decodes() -> None:
+    harness = Harness(max_num_seqs=4, max_num_batched_tokens=4, step_ahead=False)
+    harness.submit(request("a", [1, 2, 3, 4, 5], 1), request("b", [6, 7, 8], 1))
+    harness.drain()
+    assert shapes(harness.executor.plans) == [[(0, 4, 0)], [(4, 1, 1), (0, 3, 1)]]
+
+
+def test_the_next_step_is_submitted_before_the_last_is_awaited() -> None:
+    harness = Harness()
+    harness.submit(request("a", PROMPT, 4))
+    assert harness.step() == []
+    for submitted in (2, 3):
+        deltas = harness.step()
+        assert (len(harness.executor.plans), harness.executor.awaited) == (submitted, submitted - 1)
+        assert [d.token_ids for d in deltas] == [
+            tuple(oracle(request("", PROMPT), 128)[0][submitted - 2 : submitted - 1])
+        ]
+    harness.drain()
+    assert shapes(harness.executor.plans) == [[(0, 16, 1)], [(16, 1, 1)], [(17, 1, 1)], [(18, 1, 1)]]
+    assert harness.engine.stats.overhead == 0
+
+
+def test_without_step_ahead_each_step_is_awaited_at_once() -> None:
+    harness = Harness(step_ahead=False)
+    harness.submit(request("a", PROMPT, 3))
+    for step in range(1, 4):
+        assert len(harness.step()) == 1
+        assert len(harness.executor.plans) == harness.executor.awaited == step
+    assert not harness.engine.has_work
+
+
+@pytest.mark.parametrize("step_ahead", [True, False])
+def test_a_stop_costs_one_discarded_token_when_planned_ahead(step_ahead: bool) -> None:
+    answer = oracle(request("", PROMPT, 8), 128)[0]
+    stop = answer[2]
+    assert stop not in answer[:2]
+    ordering = Recorder()
+    harness = Harness(step_ahead=step_ahead, ordering=ordering)
+    harness.submit(request("a", PROMPT, 8, stop_ids=(stop,)))
+    harness.drain()
+    assert harness.receiver.tokens["a"] == answer[:3]
+    assert harness.engine.stats.overhead == int(step_ahead)
+    assert ordering.of("a") == (16, 2, 17 + 18, 0)
+    last = harness.receiver.last["a"]
+    assert (last.executed_prefill, last.executed_decode) == (16, 2)
+
+
+def test_blocks_and_slots_of_the_ended_are_reused() -> None:
+    harness = Harness(max_num_seqs=1, num_blocks=4, prefix_caching=False, max_model_len=16)
+    asked = [request(str(i), PROMPT[:9], 7, seed=i) for i in range(3)]
+    harness.submit(*asked)
+    harness.drain()
+    assert [n.slot for p in harness.executor.plans for n in p.added] == [0, 0, 0]
+    for one in asked:
+        assert harness.receiver.tokens[one.id] == oracle(one, 16)[0]
+
+
+def test_the_youngest_is_preempted_and_comes_back_before_others() -> None:
+    harness = Harness(num_blocks=8, max_num_seqs=2, max_model_len=32, watermark=0, step_ahead=False)
+    old, young, later = (request(name, PROMPT[i:][:8], 16, seed=i) for i, name in enumerate(["old", "young", "later"]))
+    harness.submit(old, young, later)
+    order = []
+    for _ in range(200):
+        order += [d.request_id for d in harness.step() if d.finish]
+        harness.engine.check_ledgers()
+    assert order == ["old", "young", "later"]
+    assert harness.engine.load().preemptions >= 1
+    for one in (old, young, later):
+        assert harness.receiver.tokens[one.id] == oracle(one, 32)[0]
+
+
+def test_the_ordering_chooses_the_victim() -> None:
+    ordering = Recorder()
+    harness = Harness(num_blocks=10, max_num_seqs=2, watermark=0, ordering=ordering, prefix_caching=False)
+    harness.submit(request("first", PROMPT[:8], 20, owner="z"), request("second", PROMPT[1:9], 20, owner="a", seed=1))
+    harness.drain()
+    assert harness.engine.stats.preemptions >= 1
+    assert ordering.of("second")[3] == 0
+    assert ordering.of("first")[3] > 0
+
+
+def test_recomputed_tokens_are_overhead_and_each_position_is_charged_once() -> None:
+    ordering = Recorder()
+    harness = Harness(num_blocks=12, max_num_seqs=4, watermark=0, ordering=ordering, prefix_caching=False)
+    asked = [request(str(i), PROMPT[i : i + 8], 24, seed=i) for i in range(4)]
+    harness.submit(*asked)
+    harness.drain()
+    overhead = 0
+    for one in asked:
+        prefill, decode, kv_read, again = ordering.of(one.id)
+        assert (prefill, decode, kv_read) == (8, 23, sum(range(9, 32)))
+        last = harness.receiver.last[one.id]
+        assert (last.executed_prefill, last.executed_decode) == (8, 23)
+        overhead += again
+    assert overhead == harness.engine.stats.overhead > 0
+
+
+def test_a_replay_charges_only_what_is_new() -> None:
+    ordering = Recorder()
+    whole = request("whole", PROMPT, 10)
+    answer = oracle(whole, 128)[0]
+    harness = Harness(ordering=ordering)
+    replay = request("replay", PROMPT, 10, resumed_ids=tuple(answer[:4]))
+    harness.submit(replay)
+    harness.drain()
+    assert harness.receiver.tokens["replay"] == answer[4:]
+    assert ordering.of("replay")[:2] == (0, 6)
+    assert ordering.of("replay")[3] == 16 + 3
+
+
+def test_admission_leaves_room_for_residents_to_grow() -> None:
+    harness = Harness(num_blocks=16, max_num_seqs=8, max_num_batched_tokens=64, watermark=16, prefix_caching=False)
+    harness.submit(*(request(str(i), PROMPT[:8], 16, seed=i) for i in range(8)))
+    harness.step()
+    assert harness.engine.load().running == 2  # each takes 2 blocks and may take 4 more
+    harness.drain()
+    assert harness.engine.stats.preemptions == 0
+
+
+def test_nobody_is_preempted_while_a_sequence_is_about_to_end() -> None:
+    harness = Harness(num_blocks=5, max_num_seqs=2, max_model_len=20, watermark=0, prefix_caching=False)
+    ending, growing = request("ending", PROMPT[:8], 2), request("growing", PROMPT[:11], 6, seed=1)
+    harness.submit(ending, growing)
+    harness.drain()
+    assert harness.engine.stats.preemptions == 0
+    assert harness.receiver.tokens["growing"] == oracle(growing, 20)[0]
+
+
+@pytest.mark.parametrize("step_ahead", [True, False])
+@pytest.mark.parametrize("watermark", [0, 1, 64])
+def test_preemptions_of_one_request_are_bounded(watermark: int, step_ahead: bool) -> None:
+    harness = Harness(
+        num_blocks=16, max_num_seqs=8, watermark=watermark, step_ahead=step_ahead, prefix_caching=False, block_size=4
+    )
+    asked = [request(str(i), [i] * 4, 60, seed=i) for i in range(24)]
+    most = 0
+    harness.submit(*asked)
+    while harness.engine.has_work:
+        sequences = list(harness.engine.roster.live.values())
+        harness.step()
+        most = max([most, *(s.preemptions for s in sequences)])
+    harness.check_idle()
+    pool_tokens = 16 * 4
+    assert most <= 2 + math.log2(pool_tokens / max(watermark, 1))
+    assert (most > 0) == (watermark < 64)
+    assert all(harness.receiver.finish(one.id) is FinishReason.LENGTH for one in asked)
+
+
+def test_an_answer_ends_where_the_pool_does() -> None:
+    harness = Harness(num_blocks=3, max_model_len=1000)
+    asked = request("a", PROMPT[:5], 100)
+    harness.submit(asked)
+    harness.drain()
+    assert harness.engine.max_model_len == 12
+    assert harness.receiver.tokens["a"] == oracle(asked, 12)[0]
+    assert len(harness.receiver.tokens["a"]) == 7
