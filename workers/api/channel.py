@@ -11,7 +11,7 @@ import hmac
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from workers.api.errors import WireError
 from workers.api.wire import WIRE_VERSION, FrameCodec, FrameSplitter, Hello, Ping
@@ -82,9 +82,8 @@ class Channel(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
-        assert isinstance(transport, asyncio.Transport)
         self._loop = asyncio.get_running_loop()
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one, but not by inheritance
         self._last_heard = self._last_sent = self._now()
         self._beat = self._loop.call_later(HEARTBEAT_SECONDS, self._on_beat)
         if self._hello is not None:
