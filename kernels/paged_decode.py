@@ -156,15 +156,17 @@ def _programs_wanted(device: torch.device) -> int:
     return 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16
 
 
-def _tile(dtype: torch.dtype) -> int:
-    """Key positions a tile."""
-    return 32 if dtype == torch.float32 else 64
+def _tile(q: torch.Tensor) -> int:
+    """Key positions a tile: as many as fit the registers of a Hopper without spills."""
+    if q.dtype == torch.float32:
+        return 32 if q.shape[2] <= 128 else 16
+    return 64
 
 
 def _splits(q: torch.Tensor, kv_heads: int, max_kv: int, window: int) -> int:
     reach = min(max_kv, window) if window else max_kv
     # At least two tiles a split: below that the second kernel costs more than it saves.
-    useful = -(-reach // (2 * _tile(q.dtype)))
+    useful = -(-reach // (2 * _tile(q)))
     return max(1, min(_programs_wanted(q.device) // max(1, len(q) * kv_heads), useful, 64))
 
 
@@ -188,7 +190,7 @@ def _launch(
 ) -> None:
     batch, heads, size = q.shape
     _, page, kv_heads, _ = key_cache.shape
-    splits, group, tile = _splits(q, kv_heads, max_kv, window), heads // kv_heads, _tile(q.dtype)
+    splits, group, tile = _splits(q, kv_heads, max_kv, window), heads // kv_heads, _tile(q)
     block_d = max(16, next_power_of_two(size))
     partials = weights = out
     if splits > 1:
@@ -204,7 +206,7 @@ def _launch(
         *(*q.stride()[:2], *out.stride()[:2], block_tables.stride(0)),
         *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
         *(heads, group, size, page, window, max(16, next_power_of_two(group)), tile, block_d, splits > 1),
-        num_warps=4,
+        num_warps=8 if q.dtype == torch.float32 and block_d > 64 else 4,
         num_stages=3 if block_d <= 128 else 2,
     )
     if splits > 1:

@@ -211,18 +211,19 @@ def _launch(
     _, page, kv_heads, _ = key_cache.shape
     batch, group = len(kv_lens), heads // kv_heads
     block_d = max(16, next_power_of_two(size))
-    precise = q.dtype == torch.float32
-    largest = 64 if precise or block_d > 128 else 128
-    block_m = max(16, next_power_of_two(group), min(largest, next_power_of_two(max_query * group)))
-    block_n = 32 if precise else 64
+    # The largest tiles that a Hopper holds without spilling registers; fp32 has no matrix unit and needs small ones.
+    precise, wide = q.dtype == torch.float32, block_d > (64 if q.dtype == torch.float32 else 128)
+    block_m = min(32 if precise else 128, next_power_of_two(max_query * group))
+    block_m = max(16, next_power_of_two(group), block_m)
+    block_n = (32 if precise else 64) // (2 if wide else 1)
     block_q = block_m // group
     _prefill_kernel[(tokens // block_q + batch, kv_heads)](
         *(q, out, key_cache, value_cache, block_tables, cu_query, kv_lens, batch, scale * 1.4426950408889634),
         *(*q.stride()[:2], *out.stride()[:2], block_tables.stride(0)),
         *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
         *(group, size, page, window, next_power_of_two(batch), block_q, block_m, block_n, block_d),
-        num_warps=8 if block_m == 128 else 4,
-        num_stages=3 if block_d <= 128 and not precise else 2,
+        num_warps=8 if block_m >= 128 or wide else 4,
+        num_stages=2 if precise or wide else 3,
     )
 
 

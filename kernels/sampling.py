@@ -19,6 +19,8 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53 - (1 << 32), 0xCD9E8D57 - (1 << 32))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+# Tokens a program.
+_BLOCK_V = 1024
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -100,6 +102,50 @@ def apply_top_k_top_p_min_p(
     return torch.empty_like(logits).scatter_(1, order, ranked.masked_fill_(excluded, -torch.inf))
 
 
+def apply_penalties_reference(
+    logits: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    counts: torch.Tensor,
+    presence: torch.Tensor,
+    frequency: torch.Tensor,
+    repetition: torch.Tensor,
+) -> torch.Tensor:
+    """`apply_penalties` in torch."""
+    occurred = counts > 0
+    factor = torch.where(prompt_mask | occurred, repetition.unsqueeze(1), 1.0)
+    logits = torch.where(logits > 0, logits / factor, logits * factor)
+    return logits - frequency.unsqueeze(1) * counts - presence.unsqueeze(1) * occurred
+
+
+@triton_jit
+def _penalty_kernel(
+    logits_ptr: tensor,
+    prompt_ptr: tensor,
+    count_ptr: tensor,
+    presence_ptr: tensor,
+    frequency_ptr: tensor,
+    repetition_ptr: tensor,
+    out_ptr: tensor,
+    logits_row: tensor,
+    prompt_row: tensor,
+    count_row: tensor,
+    vocab: tensor,
+    BLOCK_V: constexpr,
+) -> None:
+    """One part of a row a program."""
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    real = token < vocab
+    logits = tl.load(logits_ptr + row * logits_row + token, mask=real)
+    count = tl.load(count_ptr + row * count_row + token, mask=real, other=0)
+    prompt = tl.load(prompt_ptr + row * prompt_row + token, mask=real, other=0)
+    factor = tl.where((prompt != 0) | (count > 0), tl.load(repetition_ptr + row), 1.0)
+    logits = tl.where(logits > 0, tl.div_rn(logits, factor), logits * factor)
+    logits -= tl.load(frequency_ptr + row) * count.to(tl.float32)
+    logits -= tl.load(presence_ptr + row) * (count > 0).to(tl.float32)
+    tl.store(out_ptr + row * vocab + token, logits, mask=real)
+
+
 def apply_penalties(
     logits: torch.Tensor,
     prompt_mask: torch.Tensor,
@@ -115,10 +161,17 @@ def apply_penalties(
     output: positive logits are divided by it, others multiplied. Presence and frequency look at the output only.
     Source: Keskar et al., CTRL, 2019 (repetition); the OpenAI API (the other two).
     """
-    occurred = counts > 0
-    factor = torch.where(prompt_mask | occurred, repetition.unsqueeze(1), 1.0)
-    logits = torch.where(logits > 0, logits / factor, logits * factor)
-    return logits - frequency.unsqueeze(1) * counts - presence.unsqueeze(1) * occurred
+    if use_triton(logits):
+        batch, vocab = logits.shape
+        out = torch.empty((batch, vocab), dtype=logits.dtype, device=logits.device)
+        if batch:
+            _penalty_kernel[(batch, -(-vocab // _BLOCK_V))](
+                *(logits, prompt_mask, counts, presence, frequency, repetition, out),
+                *(logits.stride(0), prompt_mask.stride(0), counts.stride(0), vocab, _BLOCK_V),
+                num_warps=4,
+            )
+        return out
+    return apply_penalties_reference(logits, prompt_mask, counts, presence, frequency, repetition)
 
 
 @triton_jit
@@ -186,9 +239,6 @@ def _pick_kernel(best_ptr: tensor, token_ptr: tensor, out_ptr: tensor, parts: te
     _, index = tl.max(score, axis=0, return_indices=True, return_indices_tie_break_left=True)
     token = tl.load(token_ptr + row * parts + tl.minimum(index, parts - 1))
     tl.store(out_ptr + row, token.to(tl.int64))
-
-
-_BLOCK_V = 1024
 
 
 def gumbel_workspace_size(batch: int, vocab: int) -> int:

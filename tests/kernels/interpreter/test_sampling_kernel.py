@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.sampling import gumbel_argmax, gumbel_argmax_reference, gumbel_workspace_size
+from kernels.sampling import (
+    apply_penalties,
+    apply_penalties_reference,
+    gumbel_argmax,
+    gumbel_argmax_reference,
+    gumbel_workspace_size,
+)
 
 
 def rows(count, vocab, device, seed=0):
@@ -70,3 +76,19 @@ def test_half_precision_logits_are_taken_as_they_are(device):
     batch = rows(4, 500, device)
     batch[0] = batch[0].bfloat16()
     assert torch.equal(gumbel_argmax(*batch), gumbel_argmax(batch[0].float(), *batch[1:]))
+
+
+def test_penalties(device):
+    random = torch.Generator().manual_seed(4)
+    logits = torch.randn(3, 1500, generator=random)
+    logits[1, 7] = -torch.inf
+    tensors = (
+        logits,
+        torch.rand(3, 1500, generator=random) < 0.3,
+        torch.randint(0, 3, (3, 1500), generator=random, dtype=torch.int32),
+        torch.tensor([0.5, 0.0, -1.0]),
+        torch.tensor([0.2, 0.0, 0.7]),
+        torch.tensor([1.3, 1.0, 0.8]),
+    )
+    on_device = [tensor.to(device) for tensor in tensors]
+    torch.testing.assert_close(apply_penalties(*on_device), apply_penalties_reference(*on_device), atol=1e-6, rtol=1e-6)
