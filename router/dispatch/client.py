@@ -84,6 +84,7 @@ class DispatcherClient:
         self._secret, self._locate, self._patience = secret, locate, patience
         self._channel: Channel | None = None
         self._closed = False
+        self._proven = False  # whether the peer has said anything: it took our secret
         self._away_since = monotonic()
         self._waiting: dict[str, _Wait] = {}
         self._held: dict[str, _Held] = {}
@@ -160,7 +161,7 @@ class DispatcherClient:
 
     def opened(self, channel: Channel) -> None:
         """Tell all that we hold and wait for, before anything new."""
-        self._channel = channel
+        self._channel, self._proven = channel, False
         now = monotonic()
         for settled in self._unsent:
             channel.send(settled)
@@ -171,6 +172,7 @@ class DispatcherClient:
 
     def received(self, channel: Channel, message: object) -> None:
         """An answer, a loss, or the table."""
+        self._proven = True
         match message:
             case Granted():
                 self._granted(message)
@@ -192,7 +194,8 @@ class DispatcherClient:
         if channel is self._channel:
             log.warning("the dispatcher is gone: %s", reason)
             self._channel = None
-            self._away_since = monotonic()
+            if self._proven:
+                self._away_since = monotonic()
         self._ended.set()
 
     # inside
@@ -226,9 +229,8 @@ class DispatcherClient:
                 async with asyncio.timeout(_LOCATE_SECONDS):
                     host, port = await self._locate()
                 await dial(host, port, codec=DISPATCH_CODEC, secret=self._secret, name=self.name, handler=self)
-                since = monotonic()
                 await self._ended.wait()
-                if monotonic() - since > 1.0:  # who is cut off at once must not try at once
+                if self._proven:
                     backoff = _FIRST_BACKOFF
             except Exception as e:  # `locate` is not ours and may raise anything; the search must go on
                 log.info("no dispatcher yet: %s: %s", type(e).__name__, e)

@@ -49,7 +49,7 @@ class SpeedModel:
         self._decode_steps = 0
         self._prefilled = self._prefill_seconds = 0.0
         self._surprises = 0
-        self._usual = seed.base  # recent decode steps, to hold extrapolation in bounds
+        self._usual, self._seqs, self._kv = seed.base, 0.0, 0.0  # means of recent decode steps
         self.speed = seed
 
     @staticmethod
@@ -80,7 +80,7 @@ class SpeedModel:
             self._surprises += 1
             if self._surprises >= _SURPRISES:
                 p = self._p = self._opened()
-                self._surprises, self._usual = 0, seconds
+                self._surprises, self._usual, self._seqs, self._kv = 0, seconds, sequences, kv_tokens
                 self._prefilled = self._prefill_seconds = 0.0  # what prefill took is of the old speed
                 self._seed = self.speed.scaled(self.speed.prefill_rate * (seconds - error) / seconds)
         else:
@@ -91,7 +91,10 @@ class SpeedModel:
         for i in range(3):
             w[i] += px[i] * gain * error
             p[i] = [(p[i][j] - px[i] * px[j] * gain) * forget for j in range(3)]
-        self._usual = seconds if not self._decode_steps else 0.9 * self._usual + 0.1 * seconds
+        share = 0.1 if self._decode_steps else 1.0
+        self._usual += share * (seconds - self._usual)
+        self._seqs += share * (sequences - self._seqs)
+        self._kv += share * (kv_tokens - self._kv)
         self._decode_steps += 1
 
     def _observe_prefill(self, report: LoadReport, seconds: float) -> None:
@@ -106,7 +109,10 @@ class SpeedModel:
         if not self._decode_steps:
             shape = self._seed.scaled(rate)
             return Speed(rate, shape.base, shape.per_seq, shape.per_kv)
-        base, per_seq, per_kv = self._w[0], max(self._w[1] / _SEQS, 0.0), max(self._w[2] / _KV, 0.0)
+        base, per_seq, per_kv = self._w[0], self._w[1] / _SEQS, self._w[2] / _KV
+        if per_seq < 0.0 or per_kv < 0.0:  # no step is quicker for more work: turn the plane about what is usual
+            per_seq, per_kv = max(per_seq, 0.0), max(per_kv, 0.0)
+            base = self._usual - per_seq * self._seqs - per_kv * self._kv
         return Speed(rate, min(max(base, 0.1 * self._usual), 2.0 * self._usual), per_seq, per_kv)
 
 
