@@ -79,8 +79,9 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress) 
     replica_config = config.replica_config(choose_device(config))
     start_dispatcher(config.dispatcher_config(), secret)
     progress(f"starting Serve and {config.model.replicas} replicas of {config.model_name} on {replica_config.device}")
-    http = HTTPOptions(host=config.http.host, port=config.http.port, location=ProxyLocation.EveryNode)
-    serve.start(http_options=http)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    http = HTTPOptions(host=config.http.host, port=config.http.port)
+    serve.start(proxy_location=ProxyLocation.EveryNode, http_options=http)
     replicas = replica_application(
         replica_config,
         revision=config.model.revision,
