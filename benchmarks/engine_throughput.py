@@ -1,0 +1,202 @@
+"""Throughput of one engine in process, beside transformers' `generate`, on workloads with fixed lengths.
+
+    python benchmarks/engine_throughput.py --workload W3 --divide 4 --peer            # CPU, the demo model
+    python benchmarks/engine_throughput.py --model llama-8b --workload W1 W3          # one GPU, random weights
+
+Lengths are those of `workloads.py`, divided by --divide; token ids are drawn below the model's vocabulary; greedy; end
+of sequence is ignored. Every figure is a median over --repeat runs with the least and the greatest; peers run in the
+same process, alternating with ours. Ratios count, digits depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import workloads
+
+from cluster.config import resolve_model
+from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
+from workers.api.request import EngineRequest, SamplingParams
+from workers.rank import Rank
+
+PADDED_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Prompt ids and the number of tokens to generate, a request."""
+
+    prompt: tuple[int, ...]
+    out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a workload. Seconds; `ttft` is the mean time to the first token."""
+
+    seconds: float
+    output_tokens: int
+    steps: int
+    device_seconds: float
+    ttft: float
+
+
+def make_work(name: str, *, rep: int, divide: int, vocab: int, equal: bool) -> list[Work]:
+    """The requests of workload `name`; `equal` gives all of them the mean lengths."""
+    requests = workloads.ALL[name](rep)
+    rng = random.Random(f"{name}-{rep}")
+    lengths = [(max(1, len(r["prompt"]) // divide), max(1, r["out"] // divide)) for r in requests]
+    if equal:
+        lengths = [(sum(i for i, _ in lengths) // len(lengths), sum(o for _, o in lengths) // len(lengths))] * len(
+            lengths
+        )
+    if vocab >= workloads.VOCAB and divide == 1 and not equal:
+        return [Work(tuple(r["prompt"]), r["out"]) for r in requests]
+    return [Work(tuple(rng.randrange(10, vocab - 10) for _ in range(i)), o) for i, o in lengths]
+
+
+def run_ours(rank: Rank, work: list[Work]) -> Run:
+    """All requests at once through a fresh engine."""
+    engine = rank.make_engine()
+    for i, w in enumerate(work):
+        engine.submit(EngineRequest(str(i), w.prompt, SamplingParams(w.out, temperature=0.0)))
+    first: dict[str, float] = {}
+    tokens = steps = 0
+    device = 0.0
+    begin = time.perf_counter()
+    while engine.has_work:
+        deltas = engine.step()
+        now = time.perf_counter() - begin
+        steps += 1
+        device += engine.load().step_seconds
+        for d in deltas:
+            tokens += len(d.token_ids)
+            if d.token_ids and d.request_id not in first:
+                first[d.request_id] = now
+    seconds = time.perf_counter() - begin
+    engine.check_ledgers()
+    if tokens != sum(w.out for w in work):
+        raise SystemExit(f"{tokens} tokens instead of {sum(w.out for w in work)}")
+    return Run(seconds, tokens, steps, device, sum(first.values()) / len(first))
+
+
+def run_transformers(model: Any, work: list[Work]) -> Run:
+    """The same requests through `generate`, in batches of 64 padded on the left to the longest."""
+    begin = time.perf_counter()
+    for at in range(0, len(work), PADDED_BATCH):
+        batch = work[at : at + PADDED_BATCH]
+        width, out = max(len(w.prompt) for w in batch), max(w.out for w in batch)
+        ids = torch.zeros(len(batch), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, w in enumerate(batch):
+            ids[row, width - len(w.prompt) :] = torch.tensor(w.prompt)
+            mask[row, width - len(w.prompt) :] = 1
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        with torch.inference_mode():
+            model.generate(
+                ids, attention_mask=mask, max_new_tokens=out, min_new_tokens=out, do_sample=False, pad_token_id=0
+            )
+    seconds = time.perf_counter() - begin
+    return Run(seconds, sum(w.out for w in work), 0, 0.0, 0.0)
+
+
+def load_ours(args: argparse.Namespace) -> Rank:
+    """The rank to measure."""
+    engine = EngineConfig(
+        block_size=args.block_size,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        step_ahead=args.step_ahead,
+        prefix_caching=args.workload == ["W5"],
+    )
+    if args.model == "llama-8b":
+        folder = Path(tempfile.mkdtemp(prefix="llama-8b-"))
+        config = {**workloads.CONFIG, "num_hidden_layers": args.layers or workloads.CONFIG["num_hidden_layers"]}
+        (folder / "config.json").write_text(json.dumps(config))
+        model = ModelConfig(str(folder), args.model, load_format="dummy", dtype=args.dtype)
+    else:
+        model = ModelConfig(str(resolve_model(args.model)), args.model, dtype=args.dtype)
+    return Rank(ReplicaConfig(model, engine), threads=args.threads, threaded=args.threaded)
+
+
+def load_peer(args: argparse.Namespace, rank: Rank) -> Any:
+    """transformers on the same device, in the same dtype."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = next(rank.model.parameters()).dtype
+    return AutoModelForCausalLM.from_pretrained(resolve_model(args.model), dtype=dtype).to(rank.device).eval()
+
+
+def report(name: str, requests: int, ours: list[Run], theirs: list[Run]) -> str:
+    """One workload in words."""
+    median = workloads.median
+    rate = workloads.spread([r.output_tokens / r.seconds for r in ours])
+    busy = median([100 * r.device_seconds / r.seconds for r in ours])
+    text = (
+        f"{name}: {rate['median']:.0f} output tok/s ({rate['min']:.0f} to {rate['max']:.0f}, n={rate['n']}), "
+        f"{median([requests / r.seconds for r in ours]):.2f} requests/s, "
+        f"{median([1e3 * r.seconds / r.steps for r in ours]):.3f} ms a step, device {busy:.0f} %, "
+        f"mean TTFT {1e3 * median([r.ttft for r in ours]):.1f} ms"
+    )
+    if theirs:
+        ratio = workloads.spread([t.seconds / o.seconds for o, t in zip(ours, theirs, strict=True)])
+        text += (
+            f"\n    transformers: {median([r.output_tokens / r.seconds for r in theirs]):.0f} output tok/s; "
+            f"ours is {ratio['median']:.2f} times as fast ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        )
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="demo, a folder, or llama-8b (random weights)")
+    parser.add_argument("--workload", nargs="+", default=["W3"], choices=list(workloads.ALL))
+    parser.add_argument("--divide", type=int, default=1, help="divide all lengths")
+    parser.add_argument("--requests", type=int, default=0, help="only the first so many")
+    parser.add_argument("--equal", action="store_true", help="all lengths the mean")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--peer", action="store_true", help="run transformers too")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--threaded", action="store_true", help="CPU: run steps in a thread beside the planning")
+    parser.add_argument("--step-ahead", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
+    parser.add_argument("--layers", type=int, default=0, help="llama-8b: only so many")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--json", type=Path, help="write all runs here")
+    args = parser.parse_args()
+
+    rank = load_ours(args)
+    peer = load_peer(args, rank) if args.peer else None
+    rows: list[dict[str, Any]] = []
+    for name in args.workload:
+        ours: list[Run] = []
+        theirs: list[Run] = []
+        for rep in range(args.repeat + 1):  # the first warms up
+            work = make_work(name, rep=rep, divide=args.divide, vocab=rank.vocab_size, equal=args.equal)
+            work = work[: args.requests or None]
+            ours.append(run_ours(rank, work))
+            if peer is not None:
+                theirs.append(run_transformers(peer, work))
+        ours, theirs = ours[1:], theirs[1:]
+        print(report(name, len(work), ours, theirs))
+        rows.append({"workload": name, "ours": [asdict(r) for r in ours], "transformers": [asdict(r) for r in theirs]})
+    where = torch.cuda.get_device_name() if rank.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    dtype = next(rank.model.parameters()).dtype
+    print(f"{args.model} in {dtype}, {where}, torch {torch.__version__}; {' '.join(sys.argv[1:])}")
+    if args.json:
+        args.json.write_text(json.dumps({"device": where, "arguments": sys.argv[1:], "rows": rows}, default=str))
+
+
+if __name__ == "__main__":
+    main()
