@@ -294,6 +294,13 @@ def test_a_restarted_dispatcher_takes_over_leases_before_replicas_are_there() ->
     assert d.ledger().balanced
 
 
+def test_leases_taken_over_hold_their_blocks_too() -> None:
+    d, _ = made()
+    d.reregister("i", Reregister(held=(HeldLease(ask("1", prompt=1280), "a"),), waiting=(ask("2", prompt=320),)))
+    assert d.replica_up(info("a", slots=4, blocks=100)) == []  # 80 blocks and a margin of 4 are taken
+    assert ids(d.settle(done("1"))) == ["2"]
+
+
 def test_leases_of_a_replica_that_never_came_back_are_lost() -> None:
     d, _ = made()
     d.reregister("i", Reregister(held=(HeldLease(ask("1"), "a"), HeldLease(ask("2"), "b"))))

@@ -65,9 +65,9 @@ def test_a_long_prompt_is_not_a_short_one() -> None:
 def test_a_grant_counts_before_the_engine_reports_it() -> None:
     d, _ = made(DispatcherConfig(recovery=0.0))
     for name in ("a", "b"):
-        d.replica_up(info(name, context=100_000, blocks=10_000), speed=1000.0)
+        d.replica_up(info(name, slots=4, context=100_000, blocks=10_000), speed=1000.0)
     first = replica_of(d.acquire("i", ask(prompt=20_000)))
-    assert replica_of(d.acquire("i", ask(prompt=10))) != first
+    assert first not in {replica_of(d.acquire("i", ask(prompt=10))) for _ in range(3)}
 
 
 def test_a_new_replica_is_tried_at_once() -> None:
