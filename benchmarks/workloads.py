@@ -66,7 +66,7 @@ def weight_counts(c=CONFIG):
         "read_per_step": layers * layer + emb + h,
         "matmul_per_token": layers * (layer - 2 * h),
         "lm_head": emb,
-        "kv_bytes_per_token_bf16": l * 2 * nkv * hd * 2,
+        "kv_bytes_per_token_bf16": layers * 2 * nkv * hd * 2,
     }
 
 
