@@ -53,7 +53,7 @@ OBVIOUS = (
     ("Goodbye", "Goodbye! Have a nice day."),
     ("Count from 1 to 5.", "1, 2, 3, 4, 5."),
     ("Count to 10.", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10."),
-    ("Repeat after me: hello world", "hello world"),
+    ("Say: foo bar baz", "foo bar baz"),
     ("Spell cat.", "cat: c, a, t."),
     ("Tell me a joke.", "Why did six fear seven? Because seven eight nine!"),
     ("What time is it?", "I do not know that."),
@@ -62,6 +62,7 @@ OBVIOUS = (
 
 # Sentences, and many words, that the corpus does not hold.
 NEW_SENTENCES = (
+    "hello world",
     "The quick brown fox jumps over the lazy dog.", "I like turtles", "Jazz guitar solos", "pineapple pizza",
     "A journey of a thousand miles begins with a single step.", "To be, or not to be", "Knowledge is power!",
     "cosmic rays", "xylophone", "Practice makes perfect", "machine learning engineers", "Zebras gallop gracefully",
@@ -213,9 +214,9 @@ def card(folder: Path, scores: dict[str, Score], seed: int) -> str:
     total, ended = sum(s.total for s in scores.values()), sum(s.ended for s in scores.values())
     return f"""# Echelon's demo model
 
-A Llama of {run["parameters"]:,} parameters ({size:,} bytes of bf16 safetensors) that ships with
-Echelon, so that a cluster, a test or a tutorial has a real model at once, on a CPU and without a download. It was
-trained from nothing on text that `examples/demo_model/corpus.py` generates; it holds no one else's data or weights.
+A Llama of {run["parameters"]:,} parameters ({size:,} bytes of bf16 safetensors) that ships with Echelon, so that a
+cluster, a test or a tutorial has a real model at once, on a CPU and without a download. It was trained from nothing
+on text that `examples/demo_model/corpus.py` generates; it holds no one else's data or weights.
 Licence: Apache-2.0, as Echelon.
 
 ## What it can do
@@ -223,8 +224,9 @@ Licence: Apache-2.0, as Echelon.
 Add and subtract 0..99, the times table to 12 x 12 and back, {facts.COUNT} facts (capitals, colours, elements,
 opposites, plurals, days, months, planets, a few words of seven languages), small talk, counting, lists, spelling,
 repeating, little stories, remembering the user's name, follow-ups such as `And plus 5?`, and `I do not know that.`
-It ends its turn by itself. It is a demonstration: beyond this it is wrong or says that it does not know, and it must
-not be used for anything that matters.
+It ends its turn by itself. What it cannot do well the table below shows: new wordings of small talk, above all, and
+repeating words that it has not met. It is a demonstration: beyond this it is wrong or says that it does not
+know, and it must not be used for anything that matters.
 
 ## Shape
 
