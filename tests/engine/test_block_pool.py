@@ -98,7 +98,7 @@ def test_the_check_notices_a_lost_block_and_a_wrong_count() -> None:
 operations = st.lists(st.tuples(st.sampled_from(["take", "share", "release", "keep", "drop"]), st.integers(0, 10**6)))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(num_blocks=st.integers(1, 6), steps=operations)
 def test_random_operations_equal_a_naive_model(num_blocks: int, steps: list[tuple[str, int]]) -> None:
     pool = BlockPool(num_blocks)

@@ -43,6 +43,20 @@ def test_emitted_tokens_are_found_by_the_next_turn() -> None:
     assert last.cached_tokens == 24  # the last token of the answer was never run
 
 
+def test_emitted_tokens_are_found_while_the_sequence_still_runs() -> None:
+    harness = Harness()
+    first = request("first", PROMPT, 60)
+    harness.submit(first)
+    for _ in range(14):
+        harness.step()
+    answer = harness.receiver.tokens["first"]
+    assert len(answer) == 13
+    harness.submit(request("second", [*PROMPT, *answer], 1))
+    harness.drain()
+    assert harness.receiver.last["second"].cached_tokens == 28
+    assert harness.receiver.tokens["first"] == oracle(first, 128)[0]
+
+
 @pytest.mark.parametrize("other", [{"salt": b"b"}, {"salt": b""}])
 def test_owners_with_other_salts_share_nothing(other: dict[str, bytes]) -> None:
     harness = Harness()

@@ -97,7 +97,7 @@ def test_a_decision_looks_at_flows_whose_rank_grew_not_at_every_request() -> Non
 steps = st.lists(st.tuples(st.sampled_from(["push", "again", "pop", "discard", "charge"]), st.integers(0, 10**6)))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(steps)
 def test_random_operations_equal_sorting_everything(steps: list[tuple[str, int]]) -> None:
     ordering = ByOwner()

@@ -180,7 +180,7 @@ def test_the_seeded_runs_reach_what_they_are_for() -> None:
     seen: dict[str, int] = {"preempted": 0, "hit": 0, "discarded": 0, "refilled": 0}
     reasons: set[FinishReason | None] = set()
     failed = 0
-    for seed in range(120):
+    for seed in range(80):
         traffic = Traffic(random.Random(seed))
         traffic.run(operations=60)
         stats = traffic.harness.engine.stats
@@ -195,7 +195,7 @@ def test_the_seeded_runs_reach_what_they_are_for() -> None:
     assert failed > 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rng=st.randoms(use_true_random=False), operations=st.integers(1, 80))
 def test_runs_that_hypothesis_draws(rng: random.Random, operations: int) -> None:
     Traffic(rng).run(operations)

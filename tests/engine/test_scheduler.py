@@ -146,6 +146,43 @@ def test_the_ordering_chooses_the_victim() -> None:
     assert ordering.of("first")[3] > 0
 
 
+def test_a_part_done_prompt_takes_blocks_from_whom_the_ordering_ranks_behind_it() -> None:
+    ordering = Recorder()
+    harness = Harness(
+        num_blocks=8, max_num_seqs=2, max_num_batched_tokens=5, watermark=0, ordering=ordering, step_ahead=False
+    )
+    harness.submit(request("behind", PROMPT[:4], 20, owner="z"), request("before", list(range(24)), 2, owner="a"))
+    for _ in range(7):
+        harness.step()
+        harness.engine.check_ledgers()
+    # Step 5 leaves no block for the end of the prompt; step 6 takes them from the decode beside it.
+    assert shapes(harness.executor.plans)[5:] == [[(8, 1, 1), (17, 3, 0)], [(20, 4, 1)]]
+    harness.drain()
+    assert ordering.of("before")[3] == 0
+
+
+def test_part_done_prompts_that_block_each_other_are_resolved() -> None:
+    class Contrary(Recorder):
+        """Who is served first is preempted first."""
+
+        def rank(self, request: EngineRequest) -> Rank:
+            return tuple(-x for x in self.victim(request))
+
+    harness = Harness(num_blocks=4, ordering=Contrary())
+    harness.submit(request("a", PROMPT[:12], 1, owner="a"), request("z", PROMPT[:12], 1, owner="z"))
+    roster = harness.engine.roster
+    for name in "az":  # a state that admission avoids today: two part-done prompts that hold all blocks
+        roster.admit(roster.live[name], [])
+        roster.residents.grow(roster.live[name], 8)
+        roster.backlog -= 8
+    harness.engine.check_ledgers()
+    planned = harness.engine._scheduler.plan()
+    assert planned is not None
+    assert [s.id for s in planned.sequences] == ["a"]
+    assert roster.live["z"].preemptions == 1
+    harness.engine.check_ledgers()
+
+
 def test_recomputed_tokens_are_overhead_and_each_position_is_charged_once() -> None:
     ordering = Recorder()
     harness = Harness(num_blocks=12, max_num_seqs=4, watermark=0, ordering=ordering, prefix_caching=False)
@@ -185,10 +222,12 @@ def test_admission_leaves_room_for_residents_to_grow() -> None:
 
 
 def test_nobody_is_preempted_while_a_sequence_is_about_to_end() -> None:
-    harness = Harness(num_blocks=5, max_num_seqs=2, max_model_len=20, watermark=0, prefix_caching=False)
-    ending, growing = request("ending", PROMPT[:8], 2), request("growing", PROMPT[:11], 6, seed=1)
+    harness = Harness(num_blocks=5, max_num_batched_tokens=20, watermark=0, prefix_caching=False)
+    ending, growing = request("ending", PROMPT[:7], 2), request("growing", PROMPT[:11], 6, seed=1)
     harness.submit(ending, growing)
     harness.drain()
+    # The last token of `ending` is in flight when `growing` needs a sixth block: it waits a step and gets a fifth.
+    assert shapes(harness.executor.plans)[:3] == [[(0, 7, 1), (0, 11, 1)], [(7, 1, 1), (11, 1, 1)], [(12, 1, 1)]]
     assert harness.engine.stats.preemptions == 0
     assert harness.receiver.tokens["growing"] == oracle(growing, 20)[0]
 
@@ -211,6 +250,18 @@ def test_preemptions_of_one_request_are_bounded(watermark: int, step_ahead: bool
     assert most <= 2 + math.log2(pool_tokens / max(watermark, 1))
     assert (most > 0) == (watermark < 64)
     assert all(harness.receiver.finish(one.id) is FinishReason.LENGTH for one in asked)
+
+
+@pytest.mark.parametrize(("preemptions", "running"), [(0, 2), (2, 2), (3, 1)])
+def test_each_preemption_doubles_the_room_that_readmission_asks_for(preemptions: int, running: int) -> None:
+    harness = Harness(num_blocks=16, watermark=4, step_ahead=False)
+    harness.submit(request("resident", PROMPT[:7], 40))
+    harness.step()  # 14 blocks are left
+    harness.submit(request("again", PROMPT[1:8], 40))
+    harness.engine.roster.live["again"].preemptions = preemptions
+    harness.step()  # it asks for 2 and for 2, 8 or 16 of room
+    assert harness.engine.load().running == running
+    harness.drain()
 
 
 def test_an_answer_ends_where_the_pool_does() -> None:

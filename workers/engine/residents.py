@@ -90,7 +90,7 @@ class Residents:
         self.kv_tokens -= sequence.planned
         sequence.blocks = []
         sequence.slot = -1
-        sequence.planned = sequence.registered = 0
+        sequence.planned = 0
 
     def take_removed(self) -> tuple[int, ...]:
         """Slots emptied since the last plan, for the next one."""
