@@ -119,9 +119,10 @@ class Runner:
     def _submit_cuda(self, plan: StepPlan) -> StepHandle:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         try:
-            begin.record()
-            launched = self._launch(plan)
-            end.record()
+            with torch.cuda.device(self.device):  # the current device is a thread's own, and any thread may submit
+                begin.record()
+                launched = self._launch(plan)
+                end.record()
         except Exception as e:
             fault = self._fault(plan, e)
             fault.__cause__ = e
