@@ -23,12 +23,12 @@ from typing import Any
 import torch
 import workloads
 
-from cluster.config import resolve_model
 from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
 from workers.api.request import EngineRequest, SamplingParams
 from workers.rank import Rank
 
 PADDED_BATCH = 64
+DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo-model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,11 @@ def run_transformers(model: Any, work: list[Work]) -> Run:
     return Run(seconds, sum(w.out for w in work), 0, 0.0, 0.0)
 
 
+def folder_of(model: str) -> Path:
+    """A checkpoint's folder."""
+    return DEMO if model == "demo" else Path(model)
+
+
 def load_ours(args: argparse.Namespace) -> Rank:
     """The rank to measure."""
     engine = EngineConfig(
@@ -124,7 +129,7 @@ def load_ours(args: argparse.Namespace) -> Rank:
         (folder / "config.json").write_text(json.dumps(config))
         model = ModelConfig(str(folder), args.model, load_format="dummy", dtype=args.dtype)
     else:
-        model = ModelConfig(str(resolve_model(args.model)), args.model, dtype=args.dtype)
+        model = ModelConfig(str(folder_of(args.model)), args.model, dtype=args.dtype)
     return Rank(ReplicaConfig(model, engine), threads=args.threads, threaded=args.threaded)
 
 
@@ -133,7 +138,7 @@ def load_peer(args: argparse.Namespace, rank: Rank) -> Any:
     from transformers import AutoModelForCausalLM
 
     dtype = next(rank.model.parameters()).dtype
-    return AutoModelForCausalLM.from_pretrained(resolve_model(args.model), dtype=dtype).to(rank.device).eval()
+    return AutoModelForCausalLM.from_pretrained(folder_of(args.model), dtype=dtype).to(rank.device).eval()
 
 
 def report(name: str, requests: int, ours: list[Run], theirs: list[Run]) -> str:

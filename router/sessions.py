@@ -17,7 +17,7 @@ from router.dispatch.lease import Acquire, Granted, LeaseLost, Outcome, Settle
 from router.engine_link import EngineLinks, Stream
 from router.generation import ChoiceDelta, GenerationRequest
 from workers.api.errors import EngineFault, NoReplica, Overloaded, ReplicaLost
-from workers.api.request import Delta, EngineRequest, FinishReason, SamplingParams
+from workers.api.request import INVALID, Delta, EngineRequest, FinishReason, SamplingParams
 
 log = logging.getLogger("echelon.sessions")
 
@@ -245,7 +245,7 @@ class Sessions:
         if isinstance(fault, _BadReplica):
             run.errors += 1
             # An engine that calls a request invalid is right on every replica; two engines that fail alike are, too.
-            if str(fault).startswith("invalid") or run.errors > 1:
+            if str(fault).startswith(INVALID) or run.errors > 1:
                 raise EngineFault(str(fault)) from fault
         elif attempt.stream is not None and (attempt.loss is None or attempt.loss.died):
             run.deaths += 1

@@ -17,7 +17,7 @@ from typing import Any
 from workers.api.channel import Channel, listen
 from workers.api.errors import RequestError
 from workers.api.replica import LoadReport, ReplicaInfo
-from workers.api.request import Delta, EngineRequest, FinishReason
+from workers.api.request import INVALID, Delta, EngineRequest, FinishReason
 from workers.api.wire import ENGINE_CODEC, Abort, StepFrame, Submit, Welcome
 from workers.engine.core import Engine
 
@@ -106,7 +106,7 @@ class EngineServer:
         try:
             self._engine.submit(request)
         except RequestError as e:
-            return Delta(request.id, len(request.resumed_ids), finish=FinishReason.ERROR, error=str(e))
+            return Delta(request.id, len(request.resumed_ids), finish=FinishReason.ERROR, error=INVALID + str(e))
         return None
 
     def _hand_out(self, deltas: list[Delta]) -> None:

@@ -9,6 +9,9 @@ import enum
 from dataclasses import dataclass
 
 
+INVALID = "invalid: "  # how `Delta.error` starts when the request itself is at fault: no replica would take it
+
+
 class FinishReason(enum.StrEnum):
     """Why a sequence ended. Every request gets exactly one."""
 
