@@ -31,16 +31,18 @@ async def _merged(generator: Generator, requests: Sequence[GenerationRequest]) -
     for request in requests:
         offsets.append(total)
         total += len(request.samplings)
-    # One place a source: a reader that lags holds the sources back, as it does when there is only one.
-    arrived: asyncio.Queue[tuple[int, Batch | BaseException | None]] = asyncio.Queue(len(sources))
+    # One place for each source: a reader that lags holds them back, and none takes the place of another.
+    arrived: asyncio.Queue[tuple[int, Batch | BaseException | None]] = asyncio.Queue()
+    places = [asyncio.Semaphore(1) for _ in sources]
 
     async def pump(p: int) -> None:
         try:
             async for batch in sources[p]:
-                await arrived.put((p, batch))
-            await arrived.put((p, None))
+                await places[p].acquire()
+                arrived.put_nowait((p, batch))
+            arrived.put_nowait((p, None))
         except Exception as e:
-            await arrived.put((p, e))
+            arrived.put_nowait((p, e))
 
     tasks = [asyncio.create_task(pump(p)) for p in range(len(sources))]
     try:
@@ -48,6 +50,7 @@ async def _merged(generator: Generator, requests: Sequence[GenerationRequest]) -
         early: list[ChoiceDelta] = []
         while open_sources:
             p, item = await arrived.get()
+            places[p].release()
             if isinstance(item, BaseException):
                 raise item
             unaccepted.discard(p)

@@ -13,6 +13,8 @@ from router.protocol.validation import validate
 from router.text.offload import TextPool
 from workers.api.errors import InvalidRequest
 
+INLINE_BYTES = 32 << 10  # parsed and checked in under 0.5 ms
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -20,7 +22,9 @@ async def read(request: Request, model: type[M], max_bytes: int, pool: TextPool)
     """The body of `request` as `model`. Raises HttpRefusal (413, 415) or InvalidRequest."""
     check_media_type(request)
     body = await read_body(request, max_bytes)
-    return await pool.run(len(body), lambda: validate(model, parse_object(body, max_bytes=max_bytes)))
+    return await pool.run(
+        len(body), lambda: validate(model, parse_object(body, max_bytes=max_bytes)), inline=INLINE_BYTES
+    )
 
 
 def check_media_type(request: Request) -> None:

@@ -128,6 +128,12 @@ def _token_ids(value: Any) -> tuple[int, ...]:
     return _ids(value)
 
 
+def _allowed_ids(value: Any) -> tuple[int, ...]:
+    if value == []:
+        raise _empty()
+    return _token_ids(value)
+
+
 def _prompt(value: Any) -> tuple[str | tuple[int, ...], ...]:
     """All prompts of a completion: a string, strings, ids, or lists of ids."""
     if isinstance(value, str):
@@ -178,6 +184,7 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
 Content = Annotated[str, PlainValidator(_content, json_schema_input_type=str | list[TextPart])]
 Stop = Annotated[tuple[str, ...], PlainValidator(_stop, json_schema_input_type=str | list[str] | None)]
 TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids, json_schema_input_type=list[int] | None)]
+AllowedIds = Annotated[tuple[int, ...], PlainValidator(_allowed_ids, json_schema_input_type=list[int] | None)]
 Prompt = Annotated[
     tuple[str | tuple[int, ...], ...],
     PlainValidator(_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),

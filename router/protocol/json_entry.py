@@ -1,7 +1,8 @@
 """Strict JSON for request bodies: what RFC 8259 allows and every reader understands alike, within caps.
 
 Refused beyond the syntax: NaN and infinities (also by overflow), more than 64 levels, integers of more than 20 digits,
-duplicate keys, lone surrogates, anything but UTF-8 without a byte order mark, and a top level that is not an object.
+more than 500,000 values, duplicate keys, lone surrogates, anything but UTF-8 without a byte order mark, and a top level
+that is not an object. The work is linear in the body's length, whatever it holds.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from itertools import accumulate
 from typing import Any
 
 from router.protocol.errors import HttpRefusal, echo
@@ -18,10 +20,14 @@ MAX_BODY_BYTES = 8 << 20
 MAX_DEPTH = 64
 MAX_INTEGER_DIGITS = 20  # 2**64 has 20: ranges are judged later, by name
 MAX_NUMBER_CHARACTERS = 512
+MAX_VALUES = 500_000  # more than a prompt of token ids has
 MAX_KEY_CHARACTERS = 1024
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Possessive, and content with a string that never ends: no body makes it go back over what it has read.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_LONG_INTEGER = re.compile(rb"(?<![.0-9])[0-9]{%d}" % (MAX_INTEGER_DIGITS + 1))
 _NOT_BRACKETS = bytes(b for b in range(256) if b not in b"[]{}")
+_STEP = [1 if b in b"[{" else -1 for b in range(256)]
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -42,7 +48,7 @@ def parse_object(body: bytes, *, max_bytes: int = MAX_BODY_BYTES) -> dict[str, A
         raise BodyNotJson(f"it is not UTF-8 at byte {e.start}") from None
     if text.startswith("\ufeff"):
         raise BodyNotJson("it starts with a byte order mark")
-    _check_depth(body)
+    _check_shape(body)
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as e:
@@ -61,17 +67,21 @@ def too_large(max_bytes: int) -> HttpRefusal:
     return HttpRefusal(413, f"The request body is larger than {max_bytes} bytes.", code="request_too_large")
 
 
-def _check_depth(body: bytes) -> None:
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+def _check_shape(body: bytes) -> None:
+    """Depth, number of values and digits, on the body without its strings; linear in its length."""
+    if body.count(b'"') > 4 * MAX_VALUES:  # a key and a string for each value; also keeps the next line short
+        raise BodyNotJson(f"it has more than {MAX_VALUES} values")
+    bare = _STRING.sub(b"", body)
+    if bare.count(b",") >= MAX_VALUES:
+        raise BodyNotJson(f"it has more than {MAX_VALUES} values")
+    if _LONG_INTEGER.search(bare):
+        raise BodyNotJson(f"an integer has more than {MAX_INTEGER_DIGITS} digits")
+    opened = bare.count(b"[") + bare.count(b"{")
+    if opened <= MAX_DEPTH:
         return
-    brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
-    # Each round takes away the innermost pairs, in C; what is left after 64 rounds is deeper than that.
-    for _ in range(MAX_DEPTH):
-        shorter = brackets.replace(b"[]", b"").replace(b"{}", b"")
-        if len(shorter) == len(brackets):
-            break
-        brackets = shorter
-    if len(brackets) > MAX_DEPTH:
+    if opened > MAX_VALUES:
+        raise BodyNotJson(f"it has more than {MAX_VALUES} values")
+    if max(accumulate(map(_STEP.__getitem__, bare.translate(None, _NOT_BRACKETS)))) > MAX_DEPTH:
         raise BodyNotJson(f"it is nested deeper than {MAX_DEPTH} levels")
 
 
@@ -94,12 +104,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_INTEGER_DIGITS + digits.startswith("-"):
-        raise BodyNotJson(f"an integer has more than {MAX_INTEGER_DIGITS} digits")
-    return int(digits)
-
-
 def _number(text: str) -> float:
     value = float(text) if len(text) <= MAX_NUMBER_CHARACTERS else math.inf
     if math.isinf(value):
@@ -111,6 +115,4 @@ def _constant(name: str) -> Any:
     raise BodyNotJson(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant, strict=True
-)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_constant, strict=True)

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from router.protocol.fields import Content, LogitBias, Penalty, Prompt, Stop, TokenIds
+from router.protocol.fields import AllowedIds, Content, LogitBias, Penalty, Prompt, Stop, TokenIds
 from router.protocol.validation import Refused
 
 MAX_MESSAGES = 2048
@@ -45,9 +45,13 @@ def _service_tier(value: str) -> str:
     return value
 
 
-def _metadata(value: dict[str, str]) -> dict[str, str]:
-    if len(value) > 16:
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > 16:
         raise Refused("Invalid '{param}': too many properties. Expected an object with at most 16 properties.")
+    return value
+
+
+def _metadata(value: dict[str, str]) -> dict[str, str]:
     for key, text in value.items():
         if len(key) > 64 or len(text) > 512:
             raise Refused(
@@ -65,11 +69,14 @@ class _Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_not_done(cls, data: Any) -> Any:
+    def _known_fields(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        for name in cls.not_done.keys() & data.keys():
-            if not cls.not_done[name](data[name]):
+        for name in data:
+            # Here and not by pydantic, which would list every one of 400,000 unknown keys.
+            if name not in cls.model_fields and name not in cls.not_done:
+                raise Refused("Unknown parameter: '{param}'.", code="unknown_parameter", at=(name,))
+            if name in cls.not_done and not cls.not_done[name](data[name]):
                 raise Refused(
                     "Unsupported parameter: '{param}' is not supported by this server with this value.",
                     code="unsupported_parameter",
@@ -93,6 +100,17 @@ class ChatMessage(_Strict):
         ("tool_calls", "function_call", "refusal", "audio", "annotations", "reasoning_content"), _nothing
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _role_first(cls, data: Any) -> Any:
+        # A message of a role that is not served has fields of its own: the role is what is wrong, not they.
+        if isinstance(data, dict) and data.get("role") in ("tool", "function"):
+            raise Refused(
+                f"Invalid value: '{data['role']}'. Supported values are: 'system', 'developer', 'user', 'assistant'.",
+                at=("role",),
+            )
+        return data
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] | None = None
@@ -114,7 +132,7 @@ class Common(_Strict):
     frequency_penalty: Penalty | None = None
     logit_bias: LogitBias = ()
     user: Label | None = None
-    metadata: Annotated[dict[str, str], AfterValidator(_metadata)] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(_few), AfterValidator(_metadata)] | None = None
     service_tier: Annotated[str, AfterValidator(_service_tier)] | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
@@ -126,7 +144,7 @@ class Common(_Strict):
     stop_token_ids: TokenIds = ()
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    allowed_token_ids: TokenIds = ()
+    allowed_token_ids: AllowedIds = ()  # () = all
     truncate_prompt_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None  # keeps the last ones
     request_id: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9._-]{1,128}$")] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -155,8 +173,6 @@ class Common(_Strict):
                 f"but got {self.min_tokens} instead.",
                 at=("min_tokens",),
             )
-        if "allowed_token_ids" in self.model_fields_set and self.allowed_token_ids == ():
-            raise Refused("Invalid '{param}': it must not be empty.", code="empty_array", at=("allowed_token_ids",))
         return self
 
 

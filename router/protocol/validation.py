@@ -109,12 +109,14 @@ def _translate(error: Any) -> InvalidRequest:
         )
     if kind in ("too_long", "too_short"):
         return _wrong_length(kind, name, context)
-    if kind == "string_too_long":
+    if kind in ("string_too_long", "string_too_short"):
+        short = kind == "string_too_short"
+        limit = f"minimum length {context['min_length']}" if short else f"maximum length {context['max_length']}"
         return InvalidRequest(
-            f"Invalid '{name}': string too long. Expected a string with maximum length {context['max_length']}, "
+            f"Invalid '{name}': string too {'short' if short else 'long'}. Expected a string with {limit}, "
             f"but got a string with length {len(value or '')} instead.",
             param=param,
-            code="string_above_max_length",
+            code="string_below_min_length" if short else "string_above_max_length",
         )
     if kind == "string_pattern_mismatch":
         return InvalidRequest(
