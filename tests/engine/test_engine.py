@@ -9,6 +9,8 @@ from fake_executor import VOCAB, oracle
 from workers.api.errors import ContextLengthExceeded, EngineFault, InvalidRequest
 from workers.api.request import Delta, EngineRequest, FinishReason, MediaSegment
 from workers.engine.plan import StepPlan, StepResult
+from workers.engine.sequence import Sequence
+from workers.engine.stop import finish_reason
 
 PROMPT = [i * 7 % VOCAB for i in range(16)]
 
@@ -88,6 +90,12 @@ def test_stop_ids_count_only_after_min_tokens() -> None:
     assert (harness.receiver.tokens["r"], harness.receiver.finish("r")) == (answer, reason)
     assert len(answer) >= 6
     assert answer[:5] == [VOCAB - 1] * 5
+
+
+@pytest.mark.parametrize(("emitted", "ends"), [(4, False), (5, False), (6, True)])
+def test_a_stop_id_that_the_sampler_should_have_masked_does_not_end(emitted: int, ends: bool) -> None:
+    sequence = Sequence(request("r", PROMPT, 50, stop_ids=(7,), min_tokens=5, resumed_ids=(7,) * emitted), 0, 128)
+    assert (finish_reason(sequence) is FinishReason.STOP) == ends
 
 
 def test_a_stop_id_as_the_last_allowed_token_is_a_stop() -> None:

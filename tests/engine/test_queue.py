@@ -1,4 +1,4 @@
-"""Who is served next: by rank of the flow, then preempted before fresh, then by arrival, however ranks grow."""
+"""Who is served next: by rank of the flow, then by arrival, however ranks grow."""
 
 from __future__ import annotations
 
@@ -35,22 +35,20 @@ class ByOwner:
         raise NotImplementedError
 
 
-def sequence(arrival: int, owner: str = "", preemptions: int = 0) -> Sequence:
-    made = Sequence(request(f"{owner}{arrival}", [1], owner=owner), arrival, 100)
-    made.preemptions = preemptions
-    return made
+def sequence(arrival: int, owner: str = "") -> Sequence:
+    return Sequence(request(f"{owner}{arrival}", [1], owner=owner), arrival, 100)
 
 
 def drain(queue: WaitingQueue) -> list[str]:
     return [queue.pop().id for _ in range(len(queue))]
 
 
-def test_fifo_by_arrival_with_the_preempted_in_front() -> None:
+def test_fifo_by_arrival_so_that_the_preempted_are_in_front() -> None:
     queue = WaitingQueue(Fifo())
     for arrival in (3, 4, 5):
         queue.push(sequence(arrival))
-    queue.push(sequence(2, preemptions=1))
-    queue.push(sequence(1, preemptions=1))
+    queue.push(sequence(2))
+    queue.push(sequence(1))
     assert drain(queue) == ["1", "2", "3", "4", "5"]
     assert queue.peek() is None
     with pytest.raises(IndexError):
@@ -108,9 +106,9 @@ def test_random_operations_equal_sorting_everything(steps: list[tuple[str, int]]
 
     def first() -> Sequence:
         heads: dict[str, Sequence] = {}
-        for one in sorted(waiting, key=lambda s: (s.preemptions == 0, s.arrival)):
+        for one in sorted(waiting, key=lambda s: s.arrival):
             heads.setdefault(one.request.owner, one)
-        return min(heads.values(), key=lambda s: (ordering.rank(s.request), s.preemptions == 0, s.arrival))
+        return min(heads.values(), key=lambda s: (ordering.rank(s.request), s.arrival))
 
     for what, number in steps:
         if what == "push":
@@ -120,7 +118,6 @@ def test_random_operations_equal_sorting_everything(steps: list[tuple[str, int]]
             queue.push(one)
         elif what == "again" and taken:
             one = taken.pop(number % len(taken))
-            one.preemptions += 1
             waiting.append(one)
             queue.push(one)
         elif what == "pop" and waiting:

@@ -252,14 +252,18 @@ def test_preemptions_of_one_request_are_bounded(watermark: int, step_ahead: bool
     assert all(harness.receiver.finish(one.id) is FinishReason.LENGTH for one in asked)
 
 
-@pytest.mark.parametrize(("preemptions", "running"), [(0, 2), (2, 2), (3, 1)])
-def test_each_preemption_doubles_the_room_that_readmission_asks_for(preemptions: int, running: int) -> None:
-    harness = Harness(num_blocks=16, watermark=4, step_ahead=False)
+@pytest.mark.parametrize(
+    ("watermark", "preemptions", "running"), [(4, 0, 2), (4, 2, 2), (4, 3, 1), (0, 0, 2), (0, 4, 2), (0, 5, 1)]
+)
+def test_each_preemption_doubles_the_room_that_readmission_asks_for(
+    watermark: int, preemptions: int, running: int
+) -> None:
+    harness = Harness(num_blocks=16, watermark=watermark, step_ahead=False)
     harness.submit(request("resident", PROMPT[:7], 40))
     harness.step()  # 14 blocks are left
     harness.submit(request("again", PROMPT[1:8], 40))
     harness.engine.roster.live["again"].preemptions = preemptions
-    harness.step()  # it asks for 2 and for 2, 8 or 16 of room
+    harness.step()  # it asks for 2 and, with room to grow, for 4, 10 or 18
     assert harness.engine.load().running == running
     harness.drain()
 

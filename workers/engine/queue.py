@@ -30,7 +30,7 @@ class Ordering(Protocol):
     """Who comes first. Handed in from outside; called by the thread that steps the engine."""
 
     def flow(self, request: EngineRequest) -> Hashable:
-        """Requests of one flow are served among themselves in order of arrival, preempted ones first."""
+        """Requests of one flow are served among themselves by arrival, so preempted ones first. Never changes."""
 
     def rank(self, request: EngineRequest) -> Rank:
         """The rank of the flow at whose head `request` stands; the least is served first, then the earlier arrival.
@@ -64,7 +64,7 @@ class Fifo:
         """Charges change nothing."""
 
 
-_Waiting = tuple[bool, int, Sequence]  # (never preempted, arrival, sequence)
+_Waiting = tuple[int, Sequence]  # (arrival, sequence): the preempted came before all that are still fresh
 
 
 class _Flow:
@@ -85,7 +85,7 @@ class WaitingQueue:
     def __init__(self, ordering: Ordering) -> None:
         self._ordering = ordering
         self._flows: dict[Hashable, _Flow] = {}
-        self._order: list[tuple[Rank, bool, int, int, _Flow]] = []  # rank, then the head's place, serial, flow
+        self._order: list[tuple[Rank, int, int, _Flow]] = []  # rank, arrival of the head, serial, flow
         self._serial = 0
         self._size = 0
 
@@ -95,15 +95,15 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[Sequence]:
         """All waiting sequences, in no order."""
         for flow in self._flows.values():
-            yield from (s for _, _, s in flow.waiting if s.phase is Phase.WAITING)
+            yield from (s for _, s in flow.waiting if s.phase is Phase.WAITING)
 
     def push(self, sequence: Sequence) -> None:
-        """It waits; one that was preempted goes before those of its flow that were not."""
+        """It waits, in its flow by arrival; so one that was preempted is at the head again."""
         name = self._ordering.flow(sequence.request)
         flow = self._flows.get(name)
         if flow is None:
             flow = self._flows[name] = _Flow(name)
-        entry = (sequence.preemptions == 0, sequence.arrival, sequence)
+        entry = (sequence.arrival, sequence)
         heapq.heappush(flow.waiting, entry)
         self._size += 1
         if flow.waiting[0] is entry:
@@ -112,7 +112,7 @@ class WaitingQueue:
     def peek(self) -> Sequence | None:
         """The sequence to serve next, or None."""
         while self._order:
-            rank, fresh, arrival, serial, flow = self._order[0]
+            rank, arrival, serial, flow = self._order[0]
             if serial != flow.serial:
                 heapq.heappop(self._order)
                 continue
@@ -121,9 +121,8 @@ class WaitingQueue:
                 heapq.heappop(self._order)
                 del self._flows[flow.name]
                 continue
-            now = (self._ordering.rank(head[2].request), head[0], head[1])
-            if now == (rank, fresh, arrival):
-                return head[2]
+            if (self._ordering.rank(head[1].request), head[0]) == (rank, arrival):
+                return head[1]
             heapq.heappop(self._order)
             self._enter(flow)
         return None
@@ -133,7 +132,7 @@ class WaitingQueue:
         sequence = self.peek()
         if sequence is None:
             raise IndexError("nothing waits")
-        flow = self._order[0][4]
+        flow = self._order[0][3]
         heapq.heappop(flow.waiting)
         self._size -= 1
         return sequence
@@ -144,13 +143,13 @@ class WaitingQueue:
         flow = self._flows[self._ordering.flow(sequence.request)]
         flow.dead += 1
         if flow.dead * 2 > len(flow.waiting):  # so that a stuck queue does not hold on to the dead
-            flow.waiting = [w for w in flow.waiting if w[2].phase is Phase.WAITING]
+            flow.waiting = [w for w in flow.waiting if w[1].phase is Phase.WAITING]
             heapq.heapify(flow.waiting)
             flow.dead = 0
 
     def _head(self, flow: _Flow) -> _Waiting | None:
         while flow.waiting:
-            if flow.waiting[0][2].phase is Phase.WAITING:
+            if flow.waiting[0][1].phase is Phase.WAITING:
                 return flow.waiting[0]
             heapq.heappop(flow.waiting)
             flow.dead -= 1
@@ -162,5 +161,4 @@ class WaitingQueue:
             return
         self._serial += 1
         flow.serial = self._serial
-        rank = self._ordering.rank(head[2].request)
-        heapq.heappush(self._order, (rank, head[0], head[1], self._serial, flow))
+        heapq.heappush(self._order, (self._ordering.rank(head[1].request), head[0], self._serial, flow))
