@@ -200,6 +200,9 @@ def _token_string(value: Any) -> str | None:
 
 def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:
     found = {name: _token_string(settings.get(name)) for name in _NAMED}
+    extra = settings.get("extra_special_tokens")
+    if isinstance(extra, dict):  # a model's own, under names that its template may use
+        found |= {name: _token_string(token) for name, token in extra.items()}
     return {name: text for name, text in found.items() if text is not None}
 
 

@@ -200,6 +200,12 @@ def test_missing_and_broken_files(tmp_path, model_folder):
     whole = Tokenizer.from_folder(tmp_path)
     assert whole.decode(whole.encode_chat([{"role": "user", "content": "hi"}])) == "hi!"
     assert whole.eos_ids == (2, 3)
+    (tmp_path / "chat_template.jinja").write_text("{{ image_token }}{{ bos_token }}")
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": {"content": "<b>"}, "extra_special_tokens": {"image_token": "<i>"}})
+    )
+    named = Tokenizer.from_folder(tmp_path)
+    assert named.decode(named.encode_chat([{"role": "user", "content": "hi"}])) == "<i><b>"
 
 
 @pytest.mark.parametrize(
