@@ -48,5 +48,6 @@ class Generator(Protocol):
 
         Before the first batch it may raise Overloaded, NoReplica, ModelNotFound or InvalidRequest (the request was not
         accepted); the first batch may be empty and then only says that the request is accepted. After it: EngineFault
-        or ReplicaLost when replay gave up. Closing the iterator (`aclose`, or cancelling its reader) aborts the sequences.
+        or ReplicaLost when replay gave up. Closing the iterator (`aclose`, or cancelling its reader) aborts the
+        sequences.
         """

@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-
 INVALID = "invalid: "  # how `Delta.error` starts when the request itself is at fault: no replica would take it
 
 
