@@ -153,4 +153,3 @@ class EngineServer:
         for channel in list(self._channels):
             channel.close("the engine stopped")
         self._loop.call_later(0.2, self._loop.stop)
-

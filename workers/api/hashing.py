@@ -6,6 +6,7 @@ Both the prefix cache of an engine and the dispatcher's index of them need the s
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 
 from workers.api.request import MediaSegment
@@ -24,7 +25,7 @@ def root_hash(salt: bytes = b"", adapter: str | None = None) -> bytes:
 def extend_hash(parent: bytes, token_ids: Sequence[int], media: Sequence[bytes] = ()) -> bytes:
     """The hash of a full block of `token_ids` after `parent`; `media` are the digests of images that touch it."""
     h = hashlib.blake2b(parent, digest_size=HASH_BYTES)
-    h.update(b"".join(t.to_bytes(4, "little") for t in token_ids))
+    h.update(struct.pack(f"<{len(token_ids)}I", *token_ids))
     for digest in media:
         h.update(digest)
     return h.digest()
