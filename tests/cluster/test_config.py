@@ -1,0 +1,89 @@
+"""Cluster files and command lines: what is wrong is named, nothing is ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.config import ClusterConfig, read_cluster_config, resolve_model
+from cluster.environment import DEMO_MODEL
+from cluster.placement import rank_bundles
+from cluster.serving import cluster_config
+from workers.api.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "clusters").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_cluster_files_are_valid(path: Path) -> None:
+    config = read_cluster_config(path)
+    assert config.replica_config("cpu").engine.max_num_seqs == config.engine.max_num_seqs
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("model: {replicas: 0}", "model.replicas"),
+        ("model: {replica: 2}", "model.replica"),
+        ("engine: {block_size: big}", "engine.block_size"),
+        ("http: {port: 99999}", "http.port"),
+        ("dispatch: {strategy: fastest}", "dispatch.strategy"),
+        ("nonsense: 1", "nonsense"),
+        ("model: [", "not YAML"),
+        ("engine: {cache_fraction: 1.5}", "engine.cache_fraction"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_place(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        read_cluster_config(written(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
+        read_cluster_config(tmp_path / "absent.yaml")
+
+
+def test_limits_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    config = read_cluster_config(written(tmp_path, "engine: {max_num_seqs: 64, max_num_batched_tokens: 32}"))
+    with pytest.raises(ConfigError, match="max_num_batched_tokens"):
+        config.replica_config("cpu")
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "model: {replicas: 2, name: a}\nhttp: {port: 1234}")
+    config = cluster_config(str(path), {"port": 4321, "replicas": 3})
+    assert (config.http.port, config.model.replicas, config.model_name) == (4321, 3, "a")
+
+
+def test_the_name_follows_the_path() -> None:
+    assert cluster_config("/models/My-Model/", {}).model_name == "My-Model"
+    assert cluster_config("owner/model", {}).model_name == "model"
+    assert ClusterConfig().model_name == DEMO_MODEL
+
+
+def test_models_are_found_or_refused(tmp_path: Path) -> None:
+    assert (resolve_model(DEMO_MODEL) / "model.safetensors").is_file()
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        resolve_model(str(tmp_path))
+    with pytest.raises(ConfigError, match="neither a folder"):
+        resolve_model("./not-here")
+
+
+def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="local folder"):
+        resolve_model("owner/no-such-model")
+
+
+def test_a_bundle_for_each_rank() -> None:
+    config = cluster_config("demo", {})
+    assert rank_bundles(config.replica_config("cpu")) == [{"CPU": 1.0}]
+    two = config.model_copy(update={"model": config.model.model_copy(update={"tensor_parallel": 2})})
+    assert rank_bundles(two.replica_config("cuda")) == [{"CPU": 1.0, "GPU": 1.0}] * 2
