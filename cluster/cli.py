@@ -39,13 +39,14 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Where HTTP listens; default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port; default 23333.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Replicas of the model; default 1.")] = None,
+    tp: Annotated[int | None, typer.Option("--tp", help="GPUs of each replica (tensor parallel); default 1.")] = None,
     name: Annotated[str | None, typer.Option(help="Model name for clients; default: the folder's.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: an own one.")] = None,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C or `echelon stop`."""
     from cluster.serving import run_until_stopped
 
-    given = {"host": host, "port": port, "replicas": replicas, "name": name}
+    given = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name}
     run_until_stopped(model, {k: v for k, v in given.items() if v is not None}, address=address)
 
 

@@ -21,7 +21,7 @@ from workers.api.errors import ConfigError, EchelonError
 
 STOP_SECONDS = 30.0
 HTTP_FLAGS = ("host", "port")
-MODEL_FLAGS = ("replicas", "name")
+MODEL_FLAGS = ("replicas", "tensor_parallel", "name")
 
 
 def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
