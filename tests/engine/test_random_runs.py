@@ -1,198 +1,35 @@
 """Random engines under random traffic. ECHELON_ENGINE_RUNS says how many seeded runs (default 300, a release 10,000).
 
-Each run: every plan checked by the executor, every answer equal to the oracle's (an aborted one a beginning of it),
-one terminal delta a request, both ledgers balanced, each position charged once.
+What is checked after each run stands in `traffic.py`, which is also a program that counts what the runs reached.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import random
-from collections.abc import Hashable
 
 import pytest
-from engine_runs import Harness, request
-from fake_executor import VOCAB, oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from traffic import Traffic, run_seeds
 
-from workers.api.errors import EngineFault
-from workers.api.request import EngineRequest, FinishReason
-from workers.engine.queue import Charge, Rank
+from workers.api.request import FinishReason
 
 RUNS = int(os.environ.get("ECHELON_ENGINE_RUNS", "300"))
 BATCH = 50
 
 
-class Tiers:
-    """A policy as one from outside might be: the tier is the owner's first letter, then who has had least."""
-
-    def __init__(self, by_owner: bool) -> None:
-        self.by_owner = by_owner
-        self.served: dict[str, float] = {}
-        self.charges: dict[str, list[int]] = {}
-
-    def flow(self, request: EngineRequest) -> Hashable:
-        return request.owner if self.by_owner else None
-
-    def rank(self, request: EngineRequest) -> Rank:
-        return (ord(request.owner[0]), self.served.get(request.owner, 0)) if self.by_owner else ()
-
-    def victim(self, request: EngineRequest) -> Rank:
-        return self.rank(request)
-
-    def executed(self, charges: list[Charge]) -> None:
-        for charge in charges:
-            owner = charge.request.owner
-            self.served[owner] = self.served.get(owner, 0) + charge.prefill + 2 * charge.decode
-            sums = self.charges.setdefault(charge.request.id, [0, 0, 0, 0])
-            for i in range(4):
-                sums[i] += charge[i + 1]
-
-
-class Traffic:
-    """One run, drawn from `rng`."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
-        self.faulty = {rng.randrange(100): rng.randrange(1, 60) for _ in range(rng.choice([0, 0, 1, 3]))}
-        self.ordering = rng.choice([None, Tiers(False), Tiers(True)])
-        slots = rng.randint(1, 6)
-        self.harness = Harness(
-            block_size=rng.choice([1, 2, 4, 8]),
-            max_num_seqs=slots,
-            max_num_batched_tokens=slots + rng.choice([0, 1, 3, 8, 40]),
-            num_blocks=rng.choice([1, 2, 3, 5, 8, 13, 21, 34]),
-            max_model_len=rng.choice([8, 20, 48]),
-            prefix_caching=rng.random() < 0.7,
-            step_ahead=rng.random() < 0.7,
-            watermark=rng.choice([0, 0, 2, 8, 64]),
-            ordering=self.ordering,
-            fault=lambda seed, position: seed in self.faulty and position >= self.faulty[seed],
-            fail_submit_at=rng.choice([None] * 30 + [rng.randrange(40)]),
-            fail_result_at=rng.choice([None] * 30 + [rng.randrange(40)]),
-        )
-        self.shared = [[rng.randrange(VOCAB) for _ in range(24)] for _ in range(2)]
-        self.asked: dict[str, EngineRequest] = {}
-        self.most_preempted = 0
-
-    def arrive(self) -> None:
-        rng, room = self.rng, self.harness.engine.max_model_len - 1
-        if not room:
-            return
-        length = rng.randint(1, min(room, 20))
-        prompt = rng.choice(self.shared)[: rng.choice([0, length // 2, length])]
-        prompt = prompt + [rng.randrange(VOCAB) for _ in range(length - len(prompt))]
-        max_tokens = rng.randint(1, 24)
-        resumed = 0
-        if rng.random() < 0.2:
-            resumed = min(rng.randrange(max_tokens), room - length)
-        asked = request(
-            f"r{len(self.asked)}",
-            prompt,
-            max_tokens,
-            seed=rng.choice([0, 1, len(self.asked)]),
-            choice=rng.choice([0, 0, 1]),
-            stop_ids=tuple(rng.sample(range(VOCAB), rng.choice([0, 0, 2, 8]))),
-            min_tokens=rng.choice([0, 0, 3]),
-            resumed_ids=tuple(rng.randrange(VOCAB) for _ in range(resumed)),
-            owner=rng.choice(["a1", "a2", "b1"]),
-            salt=rng.choice([b"", b"", b"x"]),
-        )
-        self.asked[asked.id] = asked
-        self.harness.submit(asked)
-
-    def abort(self) -> None:
-        if self.asked:
-            self.harness.engine.abort(self.rng.choice(list(self.asked)))
-
-    def step(self) -> None:
-        self.harness.step()
-        self.harness.engine.check_ledgers()
-        live = self.harness.engine.roster.live.values()
-        self.most_preempted = max([self.most_preempted, *(s.preemptions for s in live)])
-
-    def run(self, operations: int) -> None:
-        try:
-            for _ in range(operations):
-                self.rng.choice([self.arrive, self.step, self.step, self.step, self.step, self.rare])()
-            work = sum(len(a.prompt_ids) + a.sampling.max_tokens for a in self.asked.values())
-            for _ in range(40 + 20 * work):
-                if not self.harness.engine.has_work:
-                    break
-                self.step()
-            assert not self.harness.engine.has_work, f"stuck: {self.harness.engine.load()}"
-        except EngineFault:
-            self.harness.receiver.take(self.harness.engine.fail_all("dead"))
-        self.check()
-
-    def rare(self) -> None:
-        if self.rng.random() < 0.6:
-            self.abort()
-        elif self.rng.random() < 0.05:
-            self.harness.receiver.take(self.harness.engine.fail_all("told to"))
-        elif self.rng.random() < 0.2:
-            for _ in range(8):
-                self.arrive()
-
-    def check(self) -> None:
-        harness, receiver = self.harness, self.harness.receiver
-        harness.check_idle()
-        engine = harness.engine
-        for asked in self.asked.values():
-            tokens, reason = oracle(asked, engine.max_model_len, harness.fault)
-            last, got = receiver.last[asked.id], receiver.tokens[asked.id]
-            if last.finish is FinishReason.ABORT or last.error in ("dead", "told to"):
-                assert got == tokens[: len(got)]
-                assert last.executed_prefill + last.cached_tokens <= len(asked.prompt_ids)
-                continue
-            assert (got, last.finish) == (tokens, reason)
-            if last.finish is FinishReason.ERROR:
-                continue
-            if asked.resumed_ids:
-                assert (last.cached_tokens, last.executed_prefill, last.executed_decode) == (0, 0, len(got))
-            else:
-                assert last.cached_tokens + last.executed_prefill == len(asked.prompt_ids)
-                assert last.executed_decode == len(got) - 1
-        if self.ordering is not None:
-            for name, (prefill, decode, _, _) in self.ordering.charges.items():
-                last = receiver.last[name]
-                assert (prefill, decode) == (last.executed_prefill, last.executed_decode)
-            charged = sum(p + d for p, d, _, _ in self.ordering.charges.values())
-            assert charged + engine.stats.overhead == engine.stats.executed
-        if not isinstance(self.ordering, Tiers) or not self.ordering.by_owner:
-            pool_tokens = harness.num_blocks * harness.block_size
-            assert self.most_preempted <= 2 + math.log2(pool_tokens / max(harness.watermark, 1) + 1)
-
-
 @pytest.mark.parametrize("batch", range(-(-RUNS // BATCH)))
 def test_seeded_runs(batch: int) -> None:
-    for seed in range(batch * BATCH, (batch + 1) * BATCH):
-        traffic = Traffic(random.Random(seed))
-        try:
-            traffic.run(operations=60)
-        except AssertionError as error:
-            raise AssertionError(f"seed {seed}: {error}") from error
+    counts = run_seeds(range(batch * BATCH, (batch + 1) * BATCH))
+    assert counts["terminal deltas"] == counts["requests"] > 0
 
 
 def test_the_seeded_runs_reach_what_they_are_for() -> None:
-    seen: dict[str, int] = {"preempted": 0, "hit": 0, "discarded": 0, "refilled": 0}
-    reasons: set[FinishReason | None] = set()
-    failed = 0
-    for seed in range(80):
-        traffic = Traffic(random.Random(seed))
-        traffic.run(operations=60)
-        stats = traffic.harness.engine.stats
-        seen["preempted"] += stats.preemptions
-        seen["hit"] += stats.prefix_hits
-        seen["discarded"] += stats.overhead
-        seen["refilled"] += traffic.most_preempted > 1
-        reasons |= {d.finish for d in traffic.harness.receiver.last.values()}
-        failed += traffic.harness.engine._failure is not None
-    assert min(seen.values()) > 0, seen
-    assert reasons == set(FinishReason)
-    assert failed > 0
+    counts = run_seeds(range(80))
+    kinds = ("preemption", "preempted more than once", "prefix hit", "step-ahead discard", "request fault")
+    kinds += ("engine fault", "resumed", *(f"finish {reason}" for reason in FinishReason))
+    assert {kind: counts[kind] for kind in kinds if counts[kind] < 2} == {}
 
 
 @settings(max_examples=50, deadline=None)
