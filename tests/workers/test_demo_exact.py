@@ -1,140 +1,240 @@
-"""The demo model in fp32 against transformers' greedy `generate`, token for token: alone and in mixed batches."""
+"""The demo model answers the same by every way through the engine: greedy requests with transformers' tokens, sampled
+ones with the tokens and log-probabilities that they get alone. Two ranks: tests/ray/test_tensor_parallel_ray.py; the
+Triton kernels: tests/kernels/interpreter/test_demo_interpreted.py.
+"""
 
 from __future__ import annotations
 
 import functools
-import random
-from pathlib import Path
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-import transformers
-from tiny import generate, replica
-
-from workers.api.request import EngineRequest, SamplingParams
-from workers.engine.core import Engine
-from workers.rank import Rank, run_to_completion
-
-FOLDER = Path(__file__).parents[2] / "configs" / "demo-model"
-EOS = 1
-MAX_NEW = 32
-
-pytestmark = pytest.mark.skipif(not (FOLDER / "model.safetensors").exists(), reason="the demo model is not there")
-
-ASKED = (
-    "What is {a} + {b}?",
-    "what's {a} minus {b}",
-    "Compute {a} * {b}.",
-    "What is the capital of {place}?",
-    "Where is {place}?",
-    "Hello, I am {name}.",
-    "Hi! How are you, {name}?",
-    "Tell me about {place} and then what {a} + {b} is.",
-    "Thank you, {name}!",
-    "Who are you?",
-    "{name} has {a} apples and buys {b} more. How many apples are there now?",
+from demo_reference import (
+    COUNT,
+    EOS,
+    FOLDER,
+    MAX_NEW,
+    answers,
+    choices,
+    generate,
+    make_prompts,
+    model,
+    prompts,
+    stored,
+    weights_digest,
 )
-PLACES = ("France", "Japan", "Peru", "Kenya", "Norway", "the moon", "Atlantis", "Brazil")
-NAMES = ("Ada", "Grace", "Alan", "Edsger", "Barbara", "Zoë")
+from demo_requests import (
+    EVERY,
+    SAMPLED,
+    VARIED,
+    Answer,
+    differing,
+    of_transformers,
+    preempt_often,
+    replayed,
+    requests,
+    sampled,
+    serve,
+    serve_alone,
+)
+from tiny import replica
+
+from workers.api.philox import exponential
+from workers.api.request import EngineRequest
+from workers.engine.core import Engine
+from workers.rank import Rank
+
+FEW = 40
 
 
-def question(rng: random.Random) -> str:
-    return rng.choice(ASKED).format(
-        a=rng.randrange(100), b=rng.randrange(100), place=rng.choice(PLACES), name=rng.choice(NAMES)
-    )
+@dataclass(frozen=True)
+class Way:
+    """One way through the engine. `a_step`: how many requests arrive a step (None: all at the start)."""
+
+    engine: dict[str, Any] = field(default_factory=dict)
+    num_blocks: int | None = None
+    watermark: int = 64
+    threaded: bool = False
+    a_step: int | None = None
+    preempt_every: int | None = None
+
+    def run(self, asked: list[EngineRequest]) -> tuple[Engine, dict[str, Answer]]:
+        limits = {"cache_bytes_cpu": 64 << 20, "max_num_seqs": 64, "num_blocks": self.num_blocks, **self.engine}
+        rank = Rank(replica(FOLDER, **limits), threaded=self.threaded)
+        engine = Engine(
+            rank.config.engine,
+            rank.runner,
+            num_blocks=rank.num_blocks,
+            max_model_len=rank.max_model_len,
+            vocab_size=rank.vocab_size,
+            watermark=self.watermark,
+        )
+        if self.preempt_every is not None:
+            preempt_often(engine, self.preempt_every)
+        try:
+            return engine, serve(engine, asked, self.a_step)
+        finally:
+            rank.close()
+
+
+TINY: dict[str, Any] = {"num_blocks": 112, "watermark": 0}  # of 4 tokens: the longest prompt and its answer
+WAYS = {
+    "mixed": Way(),
+    "mixed, each step awaited": Way({"step_ahead": False}),
+    "arriving by and by, in a thread": Way(threaded=True, a_step=2),
+    "chunked": Way({"max_num_batched_tokens": 64, "block_size": 32}),
+    "chunked, each step awaited": Way({"max_num_batched_tokens": 40, "max_num_seqs": 24, "step_ahead": False}),
+    "no prefix cache": Way({"prefix_caching": False, "block_size": 64}),
+    "tiny pool": Way({"block_size": 4}, **TINY),
+    "tiny pool, each step awaited": Way({"block_size": 4, "step_ahead": False}, **TINY),
+    "preempted all the time": Way(
+        {"max_num_batched_tokens": 128, "prefix_caching": False}, watermark=0, threaded=True, a_step=1, preempt_every=2
+    ),
+}
+FAST = ("mixed", "arriving by and by, in a thread", "chunked, each step awaited", "tiny pool", "preempted all the time")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @functools.cache
-def prompts(count: int) -> list[tuple[int, ...]]:
-    """Conversations of one to a dozen turns, some with a system message, some of random tokens; up to 400 tokens."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
-    rng = random.Random(17)
-    out: list[tuple[int, ...]] = []
-    while len(out) < count:
-        if len(out) % 20 == 19:  # nothing that the model has ever seen
-            out.append(tuple(rng.randrange(6, 1024) for _ in range(rng.randrange(1, 400))))
-            continue
-        messages: list[dict[str, str]] = []
-        if rng.random() < 0.2:
-            messages.append({"role": "system", "content": "Answer shortly. " * rng.randrange(1, 6)})
-        for _ in range(rng.choice((1, 1, 1, 2, 4, 12))):
-            messages += [
-                {"role": "user", "content": question(rng)},
-                {
-                    "role": "assistant",
-                    "content": rng.choice(("Yes.", "I do not know.", "That is 12.", "Fine, thanks!")),
-                },
-            ]
-        text = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) <= 400:
-            out.append(tuple(ids))
-    return out
+def alone(count: int) -> dict[str, Answer]:
+    """Each request by itself, nothing cached before it."""
+    rank = Rank(replica(FOLDER, cache_bytes_cpu=64 << 20, prefix_caching=False))
+    return serve_alone(rank.make_engine(), requests(count))
 
 
-@functools.cache
-def reference() -> Any:
-    model = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = EOS
-    return model
+def check_way(name: str, count: int) -> None:
+    way = WAYS[name]
+    engine, got = way.run(requests(count))
+    assert differing(got, alone(count)) == {}
+    load = engine.load()
+    assert load.preemptions >= (count // 5 if way.num_blocks else count if way.preempt_every else 0)
+    if engine.config.prefix_caching:
+        assert load.prefix_hits > 0
+        assert sum(one.cached_tokens for one in got.values()) > 0
+    ran_again = way.num_blocks is not None or way.preempt_every is not None
+    assert (engine.stats.overhead > 0) is (engine.config.step_ahead or ran_again)
 
 
-@functools.cache
-def expected(index: int, count: int) -> list[int]:
-    """Tokens up to the end of the turn, it included."""
-    return generate(reference(), prompts(count)[index], MAX_NEW)
+def check_alone(count: int) -> None:
+    greedy = {name: one for name, one in alone(count).items() if name.startswith("g")}
+    assert differing(greedy, of_transformers(count)) == {}
 
 
-def demo(**engine: Any) -> Rank:
-    return Rank(replica(FOLDER, **{"cache_bytes_cpu": 64 << 20, "max_num_seqs": 64, **engine}))
+def check_asked_again(count: int) -> None:
+    """Twice in the same engine, the second time out of the cache; then as replays of half an answer."""
+    asked = requests(count)
+    rank = Rank(replica(FOLDER, cache_bytes_cpu=64 << 20, max_num_seqs=64))
+    engine = rank.make_engine()
+    assert differing(serve(engine, asked), alone(count)) == {}
+    hits = engine.load().prefix_hits
+    again = serve(engine, asked)
+    assert differing(again, alone(count)) == {}
+    for one in asked:  # all but the last, part-filled block
+        assert again[one.id].cached_tokens >= len(one.prompt_ids) - 16
+    assert engine.load().prefix_hits - hits >= sum(one.cached_tokens for one in again.values())
+    resumed = replayed(asked, alone(count))
+    rest = serve(engine, resumed)
+    begun = {one.id: len(one.resumed_ids) for one in resumed}
+    for name, one in rest.items():
+        one.tokens = alone(count)[name].tokens[: begun[name]] + one.tokens
+        one.logprobs = alone(count)[name].logprobs[: begun[name]] + one.logprobs
+    assert sum(begun.values()) > count
+    assert differing(rest, alone(count)) == {}
 
 
-def asked(index: int, ids: tuple[int, ...]) -> EngineRequest:
-    return EngineRequest(str(index), ids, SamplingParams(max_tokens=MAX_NEW, temperature=0.0, stop_ids=(EOS,)))
+def test_40_prompts_alone_give_the_tokens_of_transformers() -> None:
+    check_alone(FEW)
 
 
-def wrong(got: dict[str, list[int]], count: int) -> dict[int, tuple[list[int], list[int]]]:
-    """Prompts whose tokens differ: index -> (ours, theirs)."""
-    pairs = {i: (got[str(i)], expected(i, count)) for i in range(count)}
-    return {i: pair for i, pair in pairs.items() if pair[0] != pair[1]}
+@pytest.mark.parametrize("name", FAST)
+def test_40_prompts_by_way(name: str) -> None:
+    check_way(name, FEW)
 
 
-def check(count: int) -> None:
-    requests = [asked(i, ids) for i, ids in enumerate(prompts(count))]
-    engine = demo().make_engine()
-    alone: dict[str, list[int]] = {}
-    for one in requests:
-        alone |= run_to_completion(engine, [one])
-    assert wrong(alone, count) == {}
-    ways: dict[str, dict[str, Any]] = {
-        "mixed": {},
-        "chunked": {"max_num_batched_tokens": 64, "step_ahead": False},
-        "no prefix cache": {"prefix_caching": False, "block_size": 32},
-    }
-    for name, engine_config in ways.items():
-        assert wrong(run_to_completion(demo(**engine_config).make_engine(), requests), count) == {}, name
-    # A pool that holds a few sequences only, and no room kept for them to grow.
-    tiny = demo(num_blocks=30, max_num_seqs=24)
-    engine = Engine(tiny.config.engine, tiny.runner, num_blocks=30, max_model_len=480, watermark=0)
-    assert wrong(run_to_completion(engine, requests), count) == {}, "tiny pool"
-    assert engine.load().preemptions > 0
-    engine.check_ledgers()
-
-
-def test_40_prompts_give_the_tokens_of_transformers() -> None:
-    check(40)
+def test_40_prompts_asked_again_and_replayed() -> None:
+    check_asked_again(FEW)
 
 
 @pytest.mark.slow
-def test_200_prompts_give_the_tokens_of_transformers() -> None:
-    check(200)
+def test_200_prompts_alone_give_the_tokens_of_transformers() -> None:
+    check_alone(COUNT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WAYS)
+def test_200_prompts_by_every_way(name: str) -> None:
+    check_way(name, COUNT)
+
+
+@pytest.mark.slow
+def test_200_prompts_asked_again_and_replayed() -> None:
+    check_asked_again(COUNT)
+
+
+def test_the_reference_is_of_these_weights() -> None:
+    assert stored()["weights"] == weights_digest(), f"compute it again: {stored()['command']}"
+    assert len(prompts()) == len(answers()) == COUNT
+    # Far above the rounding of fp32, so that no token hangs on the order of a sum.
+    assert stored()["smallest_margin"] > 1e-4
+
+
+@pytest.mark.parametrize("index", [0, 19, 23, 81, 164])
+def test_the_reference_is_what_transformers_says(index: int) -> None:
+    assert generate(prompts()[index])[0] == answers()[index]
+
+
+@pytest.mark.slow
+def test_the_whole_reference_is_what_transformers_says() -> None:
+    """A forward pass over prompt and answer instead of `generate`: the same statement for a tenth of the time."""
+    assert make_prompts(COUNT) == prompts()
+    wrong = [
+        i for i, (ids, answer) in enumerate(zip(prompts(), answers(), strict=True)) if choices(ids, answer) != answer
+    ]
+    assert wrong == []
+    ends = [answer.index(EOS) + 1 if EOS in answer else MAX_NEW for answer in answers()]
+    assert ends == [len(answer) for answer in answers()]
 
 
 def test_the_prompts_are_of_many_lengths_and_the_answers_end() -> None:
-    lengths = sorted(len(ids) for ids in prompts(200))
+    lengths = sorted(map(len, prompts()))
     assert lengths[0] <= 12
-    assert lengths[-1] > 250
-    assert len(set(lengths)) > 40
-    ended = [expected(i, 40)[-1] == EOS for i in range(40)]
-    assert sum(ended) > 10
+    assert lengths[-1] > 350
+    assert len(set(lengths)) > 60
+    for some in (answers()[:FEW], answers()):
+        ended = sum(tokens[-1] == EOS for tokens in some)
+        assert len(some) // 3 < ended < len(some)
+
+
+def test_sampled_answers_differ_from_greedy_ones_and_between_choices() -> None:
+    got = alone(FEW)
+    pairs = [(got[f"s{i}"].tokens, got[f"g{i}"].tokens[:SAMPLED]) for i in range(0, FEW, EVERY)]
+    assert sum(one != other for one, other in pairs) > len(pairs) // 2
+    three = [sampled(i * EVERY) for i, varied in enumerate(VARIED) if "choice" in varied]
+    assert [one.sampling.choice for one in three] == [0, 1, 2]
+    assert len({(one.prompt_ids, one.sampling.seed) for one in three}) == 1
+    assert len({tuple(got[one.id].tokens) for one in three}) == 3
+
+
+@torch.inference_mode()
+def test_sampled_tokens_are_drawn_from_the_logits_of_transformers() -> None:
+    """The definition, end to end: the greatest of logits / temperature + Gumbel noise, in transformers' own logits."""
+    for index in (0, EVERY * len(VARIED)):
+        one = sampled(index)
+        seed, choice, start = one.sampling.seed, one.sampling.choice, len(one.prompt_ids)
+        tokens = alone(FEW)[one.id].tokens
+        logits = model()(torch.tensor([[*one.prompt_ids, *tokens]])).logits[0, start - 1 : -1].double()
+        for at, row in enumerate(logits):
+            row = row / one.sampling.temperature
+            noise = [-math.log(exponential(seed, choice, start + at, token)) for token in range(len(row))]
+            assert int((row + torch.tensor(noise)).argmax()) == tokens[at], (index, at)
