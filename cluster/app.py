@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -42,10 +42,11 @@ class RunningCluster:
 
     base_url: str
     model: str
+    secret: str = field(default="", repr=False)  # what replicas, dispatcher and ingresses greet each other with
 
 
-def connect_ray(config: ClusterConfig, address: str | None) -> None:
-    """Join the Ray cluster at `address`, or start an own one on this machine."""
+def connect_ray(config: ClusterConfig, address: str | None, spare_cpus: int = 0) -> None:
+    """Join the Ray cluster at `address`, or start an own one on this machine, with logical CPUs for all ranks."""
     quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         ray.init(address=address, **quiet)
@@ -53,7 +54,7 @@ def connect_ray(config: ClusterConfig, address: str | None) -> None:
     ranks = config.model.replicas * config.model.tensor_parallel
     ray.init(
         address="local",
-        num_cpus=max(cpu_count(), ranks),
+        num_cpus=max(cpu_count(), ranks) + spare_cpus,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         **quiet,
@@ -74,10 +75,13 @@ def choose_device(config: ClusterConfig) -> str:
     return config.model.device
 
 
-def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress) -> RunningCluster:
-    """Start everything and return once a real request was answered. Raises EchelonError with what to do."""
+def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, spare_cpus: int = 0) -> RunningCluster:
+    """Start everything and return once a real request was answered. Raises EchelonError with what to do.
+
+    `spare_cpus`: logical CPUs of an own Ray for what else is to run in it.
+    """
     progress("starting Ray" if address is None else f"joining Ray at {address}")
-    connect_ray(config, address)
+    connect_ray(config, address, spare_cpus)
     secret = secrets.token_hex(16)
     replica_config = config.replica_config(choose_device(config))
     start_dispatcher(config.dispatcher_config(), secret)
@@ -102,7 +106,7 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress) 
         raise EchelonError(f"the replicas did not start: {deployment_messages() or e}") from e
     progress("waiting for the first answer")
     host = "127.0.0.1" if config.http.host in ("0.0.0.0", "::") else config.http.host
-    cluster = RunningCluster(f"http://{host}:{config.http.port}/v1", config.model_name)
+    cluster = RunningCluster(f"http://{host}:{config.http.port}/v1", config.model_name, secret)
     await_answer(cluster)
     return cluster
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Any
 
 import ray
 from ray import serve
-from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.gang import Gang
 from cluster.names import DISPATCHER, NAMESPACE
-from cluster.placement import rank_bundles, rank_options
-from cluster.rank_actor import RankActor
+from cluster.placement import rank_bundles
 from workers.api.config import ReplicaConfig
 
 ANNOUNCE_SECONDS = 0.5
@@ -32,33 +29,24 @@ class Replica:
     async def __init__(self, config: ReplicaConfig, revision: str | None, secret: str, threads: int) -> None:  # type: ignore[misc]
         self._id = serve.get_replica_context().replica_id.unique_id
         self._stopping = False
-        group = ray.util.get_current_placement_group()
-        remote = ray.remote(RankActor)
-        self._ranks: list[ActorHandle[Any]] = [
-            remote.options(
-                **rank_options(config),
-                name=f"rank-{self._id}-{rank}",
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-            ).remote(config, revision, self._id, rank, secret, threads)
-            for rank in range(config.tensor_parallel)
-        ]
-        meeting = await self._ranks[0].call_meeting.remote() if config.tensor_parallel > 1 else None
-        started = await asyncio.gather(*(rank.start.remote(meeting) for rank in self._ranks))
-        self._info = started[0].info
-        for number, one in enumerate(started):
-            phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in one.phases.items())
-            log.info("replica %s rank %d (pid %d) is up: %s", self._id, number, one.pid, phases)
+        self._gang = Gang(
+            config,
+            ray.util.get_current_placement_group(),
+            revision=revision,
+            replica_id=self._id,
+            secret=secret,
+            threads=threads,
+        )
+        self._info = await self._gang.start()
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._announce())]
 
     async def _watch(self) -> None:
         """End the gang and this process as soon as one rank has ended."""
-        runs = {asyncio.ensure_future(rank.run.remote()): number for number, rank in enumerate(self._ranks)}
-        done, _ = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+        reasons = await self._gang.run()
         if self._stopping:
             return
-        for run in done:
-            log.error("replica %s: rank %d ended: %s", self._id, runs[run], run.exception() or "it returned")
-        self._kill_ranks()
+        log.error("replica %s ends: %s", self._id, reasons)
+        self._gang.kill()
         os._exit(1)
 
     async def _announce(self) -> None:
@@ -73,10 +61,6 @@ class Replica:
                 dispatcher = None
             await asyncio.sleep(ANNOUNCE_SECONDS)
 
-    def _kill_ranks(self) -> None:
-        for rank in self._ranks:
-            ray.kill(rank)
-
     async def check_health(self) -> None:
         """Serve asks this every second. Raises RuntimeError when the watcher itself died."""
         for task in self._tasks:
@@ -90,7 +74,7 @@ class Replica:
             task.cancel()
         dispatcher = ray.get_actor(DISPATCHER, namespace=NAMESPACE)
         await dispatcher.unregister.remote(self._id, "stopped by Serve")
-        self._kill_ranks()
+        self._gang.kill()
 
 
 def replica_application(

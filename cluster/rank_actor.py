@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from workers.parallel.channel import PlanReceiver, PlanSender
     from workers.replica import EngineServer
 
+START_SECONDS = 600.0  # ranks meet before they load, and one may read its weights long after the other
+
+log = logging.getLogger("echelon.rank")
+
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
@@ -81,13 +85,16 @@ class RankActor:
                 tensor_parallel=self._config.tensor_parallel,
                 init_method=f"tcp://{meeting.host}:{meeting.port}",
                 backend="nccl" if self._config.device == "cuda" else "gloo",
+                timeout_seconds=START_SECONDS,
             )
         rank = Rank(self._config, rank=self._rank, groups=groups, threads=self._threads)
+        if groups is not None:  # from here on all ranks run the same step, and a late one is a dead one
+            groups.set_timeout(self._config.step_timeout)
         executor: Executor = rank.runner
         self._runner = executor
         if self._rank > 0:
             assert meeting is not None
-            self._receiver = PlanReceiver(meeting.plans, meeting.plan_secret)
+            self._receiver = PlanReceiver(meeting.plans, meeting.plan_secret, f"rank {self._rank}")
             return Started(None, os.getpid(), rank.phases)
         if self._sender is not None:
             self._sender.accept()
@@ -108,15 +115,26 @@ class RankActor:
         return Started(self._server.start(self._host), os.getpid(), rank.phases)
 
     def run(self) -> None:
-        """Step until told to stop. Raises what a step raised."""
+        """Step until told to stop. Raises what a step raised. The other ranks end with rank 0."""
         from workers.execution.gang import follow
 
-        if self._server is not None:
-            self._server.run()
-        else:
-            assert self._runner is not None, "start() comes first"
-            assert self._receiver is not None, "start() comes first"
-            follow(self._runner, self._receiver)
+        try:
+            if self._server is not None:
+                self._server.run()
+            else:
+                assert self._runner is not None, "start() comes first"
+                assert self._receiver is not None, "start() comes first"
+                follow(self._runner, self._receiver)
+        except Exception:
+            log.exception("rank %d of replica %s failed", self._rank, self._replica_id)
+            raise
+        finally:
+            if self._sender is not None:
+                self._sender.close()
+
+    def ping(self) -> int:
+        """The rank's number: its process is alive, whatever its step does."""
+        return self._rank
 
     def stop(self) -> None:
         """Make rank 0's `run` return."""

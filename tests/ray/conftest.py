@@ -15,6 +15,7 @@ import pytest
 from cluster.environment import free_port, prepare_ray
 
 MODEL = "demo"
+SPARE_CPUS = 2  # logical ones, for a gang of two ranks beside the two replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Cluster:
     """A running cluster and how tests look inside."""
 
     base_url: str
+    secret: str
 
     def post(self, path: str, body: dict[str, Any], timeout: float = 60) -> tuple[int, dict[str, Any]]:
         """Status and JSON of one POST."""
@@ -92,7 +94,8 @@ def running() -> Iterator[Cluster]:
 
     config = ClusterConfig(model=ModelSection(path="demo", name=MODEL, replicas=2), http=HttpSection(port=free_port()))
     try:
-        yield Cluster(bring_up(config, address=None, progress=lambda text: None).base_url)
+        up = bring_up(config, address=None, progress=lambda text: None, spare_cpus=SPARE_CPUS)
+        yield Cluster(up.base_url, up.secret)
     finally:
         bring_down(own_ray=True)
 

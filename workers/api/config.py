@@ -91,9 +91,12 @@ class ReplicaConfig:
     engine: EngineConfig
     tensor_parallel: int = 1
     device: str = "auto"  # auto | cpu | cuda
+    step_timeout: float = 10.0  # seconds: a rank that lets the others wait longer, once all are up, ends the replica
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
             raise ConfigError(f"tensor_parallel must be at least 1, got {self.tensor_parallel}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device {self.device!r} is not one of auto, cpu, cuda")
+        if self.step_timeout <= 0:
+            raise ConfigError(f"step_timeout must be positive, got {self.step_timeout}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workers.api.errors import EngineFault
 from workers.engine.plan import Executor, StepHandle, StepPlan
 from workers.parallel.channel import PlanReceiver, PlanSender
 
@@ -13,8 +14,11 @@ class GangExecutor:
         self._own, self._sender = own, sender
 
     def submit(self, plan: StepPlan) -> StepHandle:
-        """Start the step on all ranks."""
-        self._sender.send(plan)
+        """Start the step on all ranks. Raises EngineFault, naming the rank, when one is gone."""
+        try:
+            self._sender.send(plan)
+        except OSError as e:
+            raise EngineFault(f"step {plan.step}: {e}") from e
         return self._own.submit(plan)
 
 

@@ -70,6 +70,7 @@ class PlanSender:
         self._receivers = receivers
         self._near: list[socket.socket] = []
         self._far: list[socket.socket] = []
+        self._names: dict[socket.socket, str] = {}
         self._ring: mmap.mmap | None = None
         self._count = 0
         self._at = _DATA
@@ -93,9 +94,10 @@ class PlanSender:
                 self._far.append(sock)  # `close` finds it there, whatever happens next
                 sock.settimeout(ATTACH_SECONDS)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                secret, boot_id = _read_line(sock)
+                secret, boot_id, name = _read_line(sock)
                 if not hmac.compare_digest(secret.encode(), self.secret.encode()):
                     raise WireError("a rank greeted with the wrong secret")
+                self._names[sock] = name
                 _write_line(sock, path if boot_id == _boot_id() else "")
                 if _read_line(sock) == ["mapped"]:
                     self._near.append(self._far.pop())
@@ -106,7 +108,7 @@ class PlanSender:
             self._listener.close()
 
     def send(self, plan: StepPlan) -> None:
-        """Hand one plan to every receiver. Raises OSError when one is gone.
+        """Hand one plan to every receiver. Raises ConnectionError, with its name, when one is gone.
 
         A receiver must have taken a plan before the ring comes round to it again: collectives keep ranks within one
         step of each other, and a ring holds hundreds of plans.
@@ -115,7 +117,10 @@ class PlanSender:
         if self._near:
             self._publish(frame)
         for sock in self._far:
-            sock.sendall(frame)
+            try:
+                sock.sendall(frame)
+            except OSError as e:
+                raise self._gone(sock, e) from e
 
     def _publish(self, frame: bytes) -> None:
         assert self._ring is not None
@@ -136,6 +141,11 @@ class PlanSender:
                 sock.send(b"\1", socket.MSG_DONTWAIT)
             except BlockingIOError:
                 continue  # thousands of doorbells wait there already: it will wake
+            except OSError as e:
+                raise self._gone(sock, e) from e
+
+    def _gone(self, sock: socket.socket, error: OSError) -> ConnectionError:
+        return ConnectionError(f"{self._names[sock]} takes no plans any more: {error.strerror or error}")
 
     def close(self) -> None:
         """End the gang: receivers return None."""
@@ -145,13 +155,13 @@ class PlanSender:
 
 
 class PlanReceiver:
-    """The end of a rank > 0."""
+    """The end of a rank > 0. `name` is for messages of the sender's side."""
 
-    def __init__(self, address: tuple[str, int], secret: str) -> None:
+    def __init__(self, address: tuple[str, int], secret: str, name: str = "a rank") -> None:
         self._sock = socket.create_connection(address, timeout=ATTACH_SECONDS)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._ring: mmap.mmap | None = None
-        _write_line(self._sock, secret, _boot_id())
+        _write_line(self._sock, secret, _boot_id(), name)
         try:
             (path,) = _read_line(self._sock)
         except (EOFError, ConnectionError) as e:

@@ -60,6 +60,13 @@ class Groups:
     pp: Group = field(default_factory=lambda: Group("pp"))
     ep: Group = field(default_factory=lambda: Group("ep"))
 
+    def set_timeout(self, seconds: float) -> None:
+        """From now on a collective that takes longer raises (gloo), or ends the process (NCCL)."""
+        for group in (self.tp, self.pp, self.ep):
+            if group.handle is not None:
+                # Not public, but the way from the patience of a start to that of a step without groups made twice.
+                dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group.handle)
+
 
 def connect(
     *,

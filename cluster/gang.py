@@ -1,0 +1,94 @@
+"""The ranks of one replica as Ray actors: their start, their end, and who is to blame for it.
+
+Ray carries the start and the watching only; steps go through the plan channel and the collectives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.placement import rank_options
+from cluster.rank_actor import RankActor
+from workers.api.config import ReplicaConfig
+from workers.api.replica import ReplicaInfo
+
+LINGER_SECONDS = 0.3  # the death of one rank fails the others: all are heard before one is blamed
+ANSWER_SECONDS = 1.0
+
+log = logging.getLogger("ray.serve")  # Serve routes this one to the replica's log file
+
+
+class Gang:
+    """`config.tensor_parallel` ranks, one in each bundle of `group`. Rank 0 serves the engine."""
+
+    def __init__(
+        self, config: ReplicaConfig, group: PlacementGroup, *, revision: str | None, replica_id: str, secret: str,
+        threads: int,
+    ) -> None:  # fmt: skip
+        self._id = replica_id
+        remote = ray.remote(RankActor)
+        self.ranks: list[ActorHandle[Any]] = [
+            remote.options(
+                **rank_options(config),
+                name=f"rank-{replica_id}-{rank}",
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            ).remote(config, revision, replica_id, rank, secret, threads)
+            for rank in range(config.tensor_parallel)
+        ]
+        self.pids: list[int] = []  # by rank, once started
+
+    async def start(self) -> ReplicaInfo:
+        """All ranks are loaded and warm, and rank 0 listens. Raises what the start of one of them raised."""
+        meeting = await self.ranks[0].call_meeting.remote() if len(self.ranks) > 1 else None
+        started = await asyncio.gather(*(rank.start.remote(meeting) for rank in self.ranks))
+        self.pids = [one.pid for one in started]
+        for number, one in enumerate(started):
+            phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in one.phases.items())
+            log.info("replica %s rank %d (pid %d) is up: %s", self._id, number, one.pid, phases)
+        info: ReplicaInfo = started[0].info
+        return info
+
+    async def run(self) -> str:
+        """Returns once a rank has ended: which ones have, which do not answer, and why; the first is the likely cause.
+
+        The other ranks may still run: `kill` them.
+        """
+        runs = {number: asyncio.ensure_future(rank.run.remote()) for number, rank in enumerate(self.ranks)}
+        await asyncio.wait(runs.values(), return_when=asyncio.FIRST_COMPLETED)
+        if len(runs) > 1:
+            await asyncio.wait(runs.values(), timeout=LINGER_SECONDS)
+        ended = {number: run.exception() for number, run in runs.items() if run.done()}
+        dead = [f"rank {n}: its process died" for n, e in ended.items() if isinstance(e, ray.exceptions.RayActorError)]
+        silent = [f"rank {n} does not answer" for n in await self._silent([n for n in runs if n not in ended])]
+        failed = [
+            f"rank {n} ended: {_cause(e)}"
+            for n, e in ended.items()
+            if not isinstance(e, ray.exceptions.RayActorError)
+        ]  # fmt: skip
+        return "; ".join(dead + silent + failed)
+
+    async def _silent(self, numbers: list[int]) -> list[int]:
+        if not numbers:
+            return []
+        pings = {n: asyncio.ensure_future(self.ranks[n].ping.remote()) for n in numbers}
+        await asyncio.wait(pings.values(), timeout=ANSWER_SECONDS)
+        return [n for n, ping in pings.items() if not ping.done() or ping.exception() is not None]
+
+    def kill(self) -> None:
+        """End all ranks, whatever they do."""
+        for rank in self.ranks:
+            ray.kill(rank)
+
+
+def _cause(error: BaseException | None) -> str:
+    if error is None:
+        return "it returned"
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {cause}"
