@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -49,6 +50,23 @@ def test_plans_arrive_in_order(far: bool, monkeypatch: pytest.MonkeyPatch) -> No
         t.join(timeout=10)
         assert not t.is_alive()
     assert got == [sent, sent]
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_receiver_that_is_gone_is_named(far: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if far:
+        hosts = iter(["here", "there"])
+        monkeypatch.setattr(channel, "_boot_id", lambda: next(hosts))
+    sender = PlanSender("127.0.0.1", receivers=1)
+    thread = threading.Thread(target=lambda: PlanReceiver(sender.address, sender.secret, "rank 3").close())
+    thread.start()
+    sender.accept()
+    thread.join(timeout=10)
+    with pytest.raises(ConnectionError, match="rank 3 takes no plans any more"):  # noqa: PT012 - the kernel tells late
+        for _ in range(1000):
+            sender.send(plan(0, 1))
+            time.sleep(0.001)
+    sender.close()
 
 
 def test_a_wrong_secret_is_refused() -> None:

@@ -58,6 +58,10 @@ def test_collectives_keep_the_order_of_ranks(ranks: list[dict[str, torch.Tensor]
         assert one["reduced"].tolist() == [2.0, 1.0]
 
 
+def test_a_rank_that_does_not_come_is_noticed_at_the_deadline(ranks: list[dict[str, torch.Tensor]]) -> None:
+    assert "imed out" in bytes(ranks[0]["late"].tolist()).decode()
+
+
 def test_a_group_of_one_is_free_and_gives_back_what_it_got() -> None:
     groups = connect(rank=0, tensor_parallel=1)
     assert groups == Groups()
@@ -66,6 +70,7 @@ def test_a_group_of_one_is_free_and_gives_back_what_it_got() -> None:
     assert groups.tp.all_reduce(x) is x
     assert groups.pp.all_gather(x) is x
     groups.ep.barrier()
+    groups.set_timeout(0.1)
 
 
 def test_groups_that_cannot_be_are_refused() -> None:

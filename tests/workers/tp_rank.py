@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
 from workers.api.request import SamplingParams
 from workers.context import ForwardContext, forward_context
 from workers.engine.plan import NewSequence, ScheduledSequence, StepPlan
-from workers.parallel.group import connect, disconnect
+from workers.parallel.group import Groups, connect, disconnect
 from workers.rank import Rank
 
 LENGTHS = (37, 5, 1)
@@ -77,8 +78,22 @@ def main(rank: int, size: int, address: str, folders: list[str], out: str, promp
     results["gathered"] = gathered
     results["reduced"] = groups.tp.all_reduce(torch.tensor([1.0, float(rank)]))
     groups.tp.barrier()
+    groups.set_timeout(0.2)
+    if rank == 0:  # the other one does not come
+        results["late"] = torch.tensor(_message_of_a_late_collective(groups))
     save_file(results, f"{out}.{rank}")
+    deadline = time.monotonic() + 60
+    while rank > 0 and not Path(f"{out}.0").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)  # its end would be noticed too, but otherwise
     disconnect()
+
+
+def _message_of_a_late_collective(groups: Groups) -> list[int]:
+    try:
+        groups.tp.all_reduce(torch.zeros(1))
+    except RuntimeError as e:
+        return list(str(e).encode())
+    return []
 
 
 if __name__ == "__main__":
