@@ -16,17 +16,16 @@ from starlette.responses import Response
 
 from router.generation import Generator
 from router.http.config import FrontConfig, ServedModel
-from router.http.entry import read
+from router.http.entry import read_body
 from router.http.exchange import Exchange
 from router.http.gate import Gate, error_response
 from router.http.identity import Identity, IdentityResolver, NoKeys
-from router.http.job import Job, JobMaker
 from router.http.status import Status
 from router.metrics import CONTENT_TYPE, Metrics
 from router.protocol.errors import HttpRefusal, echo
 from router.protocol.openai import ChatBody, CompletionBody
-from router.text.offload import TextPool
-from workers.api.errors import ConfigError, EchelonError, ModelNotFound
+from router.service import Service
+from workers.api.errors import EchelonError
 
 
 def create_app(
@@ -44,55 +43,43 @@ def create_app(
 
     Errors have OpenAI's body and every answer an `x-request-id`. Raises ConfigError when two models share a name.
     """
-    served = {m.name: m for m in models}
-    if len(served) != len(models):
-        raise ConfigError("two served models share a name")
+    service = Service(models, generator, config=config, draw_seed=draw_seed, now=now)
     meters = metrics or Metrics(status.replicas)
-    pool = TextPool(config.text_threads)
-    maker = JobMaker(config, pool, draw_seed, now)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        pool.close()
+        service.close()
 
     app = FastAPI(title="Echelon", version="1", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
     app.add_middleware(Gate, resolver=identity or NoKeys())
     app.add_exception_handler(EchelonError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
-    def find(name: str) -> ServedModel:
-        model = served.get(name)
-        if model is None:
-            raise ModelNotFound(echo(name))
-        return model
-
-    def exchange(job: Job, owner: Identity) -> Response:
+    async def exchange(request: Request, route: str) -> Response:
+        owner: Identity = request.state.identity
+        job = await service.job(route, await read_body(request, config.max_body_bytes), owner)
         return Exchange(job, generator, meters.request(job.model, owner.tier, owner.owner, job.prompt_tokens))
 
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatBody), tags=["openai"])
     async def chat_completions(request: Request) -> Response:
         """A chat's answer, as one body or as a stream of events."""
-        body = await read(request, ChatBody, config.max_body_bytes, pool)
-        owner: Identity = request.state.identity
-        return exchange(await maker.chat(body, find(body.model), owner), owner)
+        return await exchange(request, "/v1/chat/completions")
 
     @app.post("/v1/completions", openapi_extra=_body_of(CompletionBody), tags=["openai"])
     async def completions(request: Request) -> Response:
         """The continuation of one or more prompts, as one body or as a stream of events."""
-        body = await read(request, CompletionBody, config.max_body_bytes, pool)
-        owner: Identity = request.state.identity
-        return exchange(await maker.completion(body, find(body.model), owner), owner)
+        return await exchange(request, "/v1/completions")
 
     @app.get("/v1/models", tags=["openai"])
     async def list_models() -> Response:
         """The models served."""
-        return JSONResponse({"object": "list", "data": [_card(m) for m in served.values()]})
+        return JSONResponse({"object": "list", "data": [_card(m) for m in models]})
 
     @app.get("/v1/models/{model:path}", tags=["openai"])
     async def show_model(model: str) -> Response:
         """One model."""
-        return JSONResponse(_card(find(model)))
+        return JSONResponse(_card(service.model(model)))
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:

@@ -1,30 +1,12 @@
-"""From an HTTP request to a checked body: media type, size, JSON, fields."""
+"""From an HTTP request to the bytes of its body: media type and size."""
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-from pydantic import BaseModel
 from starlette.requests import Request
 
 from router.protocol.errors import HttpRefusal, echo
-from router.protocol.json_entry import parse_object, too_large
-from router.protocol.validation import validate
-from router.text.offload import TextPool
+from router.protocol.json_entry import too_large
 from workers.api.errors import InvalidRequest
-
-INLINE_BYTES = 32 << 10  # parsed and checked in under 0.5 ms
-
-M = TypeVar("M", bound=BaseModel)
-
-
-async def read(request: Request, model: type[M], max_bytes: int, pool: TextPool) -> M:
-    """The body of `request` as `model`. Raises HttpRefusal (413, 415) or InvalidRequest."""
-    check_media_type(request)
-    body = await read_body(request, max_bytes)
-    return await pool.run(
-        len(body), lambda: validate(model, parse_object(body, max_bytes=max_bytes)), inline=INLINE_BYTES
-    )
 
 
 def check_media_type(request: Request) -> None:
@@ -45,7 +27,8 @@ def check_media_type(request: Request) -> None:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """All bytes of the body. Raises HttpRefusal (413) as soon as they are more than `max_bytes`."""
+    """All bytes of a JSON body. Raises HttpRefusal: 415, or 413 as soon as they are more than `max_bytes`."""
+    check_media_type(request)
     length = request.headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()):
         raise InvalidRequest("The Content-Length header is not a number.")

@@ -17,8 +17,8 @@ from router.generation import ChoiceDelta, Generator
 from router.http.batches import Batch, close, open_batches
 from router.http.gate import error_response
 from router.http.job import Job
+from router.http.reading import Reading
 from router.metrics import Meter
-from router.protocol.answers import ChoiceAnswer, ShownToken, Usage
 from router.protocol.errors import answer_for
 from router.protocol.sse import CONTENT_TYPE, DONE, error_event
 from workers.api.errors import EchelonError, EngineFault
@@ -37,7 +37,7 @@ class Exchange(Response):
     def __init__(self, job: Job, generator: Generator, meter: Meter) -> None:
         self.background = None
         self._job, self._generator, self._meter = job, generator, meter
-        self._left = len(job.choices)
+        self._reading = Reading(job, meter)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or stop when the client goes away; afterwards the generator is closed."""
@@ -64,24 +64,11 @@ class Exchange(Response):
             await close(batches)
 
     async def _collect(self, batches: AsyncIterator[Batch]) -> Response:
-        job = self._job
-        texts: list[list[str]] = [[] for _ in job.choices]
-        tokens: list[list[ShownToken]] = [[] for _ in job.choices]
         try:
-            async for batch in batches:
-                for item in batch:
-                    texts[item.choice].append(self._push(item))
-                    tokens[item.choice] += job.choices[item.choice].take_tokens() or ()
-                if not self._left:
-                    break
-            self._check_finished()
+            answer = await self._reading.collect(batches)
         except Exception as e:
             return error_response(self._failed(e))
-        answers = [
-            ChoiceAnswer(c.index, "".join(texts[c.index]), c.finish or "", tokens[c.index] if job.logprobs else None)
-            for c in job.choices
-        ]
-        return Response(job.format.body(answers, self._usage()), media_type="application/json")
+        return Response(self._job.format.body(answer.choices, answer.usage), media_type="application/json")
 
     async def _stream(self, batches: AsyncIterator[Batch], scope: Scope, receive: Receive, send: Send) -> None:
         form = self._job.format
@@ -95,9 +82,9 @@ class Exchange(Response):
                     events[:0] = [form.opening(c.index) for c in self._job.choices]
                 if events:
                     await _write(send, "".join(events))
-                if not self._left:
+                if not self._reading.left:
                     break
-            self._check_finished()
+            self._reading.check_finished()
         except Exception as e:
             error = self._failed(e)
             if not started:
@@ -105,45 +92,19 @@ class Exchange(Response):
                 return
             await _write(send, error_event(answer_for(error).body), last=True)
             return
-        usage = form.usage(self._usage()) if self._job.usage_wanted else ""
+        usage = form.usage(self._reading.usage()) if self._job.usage_wanted else ""
         await _write(send, usage + DONE, last=True)
 
     def _events(self, item: ChoiceDelta) -> list[str]:
         choice, form = self._job.choices[item.choice], self._job.format
         if choice.is_over():
             return []
-        text = self._push(item)
+        text = self._reading.push(item)
         tokens = choice.take_tokens()
         events = [form.text(choice.index, text, tokens)] if text or tokens else []
         if choice.is_over():
             events.append(form.finish(choice.index, choice.finish or ""))
         return events
-
-    def _push(self, item: ChoiceDelta) -> str:
-        choice = self._job.choices[item.choice]
-        if choice.is_over():
-            return ""
-        before = choice.token_count
-        text = choice.push(item.delta)
-        self._meter.tokens(item.choice, choice.token_count - before)
-        if choice.is_over():
-            self._left -= 1
-            self._meter.finished(choice.finish or "")
-        return text
-
-    def _check_finished(self) -> None:
-        if self._left:
-            raise EngineFault(f"The generation ended with {self._left} of {len(self._job.choices)} choices unfinished.")
-
-    def _usage(self) -> Usage:
-        job = self._job
-        at = cached = 0
-        for request in job.requests:
-            # The prompt is billed once: what its least lucky choice found in the cache was there before all of them.
-            n = len(request.samplings)
-            cached += min(c.cached_tokens for c in job.choices[at : at + n])
-            at += n
-        return Usage(job.prompt_tokens, sum(c.token_count for c in job.choices), cached)
 
     def _failed(self, error: Exception) -> Exception:
         self._meter.failed()

@@ -20,9 +20,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EchelonError(Exception):
-    """The root of all errors that Echelon raises on purpose. `str(error)` says what to do."""
+    """The root of all errors that Echelon raises on purpose. `str(error)` says what to do.
+
+    A pickled error comes back as it was, whatever its constructor takes: Ray carries errors between our processes.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args), self.__dict__
 
 
 class RequestError(EchelonError):
@@ -95,3 +103,7 @@ class ConfigError(EchelonError):
 
 class WeightError(EchelonError):
     """A checkpoint does not fit the model."""
+
+
+def _restored(kind: type[EchelonError], args: tuple[Any, ...]) -> EchelonError:
+    return kind.__new__(kind, *args)  # not through __init__: it would word the message again

@@ -1,0 +1,86 @@
+"""The answer to one job as it comes in: every delta to its choice, the bill, and what is missing at the end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from router.generation import ChoiceDelta
+from router.http.batches import Batch
+from router.http.job import Job
+from router.metrics import Meter
+from router.protocol.answers import ChoiceAnswer, ShownToken, Usage
+from workers.api.errors import EngineFault
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. `token_ids[i]` are all ids that choice i emitted, the one that ended it included."""
+
+    choices: tuple[ChoiceAnswer, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    usage: Usage
+
+
+class Reading:
+    """Reads `job`'s deltas; `meter`, if any, hears of tokens and ends. `left` choices are unfinished."""
+
+    def __init__(self, job: Job, meter: Meter | None = None) -> None:
+        self.left = len(job.choices)
+        self._job, self._meter = job, meter
+
+    def push(self, item: ChoiceDelta) -> str:
+        """New text of `item.choice`; nothing once it is over. Raises EngineFault."""
+        choice = self._job.choices[item.choice]
+        if choice.is_over():
+            return ""
+        before = choice.token_count
+        text = choice.push(item.delta)
+        if self._meter is not None:
+            self._meter.tokens(item.choice, choice.token_count - before)
+        if choice.is_over():
+            self.left -= 1
+            if self._meter is not None:
+                self._meter.finished(choice.finish or "")
+        return text
+
+    async def collect(self, batches: AsyncIterator[Batch]) -> Answer:
+        """Read `batches` until every choice is over. Raises EngineFault, and what the generator raises."""
+        job = self._job
+        texts: list[list[str]] = [[] for _ in job.choices]
+        tokens: list[list[ShownToken]] = [[] for _ in job.choices]
+        ids: list[list[int]] = [[] for _ in job.choices]
+        async for batch in batches:
+            for item in batch:
+                texts[item.choice].append(self.push(item))
+                tokens[item.choice] += job.choices[item.choice].take_tokens() or ()
+                ids[item.choice] += item.delta.token_ids
+            if not self.left:
+                break
+        self.check_finished()
+        return Answer(
+            tuple(
+                ChoiceAnswer(
+                    c.index, "".join(texts[c.index]), c.finish or "", tokens[c.index] if job.logprobs else None
+                )
+                for c in job.choices
+            ),
+            tuple(tuple(ids[c.index][: c.token_count]) for c in job.choices),
+            self.usage(),
+        )
+
+    def check_finished(self) -> None:
+        """Raises EngineFault while choices are unfinished."""
+        if self.left:
+            raise EngineFault(f"The generation ended with {self.left} of {len(self._job.choices)} choices unfinished.")
+
+    def usage(self) -> Usage:
+        """The bill so far."""
+        job = self._job
+        at = cached = 0
+        for request in job.requests:
+            # The prompt is billed once: what its least lucky choice found in the cache was there before all of them.
+            n = len(request.samplings)
+            cached += min(c.cached_tokens for c in job.choices[at : at + n])
+            at += n
+        return Usage(job.prompt_tokens, sum(c.token_count for c in job.choices), cached)

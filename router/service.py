@@ -1,0 +1,127 @@
+"""A body to its answer, without HTTP: what the front does, for callers inside the cluster.
+
+The same parsing, validation, templates and limits as over HTTP; from the lease on the same path.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from router.generation import Generator
+from router.http.batches import close, open_batches
+from router.http.config import FrontConfig, ServedModel
+from router.http.identity import Identity
+from router.http.job import Job, JobMaker
+from router.http.reading import Answer, Reading
+from router.protocol.errors import HttpRefusal, answer_for, echo
+from router.protocol.json_entry import parse_object
+from router.protocol.openai import ChatBody, CompletionBody
+from router.protocol.validation import validate
+from router.text.offload import TextPool
+from workers.api.errors import ConfigError, EchelonError, InvalidRequest, ModelNotFound
+
+BODIES: dict[str, type[ChatBody] | type[CompletionBody]] = {
+    "/v1/chat/completions": ChatBody,
+    "/v1/completions": CompletionBody,
+}
+
+INLINE_BYTES = 32 << 10  # parsed and checked in under 0.5 ms
+
+log = logging.getLogger("echelon.service")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What HTTP would have answered."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Service:
+    """Answers on `generator` for `models`, for `identity`. `draw_seed` gives 64 random bits, `now` seconds since 1970.
+
+    Raises ConfigError when two models share a name.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        generator: Generator,
+        *,
+        config: FrontConfig | None = None,
+        draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config or FrontConfig()
+        self._models = {m.name: m for m in models}
+        if len(self._models) != len(models):
+            raise ConfigError("two served models share a name")
+        self._generator = generator
+        self._pool = TextPool(self.config.text_threads)
+        self._maker = JobMaker(self.config, self._pool, draw_seed, now)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The models served, in order."""
+        return tuple(self._models)
+
+    def model(self, name: str) -> ServedModel:
+        """The model of that name. Raises ModelNotFound."""
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFound(echo(name))
+        return model
+
+    def close(self) -> None:
+        """The threads for text end."""
+        self._pool.close()
+
+    async def job(self, route: str, body: bytes, identity: Identity) -> Job:
+        """The job that `body` (JSON) asks for on `route` (a key of BODIES). Raises RequestError."""
+        kind = BODIES.get(route)
+        if kind is None:
+            raise HttpRefusal(404, f"Invalid URL (POST {echo(route)})", code="unknown_url")
+        limit = self.config.max_body_bytes
+        checked = await self._pool.run(
+            len(body), lambda: validate(kind, parse_object(body, max_bytes=limit)), inline=INLINE_BYTES
+        )
+        model = self.model(checked.model)
+        if isinstance(checked, ChatBody):
+            return await self._maker.chat(checked, model, identity)
+        return await self._maker.completion(checked, model, identity)
+
+    async def run(self, job: Job) -> Answer:
+        """The whole answer to `job`. Cancelling it aborts the sequences. Raises EchelonError."""
+        batches = open_batches(self._generator, job.requests)
+        try:
+            return await Reading(job).collect(batches)
+        finally:
+            await close(batches)
+
+    async def answer(self, route: str, body: bytes, identity: Identity) -> Answer:
+        """`job`, then `run`. Raises InvalidRequest for a stream: there is nobody to read it."""
+        return await self.run(await self._whole_job(route, body, identity))
+
+    async def reply(self, route: str, body: bytes, identity: Identity) -> Reply:
+        """The status, headers and body that HTTP would answer with; it raises nothing but CancelledError."""
+        try:
+            job = await self._whole_job(route, body, identity)
+            answer = await self.run(job)
+        except Exception as e:
+            if not isinstance(e, EchelonError):
+                log.exception("a request on %s failed", route)
+            refusal = answer_for(e)
+            return Reply(refusal.status, refusal.body, refusal.headers)
+        return Reply(200, job.format.body(answer.choices, answer.usage))
+
+    async def _whole_job(self, route: str, body: bytes, identity: Identity) -> Job:
+        job = await self.job(route, body, identity)
+        if job.stream:
+            raise InvalidRequest("Invalid 'stream': only whole answers are given here.", param="stream")
+        return job
