@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -109,16 +109,23 @@ class ClusterConfig(Section):
 def read_cluster_config(path: Path) -> ClusterConfig:
     """The file, checked. Raises ConfigError with the line or the key that is wrong."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text("utf-8"))
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path} is not UTF-8: {e}") from e
     except yaml.YAMLError as e:
         raise ConfigError(f"{path} is not YAML: {e}") from e
+    return checked_config({} if data is None else data, str(path))
+
+
+def checked_config(values: Any, source: str) -> ClusterConfig:
+    """The config of `values`. Raises ConfigError with `source` and every key that is wrong."""
     try:
-        return ClusterConfig.model_validate(data or {})
+        return ClusterConfig.model_validate(values)
     except ValidationError as e:
         places = "; ".join(f"{'.'.join(map(str, d['loc'])) or 'the file'}: {d['msg']}" for d in e.errors())
-        raise ConfigError(f"{path}: {places}") from e
+        raise ConfigError(f"{source}: {places}") from e
 
 
 def resolve_model(path: str, revision: str | None = None) -> Path:
@@ -133,11 +140,11 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ConfigError(f"{path!r} is neither a folder here nor a hub id of the form owner/name")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise ConfigError(f"cannot get {path!r} from the model hub: {e}. A local folder works without it.") from e
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.config import ClusterConfig, ModelSection, read_cluster_config, resolve_model
+from cluster.config import ClusterConfig, ModelSection, checked_config, read_cluster_config, resolve_model
 from cluster.doctor import refuse_if_unfit
-from cluster.environment import prepare_ray, state_dir
+from cluster.environment import DEMO_MODEL, prepare_ray, state_dir
 from workers.api.errors import ConfigError, EchelonError
 
 STOP_SECONDS = 30.0
@@ -33,7 +33,12 @@ def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
     values = config.model_dump()
     values["http"].update({k: flags[k] for k in HTTP_FLAGS if k in flags})
     values["model"].update({k: flags[k] for k in MODEL_FLAGS if k in flags})
-    return ClusterConfig.model_validate(values)
+    folder = Path(config.model.path).expanduser()
+    if config.model.path != DEMO_MODEL and folder.is_dir():
+        values["model"]["path"] = str(folder.resolve())  # ranks have other working folders, and "." has no name
+    config = checked_config(values, "the command line")
+    config.replica_config("auto")  # limits that contradict each other: now, not when Ray is up
+    return config
 
 
 def note_path(port: int) -> Path:
@@ -59,11 +64,15 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     config = cluster_config(model, flags)
     refuse_if_unfit()
     refuse_taken_port(config.http.host, config.http.port)
-    resolve_model(config.model.path, config.model.revision)  # a wrong path or a download: now, with its progress bar
+    # A wrong path, a download with its progress bar, a tokenizer that cannot be read: now, not in a replica's log.
+    folder = resolve_model(config.model.path, config.model.revision)
     prepare_ray()
     from cluster.app import bring_down, bring_up
+    from cluster.ingress_deployment import served_model
 
+    served_model(config, folder)
     stop = threading.Event()
+    signal.signal(signal.SIGTERM, _interrupt)  # `echelon stop` while it starts is Ctrl-C
     note = note_path(config.http.port)
     note.write_text(json.dumps({"pid": os.getpid(), "port": config.http.port}))
     console = Console(highlight=False)
@@ -84,8 +93,14 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     except KeyboardInterrupt:
         console.print("stopped before it was up")
     finally:
-        bring_down(own_ray=address is None)
-        note.unlink(missing_ok=True)
+        try:
+            bring_down(own_ray=address is None)
+        finally:
+            note.unlink(missing_ok=True)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def stop_running(port: int) -> str:
@@ -99,9 +114,22 @@ def stop_running(port: int) -> str:
     except ProcessLookupError:
         note.unlink(missing_ok=True)
         return f"process {pid} was gone already; its note is removed"
+    except (PermissionError, ValueError, KeyError, TypeError) as e:
+        raise EchelonError(f"{note} does not name a process of this user ({e}): remove it") from e
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline:
         if not note.exists():
             return f"stopped the server on port {port}"
+        if not _runs(pid):
+            note.unlink(missing_ok=True)
+            return f"process {pid} ended without cleaning up; its note is removed"
         time.sleep(0.1)
     raise EchelonError(f"process {pid} has not stopped within {STOP_SECONDS:.0f} s; kill it with kill -9 {pid}")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

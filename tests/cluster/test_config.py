@@ -76,6 +76,34 @@ def test_models_are_found_or_refused(tmp_path: Path) -> None:
         resolve_model("./not-here")
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [({"replicas": 0}, "model.replicas"), ({"port": 99999}, "http.port"), ({"name": 1}, "model.name")],
+)
+def test_wrong_flags_are_refused_by_name(flags: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        cluster_config("demo", flags)
+
+
+def test_contradictions_are_found_before_anything_starts(tmp_path: Path) -> None:
+    path = written(tmp_path, "engine: {block_size: 24}")
+    with pytest.raises(ConfigError, match="power of two"):
+        cluster_config(str(path), {})
+
+
+def test_a_folder_has_a_name_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "My-Model"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    config = cluster_config(".", {})
+    assert (config.model_name, config.model.path) == ("My-Model", str(folder))
+
+
+def test_what_is_no_hub_id_is_refused() -> None:
+    with pytest.raises(ConfigError, match="model hub"):
+        resolve_model("owner/no such model")
+
+
 def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="local folder"):
