@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 import echelon
 from workers.api.errors import EchelonError
@@ -65,7 +66,7 @@ def doctor() -> None:
 
     findings = examine()
     for finding in findings:
-        errors.print(f"[{'green' if finding.ok else 'red'}]{'ok ' if finding.ok else 'BAD'}[/] {finding.text}")
+        errors.print(f"[{'green' if finding.ok else 'red'}]{'ok ' if finding.ok else 'BAD'}[/] {escape(finding.text)}")
     raise typer.Exit(0 if all(f.ok for f in findings) else 1)
 
 
@@ -74,5 +75,5 @@ def main() -> None:
     try:
         app()
     except EchelonError as e:
-        errors.print(f"[bold red]error:[/] {e}")
+        errors.print(f"[bold red]error:[/] {escape(str(e))}", soft_wrap=True)
         sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import importlib.resources
 import os
@@ -36,6 +37,15 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(s.getsockname()[1])
 
 
+def free_ports(count: int) -> list[int]:
+    """As many TCP ports of 127.0.0.1, all different, that were free a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [int(s.getsockname()[1]) for s in sockets]
+
+
 def set_collective_interface(host: str) -> None:
     """Let gloo and NCCL use the interface that carries address `host`; alone they may pick loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
@@ -52,10 +62,12 @@ def prepare_ray() -> None:
     """Set what Ray and Serve read at their start. Call before `import ray`; values the user has set stay.
 
     Serve's HTTP goes through the HAProxy that Ray ships (4 to 10 times the events a second of its Python proxy), with
-    its files in a private folder (a socket path has 97 characters at most) and its statistics on loopback.
+    its files in a private folder (a socket path has 97 characters at most) and its statistics on loopback. No port is
+    one that a second Ray on this machine would take as well (Serve's fallback proxy even shares its port with it).
     """
     private = Path(tempfile.mkdtemp(prefix="echelon-", dir="/tmp"))
     atexit.register(shutil.rmtree, private, ignore_errors=True)
+    stats, metrics, fallback_http, fallback_grpc = map(str, free_ports(4))
     defaults = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # its default of 15 puts serving behind everything else on the machine
@@ -67,8 +79,10 @@ def prepare_ray() -> None:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(private / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(private),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(private / "server-state"),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": stats,
+        "RAY_SERVE_HAPROXY_METRICS_PORT": metrics,
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": fallback_http,
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": fallback_grpc,
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",

@@ -7,11 +7,13 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from cluster import doctor, serving
+from cluster import cli, doctor, environment, serving
 from workers.api.errors import ConfigError, EchelonError
 
 ECHELON = str(Path(sys.executable).with_name("echelon"))
@@ -52,6 +54,45 @@ def test_stop_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     serving.note_path(23333).write_text(json.dumps({"pid": gone.pid, "port": 23333}))
     assert "gone" in serving.stop_running(23333)
     assert not serving.note_path(23333).exists()
+
+
+def test_stop_notices_an_end_without_cleaning_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECHELON_STATE_DIR", str(tmp_path))
+    running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    note = serving.note_path(23333)
+    note.write_text(json.dumps({"pid": running.pid, "port": 23333}))
+    threading.Thread(target=running.wait, daemon=True).start()  # or it stays a zombie
+    assert "without cleaning up" in serving.stop_running(23333)
+    assert not note.exists()
+
+
+def test_a_broken_note_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECHELON_STATE_DIR", str(tmp_path))
+    serving.note_path(23333).write_text("{")
+    with pytest.raises(EchelonError, match="remove it"):
+        serving.stop_running(23333)
+
+
+def test_brackets_in_an_error_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise EchelonError("no model for [/b] [demo]")
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(cli, "errors", Console(stderr=True, highlight=False))
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "no model for [/b] [demo]" in capsys.readouterr().err
+
+
+def test_two_on_one_machine_share_no_port() -> None:
+    assert len(set(environment.free_ports(20))) == 20
+    show = (
+        "import os; from cluster.environment import prepare_ray; prepare_ray();"
+        "print(*(v for k, v in os.environ.items() if k.startswith('RAY_SERVE') and k.endswith('_PORT')))"
+    )
+    ports = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True).stdout.split()
+    assert len(set(ports)) == 4
+    assert not set(ports) & {"8404", "9101", "8500", "9500"}
 
 
 def test_a_foreign_kernels_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
