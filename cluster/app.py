@@ -5,12 +5,11 @@ Import only after `cluster.environment.prepare_ray`.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import secrets
-import time
-import urllib.error
-import urllib.request
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from cluster.config import ClusterConfig, threads_per_rank
 from cluster.dispatcher_actor import start_dispatcher
 from cluster.engine_deployment import replica_application
 from cluster.environment import cpu_count, secure_ray_token
+from cluster.first_answer import await_answer, base_url, cause
 from cluster.ingress_deployment import front_application
 from cluster.names import DISPATCHER, FRONT_APP, NAMESPACE, REPLICAS_APP
 from workers.api.errors import ConfigError, EchelonError
@@ -46,11 +46,19 @@ class RunningCluster:
 
 
 def connect_ray(config: ClusterConfig, address: str | None, spare_cpus: int = 0) -> None:
-    """Join the Ray cluster at `address`, or start an own one on this machine, with logical CPUs for all ranks."""
+    """Join the Ray cluster at `address`, or start an own one on this machine, with logical CPUs for all ranks.
+
+    The caller's SIGTERM handler stays: Ray's own ends its processes at once, before they can be stopped in order.
+    Raises EchelonError where no cluster answers at `address`.
+    """
     quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
-        ray.init(address=address, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError as e:
+            raise EchelonError(f"no Ray cluster answers at {address}: {e}") from e
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ranks = config.model.replicas * config.model.tensor_parallel
     ray.init(
         address="local",
@@ -59,6 +67,8 @@ def connect_ray(config: ClusterConfig, address: str | None, spare_cpus: int = 0)
         object_store_memory=OBJECT_STORE_BYTES,
         **quiet,
     )
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
     secure_ray_token()
 
 
@@ -83,8 +93,12 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
     progress("starting Ray" if address is None else f"joining Ray at {address}")
     connect_ray(config, address, spare_cpus)
     secret = secrets.token_hex(16)
+    try:
+        start_dispatcher(config.dispatcher_config(), secret)
+    except ConfigError:
+        ray.shutdown()  # what runs there is another one's: `bring_down` must not find it
+        raise
     replica_config = config.replica_config(choose_device(config))
-    start_dispatcher(config.dispatcher_config(), secret)
     progress(f"starting Serve and {config.model.replicas} replicas of {config.model_name} on {replica_config.device}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     http = HTTPOptions(host=config.http.host, port=config.http.port)
@@ -105,42 +119,19 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
     except RuntimeError as e:
         raise EchelonError(f"the replicas did not start: {deployment_messages() or e}") from e
     progress("waiting for the first answer")
-    host = "127.0.0.1" if config.http.host in ("0.0.0.0", "::") else config.http.host
-    cluster = RunningCluster(f"http://{host}:{config.http.port}/v1", config.model_name, secret)
-    await_answer(cluster)
+    cluster = RunningCluster(base_url(config.http.host, config.http.port), config.model_name, secret)
+    await_answer(cluster.base_url, cluster.model, START_TIMEOUT)
     return cluster
 
 
 def deployment_messages() -> str:
-    """What Serve says of deployments that are not well."""
+    """What Serve says of deployments that are not well; of a traceback its cause."""
     lines = []
     for app in serve.status().applications.values():
         for name, deployment in app.deployments.items():
-            if deployment.status != "HEALTHY":
-                lines.append(f"{name}: {deployment.message}")
+            if deployment.status != "HEALTHY" and deployment.message:
+                lines.append(f"{name}: {cause(deployment.message)}")
     return "\n".join(lines)
-
-
-def await_answer(cluster: RunningCluster, deadline_seconds: float = START_TIMEOUT) -> None:
-    """Return once one token came back over HTTP. Raises EchelonError when the deadline passes."""
-    body = {"model": cluster.model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 1}
-    request = urllib.request.Request(
-        f"{cluster.base_url}/chat/completions",
-        data=json.dumps(body).encode(),
-        headers={"content-type": "application/json"},
-    )
-    deadline, last = time.monotonic() + deadline_seconds, ""
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                if answer.status == 200:
-                    return
-        except urllib.error.HTTPError as e:
-            last = e.read(500).decode(errors="replace")
-        except OSError as e:
-            last = str(e)
-        time.sleep(0.1)
-    raise EchelonError(f"no answer from {cluster.base_url} within {deadline_seconds:.0f} s; the last one: {last}")
 
 
 def bring_down(*, own_ray: bool) -> None:
@@ -153,5 +144,6 @@ def bring_down(*, own_ray: bool) -> None:
     except RayServeException as e:
         log.info("Serve had not started: %s", e)
     if not own_ray:
-        ray.kill(ray.get_actor(DISPATCHER, namespace=NAMESPACE))
+        with contextlib.suppress(ValueError):  # it had not started
+            ray.kill(ray.get_actor(DISPATCHER, namespace=NAMESPACE))
     ray.shutdown()
