@@ -59,7 +59,8 @@ def create_app(
     async def exchange(request: Request, route: str) -> Response:
         owner: Identity = request.state.identity
         job = await service.job(route, await read_body(request, config.max_body_bytes), owner)
-        return Exchange(job, generator, meters.request(job.model, owner.tier, owner.owner, job.prompt_tokens))
+        meter = meters.request(job.model, owner.tier, owner.owner, job.prompt_tokens)
+        return Exchange(job, generator, meter, config.stalled_seconds)
 
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatBody), tags=["openai"])
     async def chat_completions(request: Request) -> Response:

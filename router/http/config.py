@@ -12,17 +12,20 @@ from workers.api.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class FrontConfig:
-    """Limits of the front. Bytes and counts."""
+    """Limits of the front. Bytes, counts and seconds."""
 
     max_body_bytes: int = MAX_BODY_BYTES
     limits: RequestLimits = field(default_factory=RequestLimits)
     text_threads: int = 2
+    stalled_seconds: float = 60.0  # a client that reads nothing for so long is cut off
 
     def __post_init__(self) -> None:
         if self.max_body_bytes < 1024:
             raise ConfigError(f"max_body_bytes must be at least 1024, got {self.max_body_bytes}")
         if self.text_threads < 1:
             raise ConfigError(f"text_threads must be at least 1, got {self.text_threads}")
+        if self.stalled_seconds <= 0:
+            raise ConfigError(f"stalled_seconds must be positive, got {self.stalled_seconds}")
 
 
 @dataclass(frozen=True, slots=True)

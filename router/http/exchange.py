@@ -1,7 +1,8 @@
 """The answer to one generation: waits for acceptance, then streams events or collects a body.
 
 The 200 header goes out after the generator's first batch, so that refusals have their own status. A stream that fails
-later ends with an error event and without `[DONE]`. A client that goes away closes the generator.
+later ends with an error event and without `[DONE]`. A client that goes away, or reads nothing for too long, closes the
+generator: it must not keep its lease.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from router.generation import ChoiceDelta, Generator
 from router.http.batches import Batch, close, open_batches
@@ -31,17 +32,33 @@ _STREAM_HEADERS = [
 ]
 
 
-class Exchange(Response):
-    """Runs `job` on `generator` and answers with the result; `meter` is closed at the end."""
+class _Stalled(Exception):
+    """The client has read nothing for too long."""
 
-    def __init__(self, job: Job, generator: Generator, meter: Meter) -> None:
+
+class Exchange(Response):
+    """Runs `job` on `generator` and answers with the result; `meter` is closed at the end.
+
+    A write that the client does not take within `patience` seconds ends the answer.
+    """
+
+    def __init__(self, job: Job, generator: Generator, meter: Meter, patience: float = 60.0) -> None:
         self.background = None
+        self._patience = patience
         self._job, self._generator, self._meter = job, generator, meter
         self._reading = Reading(job, meter)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or stop when the client goes away; afterwards the generator is closed."""
-        work = asyncio.create_task(self._run(scope, receive, send))
+
+        async def patient(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._patience):
+                    await send(message)
+            except TimeoutError as e:
+                raise _Stalled from e
+
+        work = asyncio.create_task(self._run(scope, receive, patient))
         gone = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -60,6 +77,9 @@ class Exchange(Response):
                 await self._stream(batches, scope, receive, send)
             else:
                 await (await self._collect(batches))(scope, receive, send)
+        except _Stalled:  # what is left of the answer is dropped, and the server closes the connection
+            self._meter.failed()
+            log.warning("generation %s: unread for %g s", self._job.requests[0].id, self._patience)
         finally:
             await close(batches)
 
@@ -85,6 +105,8 @@ class Exchange(Response):
                 if not self._reading.left:
                     break
             self._reading.check_finished()
+        except _Stalled:
+            raise
         except Exception as e:
             error = self._failed(e)
             if not started:

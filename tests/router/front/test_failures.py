@@ -152,6 +152,40 @@ async def test_a_client_that_leaves_closes_the_generator(app, generator, path, b
     assert 'echelon_front_requests{model_name="m"} 0.0' in page
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_reads_nothing_closes_the_generator(tokenizer, stream):
+    generator = FakeGenerator(tokenizer)
+    generator.endless, generator.pause = stream, 0.001
+    app = create_app(FrontConfig(stalled_seconds=0.05), [ServedModel("m", tokenizer, 256)], generator, FakeStatus())
+
+    async def receive():
+        return {"type": "http.request", "body": json.dumps(HI | {"stream": stream}).encode()}
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(10):
+        await app(leaving_scope(CHAT), once(receive), send)
+    assert (generator.running, generator.closed) == (0, len(generator.requests))
+    assert generator.requests
+    assert 'echelon_front_requests{model_name="m"} 0.0' in (await call_metrics(app)).text
+
+
+def once(receive):
+    """`receive`, and then nothing more: the client is there but silent."""
+    asked = False
+
+    async def silent():
+        nonlocal asked
+        if asked:
+            await asyncio.Event().wait()
+        asked = True
+        return await receive()
+
+    return silent
+
+
 async def call_metrics(app):
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as c:
         return await c.get("/metrics")
