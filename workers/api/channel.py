@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from workers.api.errors import WireError
-from workers.api.wire import WIRE_VERSION, FrameCodec, FrameSplitter, Hello, Ping
+from workers.api.wire import MAX_FRAME_BYTES, WIRE_VERSION, FrameCodec, FrameSplitter, Hello, Ping
 
 HEARTBEAT_SECONDS = 0.5
 SILENCE_SECONDS = 3.0
 MAX_UNSENT_BYTES = 64 << 20
+MAX_HELLO_BYTES = 4096  # all that a stranger can make us hold
 
 log = logging.getLogger("echelon.channel")
 
@@ -41,12 +42,12 @@ class Channel(asyncio.Protocol):
 
     def __init__(self, codec: FrameCodec, handler: Handler, secret: str, hello: Hello | None) -> None:
         self._codec, self._handler, self._secret, self._hello = codec, handler, secret, hello
-        self._splitter = FrameSplitter()
+        self._splitter = FrameSplitter(MAX_HELLO_BYTES) if hello is None else FrameSplitter()
         self._transport: asyncio.Transport | None = None
         self._opened = False
         self._reason = ""
         self._beat: asyncio.TimerHandle | None = None
-        self._last_heard = self._last_sent = 0.0
+        self._made = self._last_heard = self._last_sent = 0.0
         self.peer = ""  # name the peer gave in its Hello, then its address
 
     @property
@@ -84,7 +85,7 @@ class Channel(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
         self._loop = asyncio.get_running_loop()
         self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one, but not by inheritance
-        self._last_heard = self._last_sent = self._now()
+        self._made = self._last_heard = self._last_sent = self._now()
         self._beat = self._loop.call_later(HEARTBEAT_SECONDS, self._on_beat)
         if self._hello is not None:
             self.send(self._hello)
@@ -106,17 +107,19 @@ class Channel(asyncio.Protocol):
             self.close(str(e))
 
     def _greet(self, message: Any) -> None:
-        if not isinstance(message, Hello) or not hmac.compare_digest(message.secret.encode(), self._secret.encode()):
+        told = message.secret if isinstance(message, Hello) and isinstance(message.secret, str) else ""
+        if not isinstance(message, Hello) or not hmac.compare_digest(told.encode(), self._secret.encode()):
             raise WireError("the first frame must be a Hello with the cluster's secret")
         if message.version != WIRE_VERSION:
             raise WireError(f"peer speaks wire version {message.version}, we speak {WIRE_VERSION}")
-        self.peer = message.name
+        self.peer = str(message.name)
+        self._splitter.limit = MAX_FRAME_BYTES
         self._opened = True
         self._handler.opened(self)
 
     def _on_beat(self) -> None:
         now = self._now()
-        if now - self._last_heard > SILENCE_SECONDS:
+        if now - (self._last_heard if self._opened else self._made) > SILENCE_SECONDS:
             self._reason = self._reason or f"silent for {SILENCE_SECONDS} s"
             assert self._transport is not None
             self._transport.abort()

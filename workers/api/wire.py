@@ -160,21 +160,22 @@ class FrameCodec:
 
 
 class FrameSplitter:
-    """Cuts a byte stream into frame bodies, without I/O."""
+    """Cuts a byte stream into frame bodies of at most `limit` bytes, without I/O."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_FRAME_BYTES) -> None:
+        self.limit = limit  # may change from frame to frame
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Bodies that `data` completes. Raises WireError when a length is over the cap."""
+        """Bodies that `data` completes. Raises WireError when a length is over the limit."""
         buffer = self._buffer
         buffer += data
         at, end = 0, len(buffer)
         try:
             while end - at >= 4:
                 (length,) = _LENGTH.unpack_from(buffer, at)
-                if length > MAX_FRAME_BYTES:
-                    raise WireError(f"a frame of {length} bytes is over {MAX_FRAME_BYTES}")
+                if length > self.limit:
+                    raise WireError(f"a frame of {length} bytes is over {self.limit}")
                 if end - at - 4 < length:
                     break
                 body = bytes(buffer[at + 4 : at + 4 + length])
