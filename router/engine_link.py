@@ -101,14 +101,22 @@ class EngineLink:
         """Whether sequences can be submitted."""
         return self._channel is not None and self._channel.is_open
 
+    @property
+    def streams(self) -> int:
+        """Sequences whose last delta has not come."""
+        return len(self._streams)
+
     def submit(self, requests: Sequence[EngineRequest]) -> Stream:
-        """The sequences are on their way; their ids must be new. Raises ReplicaLost if the connection is closed."""
+        """The sequences are on their way; their ids must be new. Raises ReplicaLost if the connection is closed.
+
+        Raises WireError, with nothing sent, if they are too large for a frame.
+        """
         if self._channel is None or not self._channel.is_open:
             raise ReplicaLost(f"the connection to replica {self.info.id} is closed")
+        self._channel.send(Submit(tuple(requests)))  # first: it raises WireError when they are too large for a frame
         stream = Stream(self, [r.id for r in requests], self._max_unread)
         for request in requests:
             self._streams[request.id] = stream
-        self._channel.send(Submit(tuple(requests)))
         return stream
 
     def drop(self, request_ids: set[str]) -> None:

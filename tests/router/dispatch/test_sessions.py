@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from router.dispatch.lease import Settle
 from router.generation import GenerationRequest
-from workers.api.errors import EngineFault, NoReplica, ReplicaLost
+from workers.api import wire
+from workers.api.errors import EngineFault, NoReplica, ReplicaLost, WireError
 from workers.api.request import FinishReason
 
 from .fakes import Cluster, Collected, FakeEngine, expected_tokens, generation, until
@@ -252,6 +254,18 @@ async def test_gaps_are_refused_and_duplicates_dropped() -> None:
         assert got.tokens == {0: expected_tokens((1, 2, 3), 50)}
         await books_closed(cluster)
         assert cluster.sessions.replays == (1 if cluster.engines[0].submitted else 0)
+
+
+async def test_a_submit_over_the_frame_limit_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Cluster() as cluster:
+        await collect(cluster, generation("a", max_tokens=2))
+        (link,) = cluster.sessions.links.open_links
+        monkeypatch.setattr(wire, "MAX_FRAME_BYTES", 2000)
+        with pytest.raises(WireError, match="over 2000"):
+            await collect(cluster, replace(generation("b", max_tokens=2), prompt_ids=(70_000,) * 1000))
+        assert not link.streams
+        await collect(cluster, generation("c", max_tokens=2))
+        await books_closed(cluster)
 
 
 async def test_finished_work_is_not_resubmitted() -> None:
