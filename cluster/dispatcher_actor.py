@@ -74,9 +74,13 @@ def start_dispatcher(config: DispatcherConfig, secret: str) -> Any:
 
 
 async def locate_dispatcher() -> tuple[str, int]:
-    """Its host and port. Raises ConnectionError while there is none."""
+    """Its host and port. Raises ConnectionError while there is none.
+
+    The look-up blocks for as long as Ray's head is away, so it has a thread: streams go on meanwhile.
+    """
     try:
-        address: tuple[str, int] = await ray.get_actor(DISPATCHER, namespace=NAMESPACE).address.remote()
+        actor = await asyncio.to_thread(ray.get_actor, DISPATCHER, namespace=NAMESPACE)
+        address: tuple[str, int] = await actor.address.remote()
     except (ValueError, ray.exceptions.RayError) as e:
         raise ConnectionError(f"the dispatcher's actor does not answer: {e}") from e
     return address
