@@ -5,22 +5,35 @@ Shapes: T tokens, K KV heads, D head size, N blocks, S block size. A slot is blo
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import torch
 
 from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
 
+# What depends on the step alone and not on the layer, kept by the references for the step's other layers.
+Memo: TypeAlias = dict[Any, Any]
+
 
 def store_kv_reference(
-    k: torch.Tensor, v: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, slots: torch.Tensor
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+    memo: Memo | None = None,
 ) -> None:
     """`store_kv` in torch; on CUDA it waits for the device."""
-    blocks, size = key_cache.shape[:2]
-    if slots.numel() and int(slots.min()) < 0:
-        kept = slots >= 0
+    memo = {} if memo is None else memo
+    if "kept" not in memo:
+        some = slots.numel() > 0 and int(slots.min()) < 0
+        memo["kept"] = (slots >= 0).nonzero().flatten() if some else None
+    kept = memo["kept"]
+    if kept is not None:
         k, v, slots = k[kept], v[kept], slots[kept]
     for new, cache in ((k, key_cache), (v, value_cache)):
         # view, not reshape: a copy would swallow the write.
-        cache.view(blocks * size, *cache.shape[2:])[slots] = new.to(cache.dtype)
+        cache.view(-1, *cache.shape[2:]).index_copy_(0, slots, new.to(cache.dtype))
 
 
 @triton_jit
@@ -63,12 +76,18 @@ def _store_kernel(
 
 
 def store_kv(
-    k: torch.Tensor, v: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, slots: torch.Tensor
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+    memo: Memo | None = None,
 ) -> None:
     """Write the keys and values of T tokens to their slots of the cache, in place.
 
     k, v [T, K, D]; key_cache, value_cache [N, S, K, D], channels adjacent in all four; slots [T] int64. A token with a
-    negative slot is skipped; two tokens must not share a slot.
+    negative slot is skipped; two tokens must not share a slot. memo: a dict kept for the layers of a step, which have
+    the same slots.
     """
     if use_triton(k):
         tokens, heads, size = k.shape
@@ -77,4 +96,4 @@ def store_kv(
             shape = (heads, size, key_cache.shape[1], next_power_of_two(heads * size))
             _store_kernel[(tokens,)](k, v, key_cache, value_cache, slots, *strides, *shape, num_warps=4)
         return
-    store_kv_reference(k, v, key_cache, value_cache, slots)
+    store_kv_reference(k, v, key_cache, value_cache, slots, memo)

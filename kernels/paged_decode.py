@@ -15,7 +15,8 @@ import torch
 
 from kernels.attention_tile import attend_tiles
 from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
-from kernels.paged_prefill import paged_prefill_reference
+from kernels.kv_cache import Memo
+from kernels.paged_dense import attend
 
 
 def paged_decode_reference(
@@ -26,10 +27,11 @@ def paged_decode_reference(
     kv_lens: torch.Tensor,
     scale: float,
     window: int = 0,
+    out: torch.Tensor | None = None,
+    memo: Memo | None = None,
 ) -> torch.Tensor:
-    """`paged_decode` in torch: a prefill of one token each; on CUDA it waits for the device."""
-    cu_query = torch.arange(len(q) + 1, device=q.device)
-    return paged_prefill_reference(q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window)
+    """`paged_decode` in torch."""
+    return attend(q, key_cache, value_cache, block_tables, None, kv_lens, scale, window, out, memo)
 
 
 @triton_jit
@@ -228,6 +230,7 @@ def paged_decode(
     window: int = 0,
     out: torch.Tensor | None = None,
     workspace: torch.Tensor | None = None,
+    memo: Memo | None = None,
 ) -> torch.Tensor:
     """Attention of the query at position kv_len - 1 of each sequence over that sequence's cache.
 
@@ -236,7 +239,8 @@ def paged_decode(
     window: how many positions are seen, the query's own included, 0 for all. Returns [B, H, D] in the dtype of q,
     written to `out` if given. Block table entries and cache contents past kv_len (and before the window) are never
     used; they may be -1 and NaN. q, out and the caches have adjacent channels. workspace: fp32, of at least
-    `decode_workspace_size` elements, for calls that may not allocate; its contents do not matter.
+    `decode_workspace_size` elements, for calls that may not allocate; its contents do not matter. memo: as in
+    `paged_prefill`.
     """
     if use_triton(q):
         if out is None:
@@ -244,5 +248,4 @@ def paged_decode(
         if len(q):
             _launch(q, key_cache, value_cache, block_tables, kv_lens, max_kv, scale, window, out, workspace)
         return out
-    result = paged_decode_reference(q, key_cache, value_cache, block_tables, kv_lens, scale, window)
-    return result if out is None else out.copy_(result)
+    return paged_decode_reference(q, key_cache, value_cache, block_tables, kv_lens, scale, window, out, memo)

@@ -9,25 +9,44 @@ from __future__ import annotations
 import torch
 
 from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
-from kernels.kv_cache import store_kv_reference
+from kernels.kv_cache import Memo, store_kv_reference
+
+
+def _factors(positions: torch.Tensor, cos_sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both factors [T, 1, R] of `_rotate`."""
+    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    half = cos.shape[-1]
-    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    out[..., :half] = first * cos - second * sin
-    out[..., half : 2 * half] = second * cos + first * sin
-    out[..., 2 * half :] = x[..., 2 * half :]
-    return out
+    size = cos.shape[-1]
+    x32 = x[..., :size].float()
+    out = torch.mul(x32, cos).addcmul_(x32.roll(size // 2, dims=-1), sin).to(x.dtype)
+    return out if size == x.shape[-1] else torch.cat([out, x[..., size:]], dim=-1)
+
+
+def _rotate_both(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    (tokens, heads, size), kv_heads = q.shape, k.shape[1]
+    beside = (
+        (tokens == 1 or q.stride(0) == k.stride(0))  # of one token the stride may be anything
+        and q.stride()[1:] == k.stride()[1:] == (size, 1)
+        and q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+        and k.storage_offset() == q.storage_offset() + heads * size
+    )
+    if not beside:
+        return _rotate(q, cos, sin), _rotate(k, cos, sin)
+    # Parts of one projection are rotated as one: at small batches the number of operations is what counts.
+    both = _rotate(q.as_strided((tokens, heads + kv_heads, size), q.stride()), cos, sin)
+    return both[:, :heads], both[:, heads:]
 
 
 def rotary_embed_reference(
     q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rotary_embed` in torch."""
-    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
-    return _rotate(q, cos, sin), _rotate(k, cos, sin)
+    return _rotate_both(q, k, *_factors(positions, cos_sin))
 
 
 def rotary_and_store_reference(
@@ -39,10 +58,15 @@ def rotary_and_store_reference(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     slots: torch.Tensor,
+    memo: Memo | None = None,
 ) -> torch.Tensor:
     """`rotary_and_store` in torch."""
-    q, k = rotary_embed_reference(q, k, positions, cos_sin)
-    store_kv_reference(k, v, key_cache, value_cache, slots)
+    memo = {} if memo is None else memo
+    key = "factors", cos_sin.data_ptr()
+    if key not in memo:
+        memo[key] = _factors(positions, cos_sin)
+    q, k = _rotate_both(q, k, *memo[key])
+    store_kv_reference(k, v, key_cache, value_cache, slots, memo)
     return q
 
 
@@ -200,12 +224,14 @@ def rotary_and_store(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     slots: torch.Tensor,
+    memo: Memo | None = None,
 ) -> torch.Tensor:
     """Rotate q and k, write the rotated keys and the values to the cache, and return the rotated queries [T, H, D].
 
     Arguments as in `rotary_embed` and `kernels.kv_cache.store_kv`. The rotated keys exist in the cache only; a token
-    with a negative slot has its query rotated and nothing stored.
+    with a negative slot has its query rotated and nothing stored. memo: a dict kept for the layers of a step, which
+    have the same positions and slots; the reference looks these up once.
     """
     if use_triton(q):
         return _launch(q, k, v, positions, cos_sin, key_cache, value_cache, slots, store=True)
-    return rotary_and_store_reference(q, k, v, positions, cos_sin, key_cache, value_cache, slots)
+    return rotary_and_store_reference(q, k, v, positions, cos_sin, key_cache, value_cache, slots, memo)

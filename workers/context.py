@@ -12,18 +12,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeBatch:
-    """The sequences of one query token. block_tables [B, M] int32, kv_lens [B] int32; max_kv bounds kv_lens."""
+    """The sequences of one query token. block_tables [B, M] int32, kv_lens [B] int32; max_kv bounds kv_lens.
+
+    memo: see `kernels.kv_cache.Memo`; here as below it is for these very tensors.
+    """
 
     block_tables: torch.Tensor
     kv_lens: torch.Tensor
     max_kv: int
+    memo: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class PrefillBatch:
     cu_query: torch.Tensor
     max_query: int
     max_kv: int
+    memo: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class AttentionMetadata:
     num_decodes: int
     decode: DecodeBatch | None
     prefill: PrefillBatch | None
+    memo: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

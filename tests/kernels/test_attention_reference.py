@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels import paged_dense
 from kernels.paged_decode import paged_decode, paged_decode_reference
 from kernels.paged_prefill import paged_prefill, paged_prefill_reference
 
@@ -76,3 +77,37 @@ def test_a_larger_bound_than_any_length_changes_nothing(make_case):
     case = make_case([(1, 5), (1, 18)])
     out = paged_decode(case.q, case.key_cache, case.value_cache, case.block_tables, case.kv_lens, 900, case.scale)
     torch.testing.assert_close(out, case.expected(), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [0, 5, 40])
+@pytest.mark.parametrize(("elements", "queries"), [(1, 1), (700, 3), (4000, 16), (1 << 30, 200)])
+def test_however_the_batch_is_cut_the_output_is_the_same(make_case, monkeypatch, window, elements, queries):
+    monkeypatch.setattr(paged_dense, "_ELEMENTS", elements)
+    monkeypatch.setattr(paged_dense, "_QUERIES", queries)
+    lengths = [(1, 90), (1, 1), (0, 30), (33, 70), (1, 90), (5, 5), (0, 0), (130, 131), (2, 64), (1, 17)]
+    case = make_case(lengths, 6, 2, window=window)
+    out = paged_prefill_reference(
+        case.q, case.key_cache, case.value_cache, case.block_tables, case.cu_query, case.kv_lens, case.scale, window
+    )
+    torch.testing.assert_close(out, case.expected(), atol=2e-6, rtol=1e-5)
+
+
+def test_no_tile_is_larger_than_its_limit_or_mixes_decodes_with_prompts(make_case):
+    case = make_case([(1, 5 * i + 1) for i in range(40)] + [(100, 100), (3, 80)], 6, 2)
+    cu_query, kv_lens = case.cu_query.tolist(), case.kv_lens.tolist()
+    shape = {"block_size": 16, "kv_channels": 1 << 10, "group": 3}
+    tiles = paged_dense.make_tiles(case.block_tables, cu_query, kv_lens, window=0, **shape)
+    assert all(len(t.slots) << 10 <= paged_dense._ELEMENTS for t in tiles)
+    assert sum(t.pieces for t in tiles if t.queries == 1) == 40
+    assert sum(t.pieces for t in tiles if t.queries > 1) == 3  # a prompt of 100 is two pieces
+    assert paged_dense.make_tiles(case.block_tables[:1], [0, 0], [9], window=0, **shape) == []
+
+
+def test_layers_share_a_memo_but_not_their_windows_or_caches(make_case):
+    case, memo = make_case([(1, 40), (1, 9), (1, 77)], window=20), {}
+    for caches in ((case.key_cache, case.value_cache), (-case.key_cache, 2 * case.value_cache)):
+        for window in (20, 6):
+            rest = (case.block_tables, case.kv_lens, case.max_kv, case.scale, window)
+            shared = paged_decode(case.q, *caches, *rest, memo=memo)
+            assert torch.equal(shared, paged_decode(case.q, *caches, *rest))
+    assert sorted(memo) == [6, 20]

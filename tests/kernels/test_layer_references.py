@@ -84,3 +84,32 @@ def test_rotary_and_store_is_the_two_in_turn():
     assert torch.equal(rotated, expected_q)
     for cache, expected in zip(caches[:2], caches[2:], strict=True):
         assert torch.equal(cache, expected)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+@pytest.mark.parametrize("size", [16, 12])
+def test_parts_of_one_projection_rotate_as_copies_of_them_do(tokens, size):
+    torch.manual_seed(7)
+    # The merged layout, and look-alikes: k before q, a gap, tensors of their own.
+    whole = torch.randn(tokens, 5 + 2 + 1, 16)
+    positions = torch.arange(3, 3 + tokens)
+    orders = ((slice(0, 5), slice(5, 7)), (slice(2, 7), slice(0, 2)), (slice(0, 5), slice(6, 8)))
+    for heads, kv_heads in orders:
+        q, k = whole[:, heads], whole[:, kv_heads]
+        wanted = rotary_embed(q.clone(), k.clone(), positions, table(11, size))
+        for got, want in zip(rotary_embed(q, k, positions, table(11, size)), wanted, strict=True):
+            assert torch.equal(got, want)
+
+
+def test_layers_share_positions_and_slots_by_a_memo():
+    torch.manual_seed(8)
+    positions, slots, memo, tables = torch.tensor([4, 0, 9]), torch.tensor([3, -1, 6]), {}, (table(10, 8), table(12, 8))
+    tables[1].neg_()
+    for cos_sin in (*tables, tables[0]):
+        q, k, v = torch.randn(3, 4, 8), torch.randn(3, 2, 8), torch.randn(3, 2, 8)
+        caches = [torch.zeros(2, 4, 2, 8) for _ in range(4)]
+        shared = rotary_and_store(q, k, v, positions, cos_sin, *caches[:2], slots, memo)
+        assert torch.equal(shared, rotary_and_store(q, k, v, positions, cos_sin, *caches[2:], slots))
+        assert torch.equal(caches[0], caches[2])
+        assert torch.equal(caches[1], caches[3])
+        assert int((caches[1] != 0).any(-1).any(-1).sum()) == 2

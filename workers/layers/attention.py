@@ -40,25 +40,26 @@ def _attention(
     current = context.current()
     batch, cache = current.attention[layer_index], current.caches[layer_index]
     if positions is None or cos_sin is None:
-        store_kv(k, v, cache.key, cache.value, batch.slots)
+        store_kv(k, v, cache.key, cache.value, batch.slots, batch.memo)
         q = q.contiguous()  # also: an op must not return its input
     else:
-        q = rotary_and_store(q, k, v, positions, cos_sin, cache.key, cache.value, batch.slots)
+        q = rotary_and_store(q, k, v, positions, cos_sin, cache.key, cache.value, batch.slots, batch.memo)
     decode, prefill, first = batch.decode, batch.prefill, batch.num_decodes
     if prefill is None:
         assert decode is not None
         return paged_decode(
-            q, cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window
-        )
+            q, cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
+            memo=decode.memo,
+        )  # fmt: skip
     out = torch.empty_like(q)
     if decode is not None:
         paged_decode(
             q[:first], cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
-            out=out[:first],
+            out=out[:first], memo=decode.memo,
         )  # fmt: skip
     paged_prefill(
         q[first:], cache.key, cache.value, prefill.block_tables, prefill.cu_query, prefill.kv_lens,
-        prefill.max_query, prefill.max_kv, scale, window, out=out[first:],
+        prefill.max_query, prefill.max_kv, scale, window, out=out[first:], memo=prefill.memo,
     )  # fmt: skip
     return out
 
