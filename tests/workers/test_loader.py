@@ -211,6 +211,17 @@ def test_rules_match_segments_both_ways() -> None:
     assert rule.source("b.12.qkv.bias", "k") is None
 
 
+def test_on_the_cpu_weights_of_linears_lie_by_input_and_can_be_loaded_again(folder: Path) -> None:
+    model, stored = new_model(folder), tensors_of(folder)["model.layers.1.mlp.down_proj.weight"]
+    weight = model.get_parameter("model.layers.1.mlp.down_proj.weight")
+    for _ in range(2):
+        load_model(model, folder)
+        assert torch.equal(weight, stored)
+        assert weight.stride() == (1, stored.shape[0])
+        with torch.inference_mode():
+            weight.zero_()
+
+
 def test_weights_in_bf16_are_converted(tmp_path: Path) -> None:
     shutil.copytree(checkpoint("llama"), tmp_path / "model")
     tensors = {k: v.bfloat16() for k, v in tensors_of(tmp_path / "model").items()}
