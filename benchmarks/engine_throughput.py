@@ -5,7 +5,12 @@
 
 Lengths are those of `workloads.py`, divided by --divide; token ids are drawn below the model's vocabulary; greedy; end
 of sequence is ignored. Every figure is a median over --repeat runs with the least and the greatest; peers run in the
-same process, alternating with ours. Ratios count, digits depend on the machine.
+same process, alternating with ours. Ratios count, digits depend on the machine; those of CPU time (of all threads) are
+the steadier ones where others use it too.
+
+The second line says where a step's time goes: the engine's part (planning, committing, the rest of its loop) and the
+runner's (inputs, sampling, results, and the model with all that remains), in CPU time and in wall time of the thread
+that does it. What a step's wall time has beyond the device's is exposed; of the engine's wall time the rest is hidden.
 """
 
 from __future__ import annotations
@@ -16,15 +21,21 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import workloads
 
 from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
 from workers.api.request import EngineRequest, SamplingParams
+from workers.engine.core import Engine
+from workers.execution import runner as runner_module
 from workers.rank import Rank
 
 PADDED_BATCH = 64
@@ -41,13 +52,70 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a workload. Seconds; `ttft` is the mean time to the first token."""
+    """One run of a workload. Seconds; `ttft` is the mean time to the first token; `parts` are (wall, CPU) a part."""
 
     seconds: float
+    cpu_seconds: float
     output_tokens: int
-    steps: int
-    device_seconds: float
-    ttft: float
+    steps: int = 0
+    device_seconds: float = 0.0
+    ttft: float = 0.0
+    parts: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+class Parts:
+    """Seconds by part of a step, of the wall and of the calling thread's CPU."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, its time added to part `name`."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            wall, cpu = time.perf_counter(), time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent = self.seconds[name]
+                spent[0] += time.perf_counter() - wall
+                spent[1] += time.thread_time() - cpu
+
+        return call
+
+    def watch(self, rank: Rank, engine: Engine) -> ExitStack:
+        """While the returned context is open, the parts of this engine's steps are timed."""
+        watched = [
+            (engine, "step", "step"),
+            (engine._scheduler, "plan", "plan"),
+            (engine._committer, "commit", "commit"),
+            (rank.runner, "submit", "submit"),
+            (rank.runner, "_run", "run"),
+            (rank.runner.state, "prepare", "inputs"),
+            (runner_module, "sample", "sampling"),
+            (rank.runner, "_result", "results"),
+        ]
+        stack = ExitStack()
+        for owner, attribute, name in watched:
+            stack.enter_context(patch.object(owner, attribute, self.timed(name, getattr(owner, attribute))))
+        return stack
+
+    def finished(self, waited: float) -> dict[str, tuple[float, float]]:
+        """(wall, CPU) of the parts, none in another; `waited`: wall seconds that the loop waited for results."""
+        s = self.seconds
+        own = [s["step"][i] - s["submit"][i] for i in (0, 1)]
+        own[0] -= waited
+        # On CUDA a step is queued in `submit`, and results are read elsewhere.
+        run, inside = (
+            (s["run"], ("inputs", "sampling", "results")) if "run" in s else (s["submit"], ("inputs", "sampling"))
+        )
+        spent: dict[str, list[float]] = {
+            "engine": own,
+            "rest": [own[i] - s["plan"][i] - s["commit"][i] for i in (0, 1)],
+            "model": [run[i] - sum(s[name][i] for name in inside) for i in (0, 1)],
+            **{name: s[name] for name in ("plan", "commit", "inputs", "sampling", "results")},
+        }
+        return {name: (wall, cpu) for name, (wall, cpu) in spent.items()}
 
 
 def make_work(name: str, *, rep: int, divide: int, vocab: int, equal: bool) -> list[Work]:
@@ -72,26 +140,29 @@ def run_ours(rank: Rank, work: list[Work]) -> Run:
     first: dict[str, float] = {}
     tokens = steps = 0
     device = 0.0
-    begin = time.perf_counter()
-    while engine.has_work:
-        deltas = engine.step()
-        now = time.perf_counter() - begin
-        steps += 1
-        device += engine.load().step_seconds
-        for d in deltas:
-            tokens += len(d.token_ids)
-            if d.token_ids and d.request_id not in first:
-                first[d.request_id] = now
-    seconds = time.perf_counter() - begin
+    parts = Parts()
+    begin, cpu = time.perf_counter(), time.process_time()
+    with parts.watch(rank, engine):
+        while engine.has_work:
+            deltas = engine.step()
+            now = time.perf_counter() - begin
+            steps += 1
+            device += engine.load().step_seconds
+            for d in deltas:
+                tokens += len(d.token_ids)
+                if d.token_ids and d.request_id not in first:
+                    first[d.request_id] = now
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     engine.check_ledgers()
     if tokens != sum(w.out for w in work):
         raise SystemExit(f"{tokens} tokens instead of {sum(w.out for w in work)}")
-    return Run(seconds, tokens, steps, device, sum(first.values()) / len(first))
+    ttft = sum(first.values()) / len(first)
+    return Run(seconds, cpu, tokens, steps, device, ttft, parts.finished(engine.stats.wait_seconds))
 
 
 def run_transformers(model: Any, work: list[Work]) -> Run:
     """The same requests through `generate`, in batches of 64 padded on the left to the longest."""
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     for at in range(0, len(work), PADDED_BATCH):
         batch = work[at : at + PADDED_BATCH]
         width, out = max(len(w.prompt) for w in batch), max(w.out for w in batch)
@@ -105,8 +176,7 @@ def run_transformers(model: Any, work: list[Work]) -> Run:
             model.generate(
                 ids, attention_mask=mask, max_new_tokens=out, min_new_tokens=out, do_sample=False, pad_token_id=0
             )
-    seconds = time.perf_counter() - begin
-    return Run(seconds, sum(w.out for w in work), 0, 0.0, 0.0)
+    return Run(time.perf_counter() - begin, time.process_time() - cpu, sum(w.out for w in work))
 
 
 def folder_of(model: str) -> Path:
@@ -152,13 +222,33 @@ def report(name: str, requests: int, ours: list[Run], theirs: list[Run]) -> str:
         f"{median([1e3 * r.seconds / r.steps for r in ours]):.3f} ms a step, device {busy:.0f} %, "
         f"mean TTFT {1e3 * median([r.ttft for r in ours]):.1f} ms"
     )
+    text += "\n    " + report_parts(ours)
     if theirs:
-        ratio = workloads.spread([t.seconds / o.seconds for o, t in zip(ours, theirs, strict=True)])
+        pairs = list(zip(ours, theirs, strict=True))
+        ratio = workloads.spread([t.seconds / o.seconds for o, t in pairs])
+        cpu = workloads.spread([t.cpu_seconds / o.cpu_seconds for o, t in pairs])
         text += (
             f"\n    transformers: {median([r.output_tokens / r.seconds for r in theirs]):.0f} output tok/s; "
-            f"ours is {ratio['median']:.2f} times as fast ({ratio['min']:.2f} to {ratio['max']:.2f})"
+            f"ours is {ratio['median']:.2f} times as fast ({ratio['min']:.2f} to {ratio['max']:.2f}), "
+            f"by CPU time {cpu['median']:.2f} times ({cpu['min']:.2f} to {cpu['max']:.2f})"
         )
     return text
+
+
+def report_parts(runs: list[Run]) -> str:
+    """Where the time of a step goes."""
+
+    def each(name: str) -> str:
+        wall, cpu = (1e3 * workloads.median([r.parts[name][i] / r.steps for r in runs]) for i in (0, 1))
+        return f"{cpu:.3f} ({wall:.3f})"
+
+    exposed = workloads.median([1e3 * (r.seconds - r.device_seconds) / r.steps for r in runs])
+    hidden = workloads.median([1 - (r.seconds - r.device_seconds) / r.parts["engine"][0] for r in runs])
+    return (
+        f"CPU (wall) ms a step: engine {each('engine')}, of it plan {each('plan')}, commit {each('commit')}, rest "
+        f"{each('rest')}; runner: inputs {each('inputs')}, model {each('model')}, sampling {each('sampling')}, results "
+        f"{each('results')}; exposed {exposed:.3f} ms, so {max(0.0, 100 * hidden):.0f} % of the engine's is hidden"
+    )
 
 
 def main() -> None:
