@@ -56,6 +56,7 @@ class HttpSection(Section):
     """Where the front listens."""
 
     host: str = "127.0.0.1"
+    no_auth: bool = False  # serve more than loopback although there are no API keys
     port: Port = 23333
     ingress_replicas: Positive = 1
 

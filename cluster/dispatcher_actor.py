@@ -73,14 +73,22 @@ def start_dispatcher(config: DispatcherConfig, secret: str) -> Any:
     )
 
 
-async def locate_dispatcher() -> tuple[str, int]:
-    """Its host and port. Raises ConnectionError while there is none.
+async def find_dispatcher() -> Any:
+    """Its actor. Raises ConnectionError while there is none.
 
-    The look-up blocks for as long as Ray's head is away, so it has a thread: streams go on meanwhile.
+    The look-up blocks for as long as Ray's head is away, so it has a thread: the event loop goes on meanwhile.
     """
     try:
-        actor = await asyncio.to_thread(ray.get_actor, DISPATCHER, namespace=NAMESPACE)
-        address: tuple[str, int] = await actor.address.remote()
+        return await asyncio.to_thread(ray.get_actor, DISPATCHER, namespace=NAMESPACE)
     except (ValueError, ray.exceptions.RayError) as e:
+        raise ConnectionError(f"the dispatcher's actor cannot be found: {e}") from e
+
+
+async def locate_dispatcher() -> tuple[str, int]:
+    """Its host and port. Raises ConnectionError while there is none."""
+    actor = await find_dispatcher()
+    try:
+        address: tuple[str, int] = await actor.address.remote()
+    except ray.exceptions.RayError as e:
         raise ConnectionError(f"the dispatcher's actor does not answer: {e}") from e
     return address

@@ -13,12 +13,14 @@ import os
 import ray
 from ray import serve
 
+from cluster.dispatcher_actor import find_dispatcher
 from cluster.gang import Gang
-from cluster.names import DISPATCHER, NAMESPACE
 from cluster.placement import rank_bundles
 from workers.api.config import ReplicaConfig
 
 ANNOUNCE_SECONDS = 0.5
+FAREWELL_SECONDS = 2.0
+FAILED_STARTS = 2  # of the first replicas: then the deployment has failed; later ones are tried for ever
 
 log = logging.getLogger("ray.serve")  # Serve routes this one to the replica's log file
 
@@ -29,6 +31,7 @@ class Replica:
     async def __init__(self, config: ReplicaConfig, revision: str | None, secret: str, threads: int) -> None:  # type: ignore[misc]
         self._id = serve.get_replica_context().replica_id.unique_id
         self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
         self._gang = Gang(
             config,
             ray.util.get_current_placement_group(),
@@ -54,9 +57,9 @@ class Replica:
         dispatcher = None
         while True:
             try:
-                dispatcher = dispatcher or ray.get_actor(DISPATCHER, namespace=NAMESPACE)
+                dispatcher = dispatcher or await find_dispatcher()
                 await dispatcher.register.remote(self._info)
-            except (ValueError, ray.exceptions.RayError) as e:
+            except (ConnectionError, ray.exceptions.RayError) as e:
                 log.warning("replica %s cannot reach the dispatcher: %s", self._id, e)
                 dispatcher = None
             await asyncio.sleep(ANNOUNCE_SECONDS)
@@ -72,9 +75,14 @@ class Replica:
         self._stopping = True
         for task in self._tasks:
             task.cancel()
-        dispatcher = ray.get_actor(DISPATCHER, namespace=NAMESPACE)
-        await dispatcher.unregister.remote(self._id, "stopped by Serve")
-        self._gang.kill()
+        try:
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                dispatcher = await find_dispatcher()
+                await dispatcher.unregister.remote(self._id, "stopped by Serve")
+        except (ConnectionError, TimeoutError, ray.exceptions.RayError) as e:
+            log.warning("replica %s leaves without a word to the dispatcher: %s", self._id, e)
+        finally:
+            self._gang.kill()
 
 
 def replica_application(
@@ -89,6 +97,7 @@ def replica_application(
         placement_group_bundles=rank_bundles(config),
         placement_group_strategy="PACK",
         max_ongoing_requests=1000,
+        max_constructor_retry_count=FAILED_STARTS,
         health_check_period_s=1,
         health_check_timeout_s=5,
         graceful_shutdown_wait_loop_s=0.1,

@@ -46,8 +46,12 @@ class Gang:
 
     async def start(self) -> ReplicaInfo:
         """All ranks are loaded and warm, and rank 0 listens. Raises what the start of one of them raised."""
-        meeting = await self.ranks[0].call_meeting.remote() if len(self.ranks) > 1 else None
-        started = await asyncio.gather(*(rank.start.remote(meeting) for rank in self.ranks))
+        try:
+            meeting = await self.ranks[0].call_meeting.remote() if len(self.ranks) > 1 else None
+            started = await asyncio.gather(*(rank.start.remote(meeting) for rank in self.ranks))
+        except BaseException:
+            self.kill()  # those that wait for the failed one
+            raise
         self.pids = [one.pid for one in started]
         for number, one in enumerate(started):
             phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in one.phases.items())

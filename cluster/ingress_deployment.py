@@ -20,6 +20,7 @@ from router.dispatch.lease import ReplicaState
 from router.engine_link import EngineLinks
 from router.http.app import create_app
 from router.http.config import FrontConfig, ServedModel
+from router.http.identity import NoKeys
 from router.http.status import ReplicaRow
 from router.sessions import Sessions
 from router.text.tokenizer import Tokenizer
@@ -61,7 +62,13 @@ class Ingress:
         dispatcher.start()
         self._sessions = Sessions(dispatcher, EngineLinks(name, secret=secret))
         model = served_model(config, resolve_model(config.model.path, config.model.revision))
-        self._front = create_app(FrontConfig(), [model], self._sessions, ClusterStatus(dispatcher))
+        self._front = create_app(
+            FrontConfig(),
+            [model],
+            self._sessions,
+            ClusterStatus(dispatcher),
+            identity=NoKeys(loopback_only=not config.http.no_auth),
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this once after the constructor."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from cluster.environment import DEMO_MODEL, prepare_ray, state_dir
 from workers.api.errors import ConfigError, EchelonError
 
 STOP_SECONDS = 30.0
-HTTP_FLAGS = ("host", "port")
+HTTP_FLAGS = ("host", "port", "no_auth")
 MODEL_FLAGS = ("replicas", "tensor_parallel", "name")
 
 
@@ -46,6 +47,24 @@ def note_path(port: int) -> Path:
     return state_dir() / f"serve-{port}.json"
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def refuse_open_house(config: ClusterConfig) -> None:
+    """Raise ConfigError when HTTP would listen beyond this machine: there are no API keys."""
+    host = config.http.host
+    if not config.http.no_auth and not is_loopback(host):
+        raise ConfigError(
+            f"there are no API keys, so whoever reaches {host} could use the model: keep --host 127.0.0.1 behind a "
+            "proxy that asks for keys, or say --no-auth"
+        )
+
+
 def refuse_taken_port(host: str, port: int) -> None:
     """Raise ConfigError when something listens there already."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
@@ -63,6 +82,7 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     """Bring the cluster up, say where it answers, and wait for Ctrl-C or SIGTERM. Raises EchelonError."""
     config = cluster_config(model, flags)
     refuse_if_unfit()
+    refuse_open_house(config)
     refuse_taken_port(config.http.host, config.http.port)
     # A wrong path, a download with its progress bar, a tokenizer that cannot be read: now, not in a replica's log.
     folder = resolve_model(config.model.path, config.model.revision)

@@ -45,6 +45,15 @@ def test_a_taken_port_says_what_to_do() -> None:
             serving.refuse_taken_port("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "gpu-host"])
+def test_without_keys_only_loopback_is_served(host: str) -> None:
+    with pytest.raises(ConfigError, match="--no-auth"):
+        serving.refuse_open_house(serving.cluster_config("demo", {"host": host}))
+    serving.refuse_open_house(serving.cluster_config("demo", {"host": host, "no_auth": True}))
+    for near in ("127.0.0.1", "::1", "localhost"):
+        serving.refuse_open_house(serving.cluster_config("demo", {"host": near}))
+
+
 def test_stop_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ECHELON_STATE_DIR", str(tmp_path))
     with pytest.raises(EchelonError, match="nothing"):
