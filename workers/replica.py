@@ -99,8 +99,8 @@ class EngineServer:
             self._hand_out(rejected)
 
     def _submit(self, request: EngineRequest, channel: Channel) -> Delta | None:
-        if request.id in self._owner:
-            log.error("request id %s is live already; the second is dropped", request.id)
+        if request.id in self._owner:  # an id is unique for ever: this is a defect of the sender
+            self._loop.call_soon_threadsafe(channel.close, f"request id {request.id} is live already")
             return None
         self._owner[request.id] = channel
         try:
