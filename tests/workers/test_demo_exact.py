@@ -84,7 +84,7 @@ class Way:
 TINY: dict[str, Any] = {
     "num_blocks": 128,
     "watermark": 0,
-}  # of 4 tokens: hardly more than the longest prompt and answer
+}  # of 4 tokens: little over the longest prompt
 WAYS = {
     "mixed": Way(),
     "mixed, each step awaited": Way({"step_ahead": False}),
