@@ -1,4 +1,4 @@
-"""Brings a cluster up and down: Ray, the dispatcher's actor, the replicas' application and the front's.
+"""Brings a cluster up and down: Ray, the dispatcher's actor and the gateway's, the replicas' application, the front's.
 
 Import only after `cluster.environment.prepare_ray`.
 """
@@ -24,8 +24,9 @@ from cluster.dispatcher_actor import start_dispatcher
 from cluster.engine_deployment import replica_application
 from cluster.environment import cpu_count, secure_ray_token
 from cluster.first_answer import await_answer, base_url, cause
+from cluster.gateway_actor import start_gateway
 from cluster.ingress_deployment import front_application
-from cluster.names import DISPATCHER, FRONT_APP, NAMESPACE, REPLICAS_APP
+from cluster.names import DISPATCHER, FRONT_APP, GATEWAY, NAMESPACE, REPLICAS_APP
 from workers.api.errors import ConfigError, EchelonError
 
 OBJECT_STORE_BYTES = 100 << 20  # tokens never pass through it
@@ -95,6 +96,7 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
     secret = secrets.token_hex(16)
     try:
         start_dispatcher(config.dispatcher_config(), secret)
+    start_gateway(config, secret)
     except ConfigError:
         ray.shutdown()  # what runs there is another one's: `bring_down` must not find it
         raise
@@ -144,6 +146,7 @@ def bring_down(*, own_ray: bool) -> None:
     except RayServeException as e:
         log.info("Serve had not started: %s", e)
     if not own_ray:
-        with contextlib.suppress(ValueError):  # it had not started
-            ray.kill(ray.get_actor(DISPATCHER, namespace=NAMESPACE))
+        for name in (GATEWAY, DISPATCHER):
+            with contextlib.suppress(ValueError):  # it had not started
+                ray.kill(ray.get_actor(name, namespace=NAMESPACE))
     ray.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 
 import echelon
-from workers.api.errors import EchelonError
+from workers.api.errors import ConfigError, EchelonError
+
+LOCAL_URL = "http://127.0.0.1:23333/v1"
 
 app = typer.Typer(
     help="Echelon serves large language models on a Ray cluster.",
@@ -40,6 +43,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Where HTTP listens; default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port; default 23333.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Replicas of the model; default 1.")] = None,
+    no_auth: Annotated[
+        bool | None, typer.Option("--no-auth", help="Listen beyond loopback without API keys: anybody may come.")
+    ] = None,
     tp: Annotated[int | None, typer.Option("--tp", help="GPUs of each replica (tensor parallel); default 1.")] = None,
     name: Annotated[str | None, typer.Option(help="Model name for clients; default: the folder's.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: an own one.")] = None,
@@ -47,7 +53,7 @@ def serve(
     """Serve a model over HTTP until Ctrl-C or `echelon stop`."""
     from cluster.serving import run_until_stopped
 
-    given = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name}
+    given = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name, "no_auth": no_auth}
     run_until_stopped(model, {k: v for k, v in given.items() if v is not None}, address=address)
 
 
@@ -57,6 +63,26 @@ def stop(port: Annotated[int, typer.Option(help="HTTP port of the one to stop.")
     from cluster.serving import stop_running
 
     typer.echo(stop_running(port))
+
+
+@app.command()
+def batch(
+    source: Annotated[Path, typer.Argument(help="Requests, one JSON object a line: OpenAI's batch lines or bodies.")],
+    target: Annotated[Path, typer.Argument(help="Answers in OpenAI's batch format; lines in it are not run again.")],
+    url: Annotated[str | None, typer.Option(help=f"The running server; default {LOCAL_URL}.")] = None,
+    address: Annotated[str | None, typer.Option(help="Go by Ray handles: its cluster, e.g. auto.")] = None,
+    model: Annotated[str | None, typer.Option(help="For lines that name none; default: the server's first.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Requests in flight.")] = 64,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to try a line while the server refuses.")] = 600.0,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that one answer may take.")] = 600.0,
+) -> None:
+    """Run a file of requests; after an interruption the same command goes on where it stopped."""
+    from cluster.batch.command import BatchOptions, run_batch
+
+    if url is not None and address is not None:
+        raise ConfigError("--url and --address exclude each other")
+    options = BatchOptions(source, target, url or LOCAL_URL, address, model, concurrency, patience, timeout)
+    raise typer.Exit(run_batch(options))
 
 
 @app.command()

@@ -25,6 +25,11 @@ def state_dir() -> Path:
     return path
 
 
+def api_key() -> str | None:
+    """The key that `echelon batch` and `echelon chat` show the server: $ECHELON_API_KEY, if set."""
+    return os.environ.get("ECHELON_API_KEY") or None
+
+
 def cpu_count() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))

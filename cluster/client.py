@@ -1,0 +1,89 @@
+"""`echelon.connect`: a running cluster's gateway, from any driver of its Ray cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.names import GATEWAY, NAMESPACE
+from router.protocol.answers import Usage
+from workers.api.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedChoice:
+    """One answer. `token_ids` are all that were emitted, the one that ended it included."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What `generate` yields: n choices of one prompt, or choice c of prompt p at p * n + c."""
+
+    choices: tuple[GeneratedChoice, ...]
+    usage: Usage
+
+    @property
+    def text(self) -> str:
+        """Of the first choice."""
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Of the first choice."""
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> str:
+        """Of the first choice: stop or length."""
+        return self.choices[0].finish_reason
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """The gateway of a cluster. It may be passed to Ray tasks and actors."""
+
+    actor: Any
+
+    @property
+    def generate(self) -> Any:
+        """`generate.remote(prompt_or_messages, **sampling)` -> ObjectRef of a `Generated`.
+
+        `sampling` holds the fields of OpenAI's body (`max_tokens`, `temperature`, `n`, `seed`, `model`, ...).
+        `ray.get` raises the EchelonError that HTTP would have answered; its `cause` has the plain message.
+        """
+        return self.actor.generate
+
+    @property
+    def reply(self) -> Any:
+        """`reply.remote(route, body)` -> ObjectRef of a `router.service.Reply`: what HTTP would answer, in JSON."""
+        return self.actor.reply
+
+    @property
+    def models(self) -> Any:
+        """`models.remote()` -> ObjectRef of the names of the models served."""
+        return self.actor.models
+
+
+def connect(address: str | None = None) -> Handle:
+    """A handle on the Echelon that runs in the Ray cluster at `address`.
+
+    None = the Ray cluster that this process has joined, or else the one on this machine. Raises ConfigError when there
+    is none, when no Echelon runs in it, or when this process has joined another one.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        except ConnectionError as e:
+            raise ConfigError(f"there is no Ray cluster at {address or 'this machine'}: {e}") from e
+    elif address not in (None, "auto", joined := ray.get_runtime_context().gcs_address):
+        raise ConfigError(f"this process has joined the Ray cluster at {joined} already, not {address}")
+    try:
+        return Handle(ray.get_actor(GATEWAY, namespace=NAMESPACE))
+    except ValueError as e:
+        raise ConfigError("no Echelon runs in this Ray cluster: start one with echelon serve --address") from e

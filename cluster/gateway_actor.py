@@ -1,0 +1,108 @@
+"""The gateway: an actor whose calls give ObjectRefs, for batch jobs by Ray handles. A thin shell around
+`router.service`: from the lease on, its requests take the same path as those over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from typing import Any
+
+import ray
+
+from cluster.client import Generated, GeneratedChoice
+from cluster.config import ClusterConfig, resolve_model
+from cluster.dispatcher_actor import locate_dispatcher
+from cluster.ingress_deployment import served_model
+from cluster.names import GATEWAY, NAMESPACE
+from router.dispatch.client import DispatcherClient
+from router.engine_link import EngineLinks
+from router.http.identity import Identity
+from router.service import Reply, Service
+from router.sessions import Sessions
+from workers.api.errors import EchelonError, EngineFault, InvalidRequest
+
+MOST_IN_FLIGHT = 4096  # calls that run; the others wait at the actor, in order
+TASK_RETRIES = 3  # of a call whose gateway died under it
+
+
+def body_of(prompt: Any, sampling: dict[str, Any], default_model: str) -> tuple[str, bytes]:
+    """Route and JSON body of one call: a chat where `prompt` is a list of messages, else a completion.
+
+    Raises InvalidRequest for what JSON cannot hold.
+    """
+    is_chat = isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], dict)
+    body = {"model": default_model, "messages" if is_chat else "prompt": prompt, **sampling}
+    try:
+        text = json.dumps(body)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise InvalidRequest(f"the prompt or an option is not what JSON can hold: {e}") from e
+    return "/v1/chat/completions" if is_chat else "/v1/completions", text.encode()
+
+
+def in_flight_limit(max_waiting: int) -> int:
+    """Calls that run at once: batch jobs alone never fill the dispatcher's queue of `max_waiting` requests."""
+    return max(64, min(MOST_IN_FLIGHT, max_waiting // 2))
+
+
+class Gateway:
+    """Ray restarts it when it dies, and calls it was running start again."""
+
+    def __init__(self, config: ClusterConfig, secret: str) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        self._model = served_model(config, resolve_model(config.model.path, config.model.revision))
+        self._secret = secret
+        self._service: Service | None = None
+
+    async def generate(self, prompt: Any, **sampling: Any) -> Generated:
+        """The answer to `prompt` (text, token ids, or messages), with the fields of the OpenAI body as `sampling`.
+
+        Raises EchelonError: what HTTP would answer with an error body. `ray.cancel` aborts the sequences.
+        """
+        try:
+            service = self._open()
+            route, body = body_of(prompt, sampling, self._model.name)
+            answer = await service.answer(route, body, Identity())
+        except EchelonError as e:
+            raise e.with_traceback(None) from None  # the caller reads the message, not our frames
+        except Exception as e:
+            logging.getLogger("echelon.gateway").exception("a request failed")
+            raise EngineFault(f"the gateway failed: {type(e).__name__}") from None
+        choices = zip(answer.choices, answer.token_ids, strict=True)
+        return Generated(tuple(GeneratedChoice(c.text, ids, c.finish) for c, ids in choices), answer.usage)
+
+    async def reply(self, route: str, body: bytes) -> Reply:
+        """What HTTP would answer to a POST of `body` (JSON) to `route`: status, headers, body."""
+        return await self._open().reply(route, body, Identity())
+
+    async def models(self) -> tuple[str, ...]:
+        """Names of the models served."""
+        return self._open().model_names
+
+    def _open(self) -> Service:
+        """The service; connections belong to the event loop, so that they start with the first call."""
+        if self._service is None:
+            name = f"gateway-{os.getpid()}-{uuid.uuid4().hex}"
+            dispatcher = DispatcherClient(name, secret=self._secret, locate=locate_dispatcher)
+            dispatcher.start()
+            self._service = Service([self._model], Sessions(dispatcher, EngineLinks(name, secret=self._secret)))
+        return self._service
+
+
+def start_gateway(config: ClusterConfig, secret: str) -> Any:
+    """Start the one gateway of this Ray cluster, beside its dispatcher."""
+    return (
+        ray.remote(Gateway)
+        .options(
+            name=GATEWAY,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=TASK_RETRIES,
+            max_concurrency=in_flight_limit(config.dispatch.max_waiting),
+        )
+        .remote(config, secret)
+    )
