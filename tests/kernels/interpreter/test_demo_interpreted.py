@@ -21,8 +21,11 @@ from demo_reference import EOS, FOLDER, answers, prompts
 from demo_requests import VARIED, Answer, differing, greedy, sampled, serve, serve_alone
 from tiny import replica
 
+from kernels.backend import INTERPRETED
 from workers.api.request import FinishReason
 from workers.rank import Rank
+
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="on a device, tests/gpu does this")
 
 TOKENS = 8
 GREEDY = [i for i, ids in enumerate(prompts()) if len(ids) <= 16 and len(answers()[i]) >= TOKENS][:6]
