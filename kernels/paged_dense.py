@@ -28,7 +28,7 @@ _ELEMENTS = 1 << 18  # of a tile's keys: more leaves the cache, fewer cost more 
 class Tile:
     """Pieces that are attended to together, on the device.
 
-    tokens: the P * Q query tokens, padding included. slots [P * L] int64: where their keys are. bias fp32, broadcast to
+    tokens: the P * Q query tokens, padding included. slots [P * L] int32: where their keys are. bias fp32, broadcast to
     [P, K, Q * G, L], 0 or -inf; None: all see all. real [n] int64: which of the P * Q are not padding; None: all.
     """
 
@@ -71,7 +71,7 @@ def make_tiles(
         return []
     pieces.sort()
     device = block_tables.device
-    slots = block_tables.long().unsqueeze(2) * block_size + torch.arange(block_size, device=device)
+    slots = block_tables.unsqueeze(2) * block_size + torch.arange(block_size, dtype=torch.int32, device=device)
     slots = slots.flatten(1)
     # Through a buffer, since torch.tensor looks at every element of a list for long.
     columns = torch.frombuffer(array("q", chain.from_iterable(pieces)), dtype=torch.int64).to(device)
@@ -90,7 +90,7 @@ def _bounds(pieces: list[_Piece], kv_channels: int) -> Iterator[tuple[int, int]]
 
 
 def _tile(slots: torch.Tensor, part: list[_Piece], columns: torch.Tensor, group: int, window: int) -> Tile:
-    """slots [B, M * S]; columns: what `part` holds, each [P, 1]."""
+    """slots [B, M * S] int32; columns: what `part` holds, each [P, 1]."""
     device = slots.device
     _, seen, first, count, end, row = columns.unbind(0)
     span, queries = part[-1][1], max(piece[3] for piece in part)
