@@ -37,6 +37,7 @@ class ModelSection(Section):
     max_model_len: Positive | None = None  # tokens
     seed: int = 0
     revision: str | None = None  # of a hub id
+    step_timeout: Annotated[float, Field(gt=0)] = 10.0  # seconds a step may take on several ranks before one is blamed
 
 
 class EngineSection(Section):
@@ -104,6 +105,7 @@ class ClusterConfig(Section):
             engine=EngineConfig(**self.engine.model_dump()),
             tensor_parallel=m.tensor_parallel,
             device=device,
+            step_timeout=m.step_timeout,
         )
 
 
