@@ -86,6 +86,25 @@ def batch(
 
 
 @app.command()
+def chat(
+    url: Annotated[str | None, typer.Option(help=f"The running server; default {LOCAL_URL}.")] = None,
+    model: Annotated[str | None, typer.Option(help="Which of its models; default: the first.")] = None,
+    local: Annotated[str | None, typer.Option(help="No server: this model (as for serve) in this process.")] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0: always the likeliest word.")] = None,
+) -> None:
+    """Talk to a model in the terminal."""
+    from cluster.chat.command import chat_in_process, chat_with_server
+
+    if local is None:
+        chat_with_server(url or LOCAL_URL, model, system=system, temperature=temperature)
+    elif url is None and model is None:
+        chat_in_process(local, system=system, temperature=temperature)
+    else:
+        raise ConfigError("--local takes neither --url nor --model")
+
+
+@app.command()
 def doctor() -> None:
     """Look at this machine and say what Echelon would trip over."""
     from cluster.doctor import examine

@@ -15,8 +15,8 @@ import ray
 from cluster.client import Generated, GeneratedChoice
 from cluster.config import ClusterConfig, resolve_model
 from cluster.dispatcher_actor import locate_dispatcher
-from cluster.ingress_deployment import served_model
 from cluster.names import GATEWAY, NAMESPACE
+from cluster.served_model import served_model
 from router.dispatch.client import DispatcherClient
 from router.engine_link import EngineLinks
 from router.http.identity import Identity

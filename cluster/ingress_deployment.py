@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,16 +13,15 @@ from ray import serve
 from cluster.config import ClusterConfig, resolve_model
 from cluster.dispatcher_actor import locate_dispatcher
 from cluster.environment import INGRESS_ENV
+from cluster.served_model import served_model
 from router.dispatch.client import DispatcherClient
 from router.dispatch.lease import ReplicaState
 from router.engine_link import EngineLinks
 from router.http.app import create_app
-from router.http.config import FrontConfig, ServedModel
+from router.http.config import FrontConfig
 from router.http.identity import NoKeys
 from router.http.status import ReplicaRow
 from router.sessions import Sessions
-from router.text.tokenizer import Tokenizer
-from workers.api.errors import ConfigError
 
 MAX_ONGOING = 100_000  # Serve must never queue: the dispatcher does, in order
 
@@ -77,15 +74,6 @@ class Ingress:
     async def __del__(self) -> None:
         """Serve stops this ingress."""
         await self._sessions.close()
-
-
-def served_model(config: ClusterConfig, folder: Path) -> ServedModel:
-    """The model as the front knows it. Raises ConfigError when nothing says how long its context is."""
-    tokenizer = Tokenizer.from_folder(folder)
-    max_model_len = config.model.max_model_len or tokenizer.context_length
-    if max_model_len is None:
-        raise ConfigError(f"{folder} does not say its context length: set model.max_model_len")
-    return ServedModel(config.model_name, tokenizer, max_model_len, created=int(time.time()))
 
 
 def front_application(config: ClusterConfig, secret: str) -> serve.Application:

@@ -88,7 +88,7 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     folder = resolve_model(config.model.path, config.model.revision)
     prepare_ray()
     from cluster.app import bring_down, bring_up
-    from cluster.ingress_deployment import served_model
+    from cluster.served_model import served_model
 
     served_model(config, folder)
     stop = threading.Event()

@@ -1,0 +1,32 @@
+"""`echelon chat`: who answers, and a terminal to ask from."""
+
+from __future__ import annotations
+
+import contextlib
+
+from rich.console import Console
+
+from cluster.chat.remote import RemoteAnswers
+from cluster.chat.terminal import Answers, run_chat
+from cluster.environment import api_key
+from cluster.http_client import Server
+
+
+def chat_with_server(url: str, model: str | None, *, system: str | None, temperature: float | None) -> None:
+    """Talk to a running server. Raises EchelonError when there is none at `url`."""
+    _talk(RemoteAnswers(Server.parse(url, api_key()), model, temperature), system)
+
+
+def chat_in_process(model: str, *, system: str | None, temperature: float | None) -> None:
+    """Talk to a model in this process. Raises EchelonError when it cannot be loaded."""
+    from cluster.chat.local import LocalAnswers
+
+    with Console(stderr=True).status(f"loading {model} ..."):
+        answers = LocalAnswers(model, temperature)
+    _talk(answers, system)
+
+
+def _talk(answers: Answers, system: str | None) -> None:
+    with contextlib.suppress(ImportError):  # a Python without it has no line editing
+        import readline  # noqa: F401 - `input` uses it once it is there
+    run_chat(answers, system=system, read=input, console=Console(highlight=False))

@@ -1,0 +1,20 @@
+"""The model of a cluster file as the front knows it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from cluster.config import ClusterConfig
+from router.http.config import ServedModel
+from router.text.tokenizer import Tokenizer
+from workers.api.errors import ConfigError
+
+
+def served_model(config: ClusterConfig, folder: Path) -> ServedModel:
+    """The model as the front knows it. Raises ConfigError when nothing says how long its context is."""
+    tokenizer = Tokenizer.from_folder(folder)
+    max_model_len = config.model.max_model_len or tokenizer.context_length
+    if max_model_len is None:
+        raise ConfigError(f"{folder} does not say its context length: set model.max_model_len")
+    return ServedModel(config.model_name, tokenizer, max_model_len, created=int(time.time()))
