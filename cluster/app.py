@@ -10,6 +10,7 @@ import logging
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,11 +97,11 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
     secret = secrets.token_hex(16)
     try:
         start_dispatcher(config.dispatcher_config(), secret)
-    start_gateway(config, secret)
     except ConfigError:
         ray.shutdown()  # what runs there is another one's: `bring_down` must not find it
         raise
     replica_config = config.replica_config(choose_device(config))
+    start_gateway(config, secret)
     progress(f"starting Serve and {config.model.replicas} replicas of {config.model_name} on {replica_config.device}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     http = HTTPOptions(host=config.http.host, port=config.http.port)
@@ -116,14 +117,27 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
         serve.RunTarget(replicas, name=REPLICAS_APP, route_prefix=None),
         serve.RunTarget(front_application(config, secret), name=FRONT_APP, route_prefix="/"),
     ]
-    try:
-        serve.run_many(targets)
-    except RuntimeError as e:
-        raise EchelonError(f"the replicas did not start: {deployment_messages() or e}") from e
+    serve.run_many(targets, wait_for_applications_running=False)
+    await_running(progress, f"starting {config.model.replicas} replicas of {config.model_name}")
     progress("waiting for the first answer")
     cluster = RunningCluster(base_url(config.http.host, config.http.port), config.model_name, secret)
     await_answer(cluster.base_url, cluster.model, START_TIMEOUT)
     return cluster
+
+
+def await_running(progress: Progress, what: str) -> None:
+    """Return once both applications run. Raises EchelonError with the cause when one fails, or at START_TIMEOUT."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        applications = serve.status().applications
+        states = [applications[name].status for name in (REPLICAS_APP, FRONT_APP) if name in applications]
+        if states == ["RUNNING", "RUNNING"]:
+            return
+        if "DEPLOY_FAILED" in states:
+            raise EchelonError(f"the replicas did not start: {deployment_messages()}")
+        progress(f"{what}; {deployment_messages() or 'no word yet'}"[:300])
+        time.sleep(0.1)
+    raise EchelonError(f"not up within {START_TIMEOUT:.0f} s: {deployment_messages() or 'Serve gives no reason'}")
 
 
 def deployment_messages() -> str:
