@@ -44,6 +44,7 @@ class RunningCluster:
 
     base_url: str
     model: str
+    ray_address: str  # for `echelon.connect`
     secret: str = field(default="", repr=False)  # what replicas, dispatcher and ingresses greet each other with
 
 
@@ -120,7 +121,8 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
     serve.run_many(targets, wait_for_applications_running=False)
     await_running(progress, f"starting {config.model.replicas} replicas of {config.model_name}")
     progress("waiting for the first answer")
-    cluster = RunningCluster(base_url(config.http.host, config.http.port), config.model_name, secret)
+    url, gcs = base_url(config.http.host, config.http.port), ray.get_runtime_context().gcs_address
+    cluster = RunningCluster(url, config.model_name, gcs, secret)
     await_answer(cluster.base_url, cluster.model, START_TIMEOUT)
     return cluster
 
