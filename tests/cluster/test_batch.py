@@ -234,7 +234,7 @@ def test_all_lines_with_bounded_work_in_flight(server: FakeServer, tmp_path: Pat
     source, target = write_jsonl(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     assert run(source, target, server, concurrency=7) == 0
     check_complete(target, lines)
-    assert server.most_at_once == 7
+    assert 2 <= server.most_at_once <= 7  # how many meet depends on the machine; more than seven must not
     assert {r["response"]["request_id"] for r in records(target)} == {"req-1"}
     assert run(source, target, server) == 0
     check_complete(target, lines)
