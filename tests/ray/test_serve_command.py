@@ -22,7 +22,9 @@ ECHELON = str(Path(sys.executable).with_name("echelon"))
 
 def test_serve_answers_prints_and_stops(tmp_path: Path) -> None:
     port = free_port()
-    env = {**os.environ, "ECHELON_STATE_DIR": str(tmp_path)}
+    # As from a fresh shell: the other cluster of this process has set Ray's variables for itself.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "ECHELON_"))}
+    env["ECHELON_STATE_DIR"] = str(tmp_path)
     server = subprocess.Popen(
         [ECHELON, "serve", "demo", "--port", str(port), "--name", "mine"],
         stdout=subprocess.PIPE,
