@@ -10,8 +10,9 @@ the steadier ones where others use it too.
 
 The second line says where a step's time goes: the engine's part (planning, committing, the rest of its loop) and the
 runner's (inputs, sampling, results, and the model with all that remains), in CPU time and in wall time of the thread
-that does it. The host's wall time is the engine's and this loop's own; what a step's has beyond the device's is exposed,
-the rest of the host's is hidden. Wall beyond CPU time of `inputs` is mostly waiting for Python's lock, if --threaded.
+that does it. The host's wall time is the engine's and this loop's own. Exposed is the wall time in which the device (on
+the CPU the runner) had nothing to do, hidden the rest of the host's. With --threaded the wall time of `inputs` beyond
+its CPU time is mostly waiting for Python's lock: what hiding costs.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Run:
     device_seconds: float = 0.0
     ttft: float = 0.0
     host_seconds: float = 0.0
+    exposed_seconds: float = 0.0
     parts: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -161,7 +163,8 @@ def run_ours(rank: Rank, work: list[Work]) -> Run:
     ttft = sum(first.values()) / len(first)
     waited = engine.stats.wait_seconds
     host = seconds - waited - parts.seconds["submit"][0]
-    return Run(seconds, cpu, tokens, steps, device, ttft, host, parts.finished(waited))
+    exposed = seconds - (parts.seconds["run"][0] if rank.device.type == "cpu" else device)
+    return Run(seconds, cpu, tokens, steps, device, ttft, host, exposed, parts.finished(waited))
 
 
 def run_transformers(model: Any, work: list[Work]) -> Run:
@@ -247,8 +250,8 @@ def report_parts(runs: list[Run]) -> str:
         return f"{cpu:.3f} ({wall:.3f})"
 
     host = workloads.median([1e3 * r.host_seconds / r.steps for r in runs])
-    exposed = workloads.median([1e3 * (r.seconds - r.device_seconds) / r.steps for r in runs])
-    hidden = workloads.median([1 - (r.seconds - r.device_seconds) / r.host_seconds for r in runs])
+    exposed = workloads.median([1e3 * r.exposed_seconds / r.steps for r in runs])
+    hidden = workloads.median([1 - r.exposed_seconds / r.host_seconds for r in runs])
     return (
         f"CPU (wall) ms a step: engine {each('engine')}, of it plan {each('plan')}, commit {each('commit')}, rest "
         f"{each('rest')}; runner: inputs {each('inputs')}, model {each('model')}, sampling {each('sampling')}, results "
