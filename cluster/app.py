@@ -31,6 +31,7 @@ from cluster.names import DISPATCHER, FRONT_APP, GATEWAY, NAMESPACE, REPLICAS_AP
 from workers.api.errors import ConfigError, EchelonError
 
 OBJECT_STORE_BYTES = 100 << 20  # tokens never pass through it
+POLL_SECONDS = 0.5
 START_TIMEOUT = 600.0  # seconds; a big checkpoint takes minutes to load
 
 Progress = Callable[[str], None]
@@ -102,7 +103,6 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
         ray.shutdown()  # what runs there is another one's: `bring_down` must not find it
         raise
     replica_config = config.replica_config(choose_device(config))
-    start_gateway(config, secret)
     progress(f"starting Serve and {config.model.replicas} replicas of {config.model_name} on {replica_config.device}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     http = HTTPOptions(host=config.http.host, port=config.http.port)
@@ -120,6 +120,7 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
     ]
     serve.run_many(targets, wait_for_applications_running=False)
     await_running(progress, f"starting {config.model.replicas} replicas of {config.model_name}")
+    start_gateway(config, secret)  # not before: what it imports would take the replicas' time on a small machine
     progress("waiting for the first answer")
     url, gcs = base_url(config.http.host, config.http.port), ray.get_runtime_context().gcs_address
     cluster = RunningCluster(url, config.model_name, gcs, secret)
@@ -138,7 +139,7 @@ def await_running(progress: Progress, what: str) -> None:
         if "DEPLOY_FAILED" in states:
             raise EchelonError(f"the replicas did not start: {deployment_messages()}")
         progress(f"{what}; {deployment_messages() or 'no word yet'}"[:300])
-        time.sleep(0.1)
+        time.sleep(POLL_SECONDS)  # each look costs the controller time that the replicas need
     raise EchelonError(f"not up within {START_TIMEOUT:.0f} s: {deployment_messages() or 'Serve gives no reason'}")
 
 
