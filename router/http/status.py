@@ -15,7 +15,7 @@ class ReplicaRow:
 
     id: str
     model: str
-    state: str  # ready | starting | draining | lost
+    state: str  # ready | suspect | draining
     load: LoadReport | None = None
 
 
