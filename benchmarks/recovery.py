@@ -24,7 +24,7 @@ prepare_ray()
 
 import ray  # noqa: E402
 
-from cluster.app import bring_down, bring_up  # noqa: E402
+from cluster.app import await_running, bring_down, bring_up  # noqa: E402
 from cluster.config import ClusterConfig, HttpSection, ModelSection  # noqa: E402
 from cluster.names import DISPATCHER, NAMESPACE, REPLICAS_APP  # noqa: E402
 
@@ -91,6 +91,7 @@ def main() -> None:
     config = ClusterConfig(model=ModelSection(path="demo", replicas=2), http=HttpSection(port=free_port()))
     base_url = bring_up(config, address=None, progress=lambda text: None).base_url
     try:
+        await_running(lambda text: None)
         for name, kill, streaming in (
             ("rank, idle: next request", kill_rank, False),
             ("supervisor, idle: next request", kill_supervisor, False),

@@ -31,7 +31,7 @@ from cluster.names import DISPATCHER, FRONT_APP, GATEWAY, NAMESPACE, REPLICAS_AP
 from workers.api.errors import ConfigError, EchelonError
 
 OBJECT_STORE_BYTES = 100 << 20  # tokens never pass through it
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
 START_TIMEOUT = 600.0  # seconds; a big checkpoint takes minutes to load
 
 Progress = Callable[[str], None]
@@ -92,6 +92,8 @@ def choose_device(config: ClusterConfig) -> str:
 def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, spare_cpus: int = 0) -> RunningCluster:
     """Start everything and return once a real request was answered. Raises EchelonError with what to do.
 
+    One replica is enough for an answer: `await_running` waits for the others.
+
     `spare_cpus`: logical CPUs of an own Ray for what else is to run in it.
     """
     progress("starting Ray" if address is None else f"joining Ray at {address}")
@@ -119,34 +121,40 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
         serve.RunTarget(front_application(config, secret), name=FRONT_APP, route_prefix="/"),
     ]
     serve.run_many(targets, wait_for_applications_running=False)
-    await_running(progress, f"starting {config.model.replicas} replicas of {config.model_name}")
-    start_gateway(config, secret)  # not before: what it imports would take the replicas' time on a small machine
-    progress("waiting for the first answer")
     url, gcs = base_url(config.http.host, config.http.port), ray.get_runtime_context().gcs_address
-    cluster = RunningCluster(url, config.model_name, gcs, secret)
-    await_answer(cluster.base_url, cluster.model, START_TIMEOUT)
-    return cluster
+    await_answer(url, config.model_name, START_TIMEOUT, lambda: watch_start(progress))
+    start_gateway(config, secret)  # not before: what it imports would take the replicas' time on a small machine
+    return RunningCluster(url, config.model_name, gcs, secret)
 
 
-def await_running(progress: Progress, what: str) -> None:
-    """Return once both applications run. Raises EchelonError with the cause when one fails, or at START_TIMEOUT."""
+def watch_start(progress: Progress) -> bool:
+    """Report how the start goes; true once both applications run. Raises EchelonError with the cause when one failed.
+
+    A look costs Serve's controller time that the replicas need: not more often than every other second.
+    """
+    status = serve.status().applications
+    states = [status[name].status for name in (REPLICAS_APP, FRONT_APP) if name in status]
+    messages = deployment_messages(status)
+    if "DEPLOY_FAILED" in states:
+        raise EchelonError(f"the replicas did not start: {messages}")
+    if messages:
+        progress(f"starting the replicas; {messages}"[:300])
+    return states == ["RUNNING", "RUNNING"]
+
+
+def await_running(progress: Progress) -> None:
+    """Return once every replica runs. Raises EchelonError with the cause when one fails, or at START_TIMEOUT."""
     deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
-        applications = serve.status().applications
-        states = [applications[name].status for name in (REPLICAS_APP, FRONT_APP) if name in applications]
-        if states == ["RUNNING", "RUNNING"]:
-            return
-        if "DEPLOY_FAILED" in states:
-            raise EchelonError(f"the replicas did not start: {deployment_messages()}")
-        progress(f"{what}; {deployment_messages() or 'no word yet'}"[:300])
-        time.sleep(POLL_SECONDS)  # each look costs the controller time that the replicas need
-    raise EchelonError(f"not up within {START_TIMEOUT:.0f} s: {deployment_messages() or 'Serve gives no reason'}")
+    while not watch_start(progress):
+        if time.monotonic() > deadline:
+            raise EchelonError(f"not all replicas are up within {START_TIMEOUT:.0f} s: see Serve's log")
+        time.sleep(POLL_SECONDS)
 
 
-def deployment_messages() -> str:
+def deployment_messages(applications: dict[str, Any]) -> str:
     """What Serve says of deployments that are not well; of a traceback its cause."""
     lines = []
-    for app in serve.status().applications.values():
+    for app in applications.values():
         for name, deployment in app.deployments.items():
             if deployment.status != "HEALTHY" and deployment.message:
                 lines.append(f"{name}: {cause(deployment.message)}")

@@ -16,6 +16,7 @@ from ray import serve
 from cluster.dispatcher_actor import find_dispatcher
 from cluster.gang import Gang
 from cluster.placement import rank_bundles
+from cluster.start_turn import start_turn, turns_at_once
 from workers.api.config import ReplicaConfig
 
 ANNOUNCE_SECONDS = 0.5
@@ -32,24 +33,26 @@ class Replica:
         self._id = serve.get_replica_context().replica_id.unique_id
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._gang = Gang(
-            config,
-            ray.util.get_current_placement_group(),
-            revision=revision,
-            replica_id=self._id,
-            secret=secret,
-            threads=threads,
-        )
-        self._info = await self._gang.start()
-        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._announce())]
+        self._gang: Gang | None = None
+        async with start_turn(turns_at_once(config.tensor_parallel)):
+            gang = self._gang = Gang(
+                config,
+                ray.util.get_current_placement_group(),
+                revision=revision,
+                replica_id=self._id,
+                secret=secret,
+                threads=threads,
+            )
+            self._info = await gang.start()
+        self._tasks = [asyncio.create_task(self._watch(gang)), asyncio.create_task(self._announce())]
 
-    async def _watch(self) -> None:
+    async def _watch(self, gang: Gang) -> None:
         """End the gang and this process as soon as one rank has ended."""
-        reasons = await self._gang.run()
+        reasons = await gang.run()
         if self._stopping:
             return
         log.error("replica %s ends: %s", self._id, reasons)
-        self._gang.kill()
+        gang.kill()
         os._exit(1)
 
     async def _announce(self) -> None:
@@ -82,7 +85,8 @@ class Replica:
         except (ConnectionError, TimeoutError, ray.exceptions.RayError) as e:
             log.warning("replica %s leaves without a word to the dispatcher: %s", self._id, e)
         finally:
-            self._gang.kill()
+            if self._gang is not None:
+                self._gang.kill()
 
 
 def replica_application(

@@ -6,9 +6,13 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 
 from workers.api.errors import EchelonError
 
+POLL_SECONDS = 0.2
+WATCH_SECONDS = 2.0
+ANSWER_SECONDS = 10.0  # then it asks again: while a request waits in the queue, nobody watches
 FINAL = (400, 401, 403)  # statuses that trying again does not change; 404 is a front that is not there yet
 
 
@@ -18,8 +22,11 @@ def base_url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
-def await_answer(url: str, model: str, deadline_seconds: float) -> None:
-    """Return once one token came back over HTTP. Raises EchelonError when the deadline passes, or at a refusal."""
+def await_answer(url: str, model: str, deadline_seconds: float, watch: Callable[[], object] = lambda: None) -> None:
+    """Return once one token came back over HTTP. Raises EchelonError when the deadline passes, or at a refusal.
+
+    `watch` is called every WATCH_SECONDS; what it raises ends the wait.
+    """
     body = {"model": model, "prompt": "Hello!", "max_tokens": 1}  # not a chat: a base model has no template
     request = urllib.request.Request(
         f"{url}/completions",
@@ -28,9 +35,13 @@ def await_answer(url: str, model: str, deadline_seconds: float) -> None:
     )
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the environment is not asked
     deadline, last = time.monotonic() + deadline_seconds, ""
+    watched = time.monotonic()
     while time.monotonic() < deadline:
+        if time.monotonic() - watched > WATCH_SECONDS:
+            watch()
+            watched = time.monotonic()
         try:
-            with direct.open(request, timeout=30) as answer:
+            with direct.open(request, timeout=ANSWER_SECONDS) as answer:
                 if answer.status == 200:
                     return
         except urllib.error.HTTPError as e:
@@ -39,7 +50,7 @@ def await_answer(url: str, model: str, deadline_seconds: float) -> None:
                 raise EchelonError(f"{url} refuses a first request: {last}") from e
         except OSError as e:
             last = str(e)
-        time.sleep(0.1)
+        time.sleep(POLL_SECONDS)
     raise EchelonError(f"no answer from {url} within {deadline_seconds:.0f} s; the last one: {last}")
 
 

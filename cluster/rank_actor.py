@@ -5,6 +5,7 @@ The gang meets in `start`: torch.distributed for collectives, then the plan chan
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from dataclasses import dataclass, replace
@@ -53,6 +54,7 @@ class RankActor:
         self, config: ReplicaConfig, revision: str | None, replica_id: str, rank: int, secret: str, threads: int
     ) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        gc.disable()  # until `start` is done: what it imports and loads stays, and looking at it again is for nothing
         folder = resolve_model(config.model.path, revision)
         self._config = replace(config, model=replace(config.model, path=str(folder)))
         self._replica_id, self._rank, self._secret, self._threads = replica_id, rank, secret, threads
@@ -71,6 +73,13 @@ class RankActor:
 
     def start(self, meeting: Meeting | None) -> Started:
         """Meet the gang if there is one, load, warm up; rank 0 then listens. Raises what the start raises."""
+        try:
+            return self._start(meeting)
+        finally:
+            gc.freeze()  # no collection during a step looks at torch's modules again
+            gc.enable()
+
+    def _start(self, meeting: Meeting | None) -> Started:
         from workers.execution.gang import GangExecutor  # torch: the driver and the supervisor never import it
         from workers.parallel.channel import PlanReceiver
         from workers.parallel.group import connect

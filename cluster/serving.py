@@ -109,6 +109,8 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
         say(f"  curl {cluster.base_url}/chat/completions -H 'content-type: application/json' -d '{body}'")
         say(f"  from Python: echelon.connect({cluster.ray_address!r})")
         say(f"  stop it with Ctrl-C, `make stop PORT={config.http.port}` or `echelon stop --port {config.http.port}`")
+        if config.model.replicas > 1:
+            say(f"  {await_others(config.model.replicas, stop, started)}")
         stop.wait()
         console.print("stopping ...")
     except KeyboardInterrupt:
@@ -118,6 +120,21 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
             bring_down(own_ray=address is None)
         finally:
             note.unlink(missing_ok=True)
+
+
+def await_others(replicas: int, stop: threading.Event, started: float) -> str:
+    """Wait until all replicas are up, one has failed, or `stop`; what to print of it. The first one serves meanwhile.
+
+    `started`: time.monotonic() of the start.
+    """
+    from cluster.app import POLL_SECONDS, watch_start
+
+    try:
+        while not stop.is_set() and not watch_start(lambda text: None):
+            stop.wait(POLL_SECONDS)
+    except EchelonError as e:
+        return f"not all of the {replicas} replicas are up; the others serve on: {e}"
+    return f"all {replicas} replicas are up after {time.monotonic() - started:.1f} s"
 
 
 def _interrupt(*_: object) -> None:

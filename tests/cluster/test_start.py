@@ -59,6 +59,17 @@ def test_a_front_that_is_not_there_yet_is_waited_for(front: str) -> None:
     assert json.loads(body)["prompt"]
 
 
+def test_a_failed_start_ends_the_wait(front: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.first_answer.WATCH_SECONDS", 0.0)
+    Front.plan[:] = [503] * 100
+
+    def watch() -> None:
+        raise EchelonError("no replica starts")
+
+    with pytest.raises(EchelonError, match="no replica starts"):
+        await_answer(front, "demo", 30.0, watch)
+
+
 @pytest.mark.parametrize("status", [400, 401])
 def test_a_refusal_is_final(front: str, status: int) -> None:
     Front.plan[:] = [status]

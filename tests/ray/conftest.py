@@ -89,12 +89,13 @@ def await_true(condition: Callable[[], bool], failure: str, seconds: float = 60.
 @pytest.fixture(scope="session")
 def running() -> Iterator[Cluster]:
     prepare_ray()
-    from cluster.app import bring_down, bring_up
+    from cluster.app import await_running, bring_down, bring_up
     from cluster.config import ClusterConfig, HttpSection, ModelSection
 
     config = ClusterConfig(model=ModelSection(path="demo", name=MODEL, replicas=2), http=HttpSection(port=free_port()))
     try:
         up = bring_up(config, address=None, progress=lambda text: None, spare_cpus=SPARE_CPUS)
+        await_running(lambda text: None)
         yield Cluster(up.base_url, up.secret)
     finally:
         bring_down(own_ray=True)
