@@ -110,4 +110,5 @@ def test_layers_share_a_memo_but_not_their_windows_or_caches(make_case):
             rest = (case.block_tables, case.kv_lens, case.max_kv, case.scale, window)
             shared = paged_decode(case.q, *caches, *rest, memo=memo)
             assert torch.equal(shared, paged_decode(case.q, *caches, *rest))
-    assert sorted(memo) == [6, 20]
+    if case.q.device.type == "cpu":  # the fast CPU path alone keeps tiles
+        assert sorted(memo) == [6, 20]
