@@ -52,13 +52,13 @@ def create_app(
         service.close()
 
     app = FastAPI(title="Echelon", version="1", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
-    app.add_middleware(Gate, resolver=identity or NoKeys())
+    app.add_middleware(Gate, resolver=identity or NoKeys(), edge_secret=config.edge_secret)
     app.add_exception_handler(EchelonError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
     async def exchange(request: Request, route: str) -> Response:
         owner: Identity = request.state.identity
-        job = await service.job(route, await read_body(request, config.max_body_bytes), owner)
+        job = await service.job(route, await read_body(request, config), owner)
         meter = meters.request(job.model, owner.tier, owner.owner, job.prompt_tokens)
         return Exchange(job, generator, meter, config.stalled_seconds)
 

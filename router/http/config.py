@@ -15,6 +15,10 @@ class FrontConfig:
     """Limits of the front. Bytes, counts and seconds."""
 
     max_body_bytes: int = MAX_BODY_BYTES
+    body_seconds: float = 120.0  # for a whole body, however large
+    body_grace_seconds: float = 10.0  # for its first bytes; from then on it must keep to `body_min_rate`
+    body_min_rate: int = 4096  # bytes a second, over the whole time after the grace
+    edge_secret: str = field(default="", repr=False)  # what the proxy in front shows; "" = there is none to be believed
     limits: RequestLimits = field(default_factory=RequestLimits)
     text_threads: int = 2
     stalled_seconds: float = 60.0  # a client that reads nothing for so long is cut off
@@ -24,8 +28,13 @@ class FrontConfig:
             raise ConfigError(f"max_body_bytes must be at least 1024, got {self.max_body_bytes}")
         if self.text_threads < 1:
             raise ConfigError(f"text_threads must be at least 1, got {self.text_threads}")
-        if self.stalled_seconds <= 0:
-            raise ConfigError(f"stalled_seconds must be positive, got {self.stalled_seconds}")
+        for name in ("stalled_seconds", "body_seconds", "body_grace_seconds", "body_min_rate"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def body_deadline(self, received: int) -> float:
+        """Seconds from a body's start until more than `received` bytes must be there."""
+        return min(self.body_seconds, self.body_grace_seconds + received / self.body_min_rate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,12 @@
-"""From an HTTP request to the bytes of its body: media type and size."""
+"""From an HTTP request to the bytes of its body: media type, size, and how long it may take to come."""
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 
+from router.http.config import FrontConfig
 from router.protocol.errors import HttpRefusal, echo
 from router.protocol.json_entry import too_large
 from workers.api.errors import InvalidRequest
@@ -26,18 +29,31 @@ def check_media_type(request: Request) -> None:
             raise HttpRefusal(415, f"Unsupported charset: '{echo(value)}'. Send UTF-8.")
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """All bytes of a JSON body. Raises HttpRefusal: 415, or 413 as soon as they are more than `max_bytes`."""
+async def read_body(request: Request, config: FrontConfig) -> bytes:
+    """All bytes of a JSON body.
+
+    Raises HttpRefusal: 415; 413 before anything is read where Content-Length says so, else as soon as it is too much;
+    408 for a sender that is too slow. Raises starlette's ClientDisconnect when the sender leaves.
+    """
     check_media_type(request)
+    most = config.max_body_bytes
     length = request.headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()):
         raise InvalidRequest("The Content-Length header is not a number.")
-    if len(length) > 15 or int(length) > max_bytes:
-        raise too_large(max_bytes)
-    chunks, total = [], 0
-    async for chunk in request.stream():
-        total += len(chunk)
-        if total > max_bytes:
-            raise too_large(max_bytes)
-        chunks.append(chunk)
-    return b"".join(chunks)
+    if len(length) > 15 or int(length) > most:
+        raise too_large(most)
+    body = bytearray()  # not a list of pieces: two bytes a piece would take twenty times the memory
+    start = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(start + config.body_deadline(0)) as deadline:
+            async for piece in request.stream():
+                if len(body) + len(piece) > most:
+                    raise too_large(most)
+                body += piece
+                deadline.reschedule(start + config.body_deadline(len(body)))
+    except TimeoutError:
+        seconds = asyncio.get_running_loop().time() - start
+        raise HttpRefusal(
+            408, f"The body comes too slowly: {len(body)} bytes in {seconds:.0f} seconds.", code="request_timeout"
+        ) from None
+    return bytes(body)

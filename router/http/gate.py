@@ -7,9 +7,11 @@ import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router.http.edge import IncomingBody, believe_proxy
 from router.http.identity import IdentityResolver
 from router.protocol.errors import answer_for
 from workers.api.errors import EchelonError
@@ -30,17 +32,21 @@ class Gate:
     """ASGI middleware. Puts "request_id" and "identity" into the scope's state.
 
     A client's own `x-request-id` is kept when it is 1 to 128 characters of letters, digits and `._:/+=@-`.
+    `edge_secret` is what the proxy in front shows, to be believed whose request it hands on.
     """
 
-    def __init__(self, app: ASGIApp, resolver: IdentityResolver) -> None:
+    def __init__(self, app: ASGIApp, resolver: IdentityResolver, edge_secret: str = "") -> None:
         self._app = app
         self._resolver = resolver
+        self._edge_secret = edge_secret.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection's scope."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        believe_proxy(scope, self._edge_secret)
+        body = IncomingBody(scope, receive)
         headers = Headers(scope=scope)
         request_id = headers.get("x-request-id", "")
         if not _SANE_ID.fullmatch(request_id):
@@ -53,18 +59,23 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                answer = MutableHeaders(scope=message)
+                answer["x-request-id"] = request_id
+                if not body.complete:  # nobody would wait for the rest of it, within no deadline
+                    answer["connection"] = "close"
             await send(message)
 
         try:
             if scope["path"] not in OPEN_PATHS:
                 client = scope.get("client")
                 state["identity"] = self._resolver.resolve(headers, client[0] if client else None)
-            await self._app(scope, receive, send_named)
+            await self._app(scope, body.receive, send_named)
         except EchelonError as e:
             if started:
                 raise
             await error_response(e)(scope, receive, send_named)
+        except ClientDisconnect:
+            log.debug("request %s: the client left while it sent", request_id)
         except Exception as e:
             log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
             if started:
