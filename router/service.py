@@ -43,6 +43,12 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+def refused(error: BaseException) -> Reply:
+    """What HTTP answers to `error`."""
+    answer = answer_for(error)
+    return Reply(answer.status, answer.body, answer.headers)
+
+
 class Service:
     """Answers on `generator` for `models`, for `identity`. `draw_seed` gives 64 random bits, `now` seconds since 1970.
 
@@ -66,15 +72,14 @@ class Service:
         self._pool = TextPool(self.config.text_threads)
         self._maker = JobMaker(self.config, self._pool, draw_seed, now)
 
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """The models served, in order."""
-        return tuple(self._models)
+    def models(self, identity: Identity) -> tuple[ServedModel, ...]:
+        """Those that `identity` may use, in order."""
+        return tuple(m for m in self._models.values() if identity.may_use(m.name))
 
-    def model(self, name: str) -> ServedModel:
-        """The model of that name. Raises ModelNotFound."""
+    def model(self, name: str, identity: Identity) -> ServedModel:
+        """The model of that name. Raises ModelNotFound, also where `identity` may not use it."""
         model = self._models.get(name)
-        if model is None:
+        if model is None or not identity.may_use(name):
             raise ModelNotFound(echo(name))
         return model
 
@@ -91,7 +96,7 @@ class Service:
         checked = await self._pool.run(
             len(body), lambda: validate(kind, parse_object(body, max_bytes=limit)), inline=INLINE_BYTES
         )
-        model = self.model(checked.model)
+        model = self.model(checked.model, identity)
         if isinstance(checked, ChatBody):
             return await self._maker.chat(checked, model, identity)
         return await self._maker.completion(checked, model, identity)
@@ -116,8 +121,7 @@ class Service:
         except Exception as e:
             if not isinstance(e, EchelonError):
                 log.exception("a request on %s failed", route)
-            refusal = answer_for(e)
-            return Reply(refusal.status, refusal.body, refusal.headers)
+            return refused(e)
         return Reply(200, job.format.body(answer.choices, answer.usage))
 
     async def _whole_job(self, route: str, body: bytes, identity: Identity) -> Job:

@@ -73,14 +73,14 @@ def create_app(
         return await exchange(request, "/v1/completions")
 
     @app.get("/v1/models", tags=["openai"])
-    async def list_models() -> Response:
-        """The models served."""
-        return JSONResponse({"object": "list", "data": [_card(m) for m in models]})
+    async def list_models(request: Request) -> Response:
+        """The models that the caller may use."""
+        return JSONResponse({"object": "list", "data": [_card(m) for m in service.models(request.state.identity)]})
 
     @app.get("/v1/models/{model:path}", tags=["openai"])
-    async def show_model(model: str) -> Response:
+    async def show_model(request: Request, model: str) -> Response:
         """One model."""
-        return JSONResponse(_card(service.model(model)))
+        return JSONResponse(_card(service.model(model, request.state.identity)))
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:

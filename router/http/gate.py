@@ -1,4 +1,8 @@
-"""The outermost layer: a request id on every answer, an identity for every route but health, a body for every error."""
+"""The outermost layer: a request id on every answer, an identity for every route but health, a body for every error.
+
+What may pass is decided by `scope["path"]` as it came, before any routing: no header, no root path and no other
+spelling of a route gets by, since all but three exact paths need an identity.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.http.edge import IncomingBody, believe_proxy
 from router.http.identity import IdentityResolver
-from router.protocol.errors import answer_for
+from router.protocol.errors import HttpRefusal, answer_for, echo
 from workers.api.errors import EchelonError
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
+MOST_HEADER_BYTES = 32 << 10  # names and values together; HAProxy in front has less room
+MOST_HEADERS = 128
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 log = logging.getLogger("echelon.http")
@@ -26,6 +32,14 @@ def error_response(error: BaseException) -> Response:
     """The HTTP answer to `error`."""
     answer = answer_for(error)
     return Response(answer.body, answer.status, answer.headers, "application/json")
+
+
+def _check_headers(scope: Scope) -> None:
+    headers = scope["headers"]
+    if len(headers) > MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > MOST_HEADER_BYTES:
+        raise HttpRefusal(
+            431, f"The headers are too large: at most {MOST_HEADERS} of together {MOST_HEADER_BYTES} bytes are read."
+        )
 
 
 class Gate:
@@ -42,8 +56,11 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection's scope."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there are no WebSockets here
+            await send({"type": "websocket.close", "code": 1008})
             return
         believe_proxy(scope, self._edge_secret)
         body = IncomingBody(scope, receive)
@@ -66,6 +83,7 @@ class Gate:
             await send(message)
 
         try:
+            _check_headers(scope)
             if scope["path"] not in OPEN_PATHS:
                 client = scope.get("client")
                 state["identity"] = self._resolver.resolve(headers, client[0] if client else None)
@@ -77,7 +95,7 @@ class Gate:
         except ClientDisconnect:
             log.debug("request %s: the client left while it sent", request_id)
         except Exception as e:
-            log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+            log.exception("request %s: %s %s failed", request_id, echo(scope["method"]), echo(scope["path"]))
             if started:
                 raise
             await error_response(e)(scope, receive, send_named)

@@ -13,18 +13,23 @@ from workers.api.errors import NotAuthorized
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """An owner, its tier, and what keeps its prefix cache apart."""
+    """An owner, its tier, what keeps its prefix cache apart, and the models it may use (None: all)."""
 
     owner: str = "default"
     tier: str = ""
     salt: bytes = b""
+    models: frozenset[str] | None = None
+
+    def may_use(self, model: str) -> bool:
+        """Whether `model` exists for this owner; one that does not is answered like one that is not served."""
+        return self.models is None or model in self.models
 
 
 class IdentityResolver(Protocol):
     """Headers to identity."""
 
     def resolve(self, headers: Headers, client: str | None) -> Identity:
-        """Who sent these headers from address `client`. Raises NotAuthorized."""
+        """Who sent these headers from address `client`. Raises NotAuthorized, Overloaded."""
 
 
 class NoKeys:
