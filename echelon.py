@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def connect(address: str | None = None) -> Handle:
+def connect(address: str | None = None, *, api_key: str | None = None) -> Handle:
     """A handle on a running cluster, through Ray: `ray.get(connect().generate.remote("3 + 4 ="))`.
 
     See `cluster.client.connect`.
     """
     from cluster.client import connect as join
 
-    return join(address)
+    return join(address, api_key=api_key)

@@ -20,6 +20,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 
+from cluster.access import first_key
 from cluster.config import ClusterConfig, threads_per_rank
 from cluster.dispatcher_actor import start_dispatcher
 from cluster.engine_deployment import replica_application
@@ -122,7 +123,7 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
     ]
     serve.run_many(targets, wait_for_applications_running=False)
     url, gcs = base_url(config.http.host, config.http.port), ray.get_runtime_context().gcs_address
-    await_answer(url, config.model_name, START_TIMEOUT, lambda: watch_start(progress))
+    await_answer(url, config.model_name, START_TIMEOUT, lambda: watch_start(progress), key=first_key(secret))
     start_gateway(config, secret)  # not before: what it imports would take the replicas' time on a small machine
     return RunningCluster(url, config.model_name, gcs, secret)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import echelon
+from cluster.keys_command import app as keys_app
 from workers.api.errors import ConfigError, EchelonError
 
 LOCAL_URL = "http://127.0.0.1:23333/v1"
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.add_typer(keys_app, name="keys")
 errors = Console(stderr=True, highlight=False)
 
 
@@ -46,6 +48,9 @@ def serve(
     no_auth: Annotated[
         bool | None, typer.Option("--no-auth", help="Listen beyond loopback without API keys: anybody may come.")
     ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="Key file (echelon keys add): who has a key may come, from anywhere.")
+    ] = None,
     tp: Annotated[int | None, typer.Option("--tp", help="GPUs of each replica (tensor parallel); default 1.")] = None,
     name: Annotated[str | None, typer.Option(help="Model name for clients; default: the folder's.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: an own one.")] = None,
@@ -54,6 +59,7 @@ def serve(
     from cluster.serving import run_until_stopped
 
     given = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name, "no_auth": no_auth}
+    given["api_keys"] = None if api_keys is None else str(api_keys.absolute())
     run_until_stopped(model, {k: v for k, v in given.items() if v is not None}, address=address)
 
 

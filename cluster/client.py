@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.environment import api_key as key_of_environment
 from cluster.names import GATEWAY, NAMESPACE
 from router.protocol.answers import Usage
 from workers.api.errors import ConfigError
@@ -43,36 +44,55 @@ class Generated:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A method of the gateway, with the caller's API key before its arguments."""
+
+    method: Any
+    key: str | None = field(default=None, repr=False)
+
+    def remote(self, *arguments: Any, **named: Any) -> Any:
+        """The ObjectRef of the result."""
+        return self.method.remote(self.key, *arguments, **named)
+
+    def options(self, **options: Any) -> Call:
+        """The same with Ray's options for a call."""
+        return Call(self.method.options(**options), self.key)
+
+
+@dataclass(frozen=True, slots=True)
 class Handle:
-    """The gateway of a cluster. It may be passed to Ray tasks and actors."""
+    """The gateway of a cluster. It may be passed to Ray tasks and actors, and takes its API key along."""
 
     actor: Any
+    key: str | None = field(default=None, repr=False)
 
     @property
-    def generate(self) -> Any:
+    def generate(self) -> Call:
         """`generate.remote(prompt_or_messages, **sampling)` -> ObjectRef of a `Generated`.
 
         `sampling` holds the fields of OpenAI's body (`max_tokens`, `temperature`, `n`, `seed`, `model`, ...).
         `ray.get` raises the EchelonError that HTTP would have answered; its `cause` has the plain message.
         """
-        return self.actor.generate
+        return Call(self.actor.generate, self.key)
 
     @property
-    def reply(self) -> Any:
+    def reply(self) -> Call:
         """`reply.remote(route, body)` -> ObjectRef of a `router.service.Reply`: what HTTP would answer, in JSON."""
-        return self.actor.reply
+        return Call(self.actor.reply, self.key)
 
     @property
-    def models(self) -> Any:
-        """`models.remote()` -> ObjectRef of the names of the models served."""
-        return self.actor.models
+    def models(self) -> Call:
+        """`models.remote()` -> ObjectRef of the names of the models that the key may use."""
+        return Call(self.actor.models, self.key)
 
 
-def connect(address: str | None = None) -> Handle:
-    """A handle on the Echelon that runs in the Ray cluster at `address`.
+def connect(address: str | None = None, *, api_key: str | None = None) -> Handle:
+    """A handle on the Echelon that runs in the Ray cluster at `address`, under the owner of `api_key`.
 
-    None = the Ray cluster that this process has joined, or else the one on this machine. Raises ConfigError when there
-    is none, when no Echelon runs in it, or when this process has joined another one.
+    `address` None = the Ray cluster that this process has joined, or else the one on this machine; `api_key` None =
+    $ECHELON_API_KEY, if set. A cluster with keys answers calls without a good one with NotAuthorized; one without
+    keys takes any. Raises ConfigError when there is no such cluster, when no Echelon runs in it, or when this process
+    has joined another one.
     """
     import ray
 
@@ -84,6 +104,6 @@ def connect(address: str | None = None) -> Handle:
     elif address not in (None, "auto", joined := ray.get_runtime_context().gcs_address):
         raise ConfigError(f"this process has joined the Ray cluster at {joined} already, not {address}")
     try:
-        return Handle(ray.get_actor(GATEWAY, namespace=NAMESPACE))
+        return Handle(ray.get_actor(GATEWAY, namespace=NAMESPACE), api_key or key_of_environment())
     except ValueError as e:
         raise ConfigError("no Echelon runs in this Ray cluster: start one with echelon serve --address") from e

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cluster.environment import DEMO_MODEL, cpu_count
 from router.dispatch.dispatcher import DispatcherConfig
@@ -58,8 +58,15 @@ class HttpSection(Section):
 
     host: str = "127.0.0.1"
     no_auth: bool = False  # serve more than loopback although there are no API keys
+    api_keys: str | None = None  # key file, the same path on every node; relative: to the cluster file
     port: Port = 23333
     ingress_replicas: Positive = 1
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.no_auth and self.api_keys is not None:
+            raise ValueError("no_auth and api_keys exclude each other")
+        return self
 
 
 class DispatchSection(Section):

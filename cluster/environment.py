@@ -26,7 +26,7 @@ def state_dir() -> Path:
 
 
 def api_key() -> str | None:
-    """The key that `echelon batch` and `echelon chat` show the server: $ECHELON_API_KEY, if set."""
+    """The key that `echelon batch`, `echelon chat` and `connect` show the server: $ECHELON_API_KEY, if set."""
     return os.environ.get("ECHELON_API_KEY") or None
 
 

@@ -22,7 +22,9 @@ def base_url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
-def await_answer(url: str, model: str, deadline_seconds: float, watch: Callable[[], object] = lambda: None) -> None:
+def await_answer(
+    url: str, model: str, deadline_seconds: float, watch: Callable[[], object] = lambda: None, *, key: str = ""
+) -> None:
     """Return once one token came back over HTTP. Raises EchelonError when the deadline passes, or at a refusal.
 
     `watch` is called every WATCH_SECONDS; what it raises ends the wait.
@@ -31,7 +33,7 @@ def await_answer(url: str, model: str, deadline_seconds: float, watch: Callable[
     request = urllib.request.Request(
         f"{url}/completions",
         data=json.dumps(body).encode(),
-        headers={"content-type": "application/json"},
+        headers={"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {}),
     )
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the environment is not asked
     deadline, last = time.monotonic() + deadline_seconds, ""

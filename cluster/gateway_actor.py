@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from cluster.access import keys_for_handles
 from cluster.client import Generated, GeneratedChoice
 from cluster.config import ClusterConfig, resolve_model
 from cluster.dispatcher_actor import locate_dispatcher
@@ -19,10 +20,9 @@ from cluster.names import GATEWAY, NAMESPACE
 from cluster.served_model import served_model
 from router.dispatch.client import DispatcherClient
 from router.engine_link import EngineLinks
-from router.http.identity import Identity
-from router.service import Reply, Service
+from router.service import Reply, Service, refused
 from router.sessions import Sessions
-from workers.api.errors import EchelonError, EngineFault, InvalidRequest
+from workers.api.errors import EchelonError, EngineFault, InvalidRequest, NotAuthorized
 
 MOST_IN_FLIGHT = 4096  # calls that run; the others wait at the actor, in order
 TASK_RETRIES = 3  # of a call whose gateway died under it
@@ -47,6 +47,10 @@ def in_flight_limit(max_waiting: int) -> int:
     return max(64, min(MOST_IN_FLIGHT, max_waiting // 2))
 
 
+def _bytes(key: str | None) -> bytes | None:
+    return None if key is None else key.encode(errors="replace")
+
+
 class Gateway:
     """Ray restarts it when it dies, and calls it was running start again."""
 
@@ -54,17 +58,21 @@ class Gateway:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
         self._model = served_model(config, resolve_model(config.model.path, config.model.revision))
         self._secret = secret
+        self._keys = keys_for_handles(config, secret)
         self._service: Service | None = None
 
-    async def generate(self, prompt: Any, **sampling: Any) -> Generated:
+    async def generate(self, key: str | None, prompt: Any, /, **sampling: Any) -> Generated:
         """The answer to `prompt` (text, token ids, or messages), with the fields of the OpenAI body as `sampling`.
+
+        `key` is the caller's API key, here as in all calls.
 
         Raises EchelonError: what HTTP would answer with an error body. `ray.cancel` aborts the sequences.
         """
         try:
+            identity = self._keys.identity(_bytes(key))
             service = self._open()
             route, body = body_of(prompt, sampling, self._model.name)
-            answer = await service.answer(route, body, Identity())
+            answer = await service.answer(route, body, identity)
         except EchelonError as e:
             raise e.with_traceback(None) from None  # the caller reads the message, not our frames
         except Exception as e:
@@ -73,13 +81,21 @@ class Gateway:
         choices = zip(answer.choices, answer.token_ids, strict=True)
         return Generated(tuple(GeneratedChoice(c.text, ids, c.finish) for c, ids in choices), answer.usage)
 
-    async def reply(self, route: str, body: bytes) -> Reply:
+    async def reply(self, key: str | None, route: str, body: bytes) -> Reply:
         """What HTTP would answer to a POST of `body` (JSON) to `route`: status, headers, body."""
-        return await self._open().reply(route, body, Identity())
+        try:
+            identity = self._keys.identity(_bytes(key))
+        except NotAuthorized as e:
+            return refused(e)
+        return await self._open().reply(route, body, identity)
 
-    async def models(self) -> tuple[str, ...]:
-        """Names of the models served."""
-        return self._open().model_names
+    async def models(self, key: str | None) -> tuple[str, ...]:
+        """Names of the models that `key` may use. Raises NotAuthorized."""
+        try:
+            identity = self._keys.identity(_bytes(key))
+        except NotAuthorized as e:
+            raise e.with_traceback(None) from None
+        return tuple(m.name for m in self._open().models(identity))
 
     def _open(self) -> Service:
         """The service; connections belong to the event loop, so that they start with the first call."""

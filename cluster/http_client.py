@@ -13,10 +13,15 @@ from workers.api.errors import ConfigError, EchelonError
 
 CONNECT_SECONDS = 10.0
 MODELS_SECONDS = 30.0
+UNAUTHORIZED = 401
 
 
 class Unreachable(EchelonError):
     """The server cannot be connected to, or the connection broke before the answer was there."""
+
+
+class NoAccess(Unreachable):
+    """The server does not take the key, or asks for one that is not set."""
 
 
 class AnswerTimeout(EchelonError):
@@ -43,6 +48,8 @@ class Server:
             raise ConfigError(f"{url!r} is not a URL: {e}") from e
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ConfigError(f"{url!r} is not of the form http://host:port/v1")
+        if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+            raise ConfigError("$ECHELON_API_KEY is not a key: it has spaces or characters beyond ASCII")
         port = port or (443 if parts.scheme == "https" else 80)
         return cls(parts.scheme, parts.hostname, port, parts.path.rstrip("/") or "/v1", key)
 
@@ -78,7 +85,10 @@ class Server:
         connection.sock.settimeout(timeout)
 
     def models(self) -> list[str]:
-        """Names of the models served, in the server's order. Raises Unreachable, or EchelonError with its answer."""
+        """Names of the models served, in the server's order.
+
+        Raises Unreachable, NoAccess, or EchelonError with the server's answer.
+        """
         connection = self.connection()
         try:
             self.open_connection(connection, MODELS_SECONDS)
@@ -89,6 +99,8 @@ class Server:
             raise Unreachable(f"no answer from {self.url}: {type(e).__name__}: {e}") from e
         finally:
             connection.close()
+        if response.status == UNAUTHORIZED:
+            raise no_access(self.url, body)
         if response.status != 200:
             raise EchelonError(f"{self.url}/models answered {response.status}: {error_message(body)}")
         try:
@@ -98,6 +110,11 @@ class Server:
         if not names:
             raise EchelonError(f"{self.url} serves no model")
         return names
+
+
+def no_access(where: str, body: bytes) -> NoAccess:
+    """The error for a 401 with `body`."""
+    return NoAccess(f"{where} gives no access: {error_message(body)} Set $ECHELON_API_KEY to a key of this server.")
 
 
 def error_of(body: bytes) -> dict[str, Any] | None:

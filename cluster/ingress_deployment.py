@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
+from cluster.access import open_keys
 from cluster.config import ClusterConfig, resolve_model
 from cluster.dispatcher_actor import locate_dispatcher
 from cluster.environment import INGRESS_ENV
@@ -21,6 +22,7 @@ from router.http.app import create_app
 from router.http.config import FrontConfig
 from router.http.identity import NoKeys
 from router.http.status import ReplicaRow
+from router.keys.resolver import KeyResolver
 from router.sessions import Sessions
 
 MAX_ONGOING = 100_000  # Serve must never queue: the dispatcher does, in order
@@ -54,6 +56,7 @@ class Ingress:
 
     async def __init__(self, config: ClusterConfig, secret: str) -> None:  # type: ignore[misc]
         logging.getLogger("echelon").setLevel(logging.INFO)
+        self._keys = open_keys(config, secret)
         name = f"ingress-{os.getpid()}-{serve.get_replica_context().replica_id.unique_id}"
         dispatcher = DispatcherClient(name, secret=secret, locate=locate_dispatcher)
         dispatcher.start()
@@ -64,7 +67,7 @@ class Ingress:
             [model],
             self._sessions,
             ClusterStatus(dispatcher),
-            identity=NoKeys(loopback_only=not config.http.no_auth),
+            identity=KeyResolver(self._keys) if self._keys else NoKeys(loopback_only=not config.http.no_auth),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -74,6 +77,8 @@ class Ingress:
     async def __del__(self) -> None:
         """Serve stops this ingress."""
         await self._sessions.close()
+        if self._keys is not None:
+            self._keys.close()
 
 
 def front_application(config: ClusterConfig, secret: str) -> serve.Application:

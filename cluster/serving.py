@@ -15,13 +15,15 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.access import key_file
 from cluster.config import ClusterConfig, ModelSection, checked_config, read_cluster_config, resolve_model
 from cluster.doctor import refuse_if_unfit
 from cluster.environment import DEMO_MODEL, prepare_ray, state_dir
+from router.keys.file import parse_keys, read_key_file
 from workers.api.errors import ConfigError, EchelonError
 
 STOP_SECONDS = 30.0
-HTTP_FLAGS = ("host", "port", "no_auth")
+HTTP_FLAGS = ("host", "port", "no_auth", "api_keys")
 MODEL_FLAGS = ("replicas", "tensor_parallel", "name")
 
 
@@ -32,6 +34,8 @@ def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
     else:
         config = ClusterConfig(model=ModelSection(path=model))
     values = config.model_dump()
+    if config.http.api_keys is not None:  # other processes have other working folders
+        values["http"]["api_keys"] = str(Path(model).absolute().parent / Path(config.http.api_keys).expanduser())
     values["http"].update({k: flags[k] for k in HTTP_FLAGS if k in flags})
     values["model"].update({k: flags[k] for k in MODEL_FLAGS if k in flags})
     folder = Path(config.model.path).expanduser()
@@ -55,14 +59,22 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def refuse_open_house(config: ClusterConfig) -> None:
-    """Raise ConfigError when HTTP would listen beyond this machine: there are no API keys."""
-    host = config.http.host
-    if not config.http.no_auth and not is_loopback(host):
+def refuse_open_house(config: ClusterConfig) -> str:
+    """Who may ask, in words. Raises ConfigError when HTTP would listen beyond this machine without API keys, and for a
+    key file that is not good.
+    """
+    host, keys = config.http.host, key_file(config)
+    if keys is not None:
+        count = sum(not e.revoked for e in parse_keys(read_key_file(keys), str(keys)).entries)
+        return f"requests need one of the {count} API keys of {keys}; `echelon keys` changes them"
+    if config.http.no_auth:
+        return f"--no-auth: no API key is asked for, whoever reaches {host} may use the model"
+    if not is_loopback(host):
         raise ConfigError(
-            f"there are no API keys, so whoever reaches {host} could use the model: keep --host 127.0.0.1 behind a "
-            "proxy that asks for keys, or say --no-auth"
+            f"there are no API keys, so whoever reaches {host} could use the model: make a key (echelon keys add "
+            "--owner NAME keys.yaml) and serve with --api-keys keys.yaml, or say --no-auth"
         )
+    return "no API keys: only programs on this machine are served"
 
 
 def refuse_taken_port(host: str, port: int) -> None:
@@ -82,7 +94,7 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     """Bring the cluster up, say where it answers, and wait for Ctrl-C or SIGTERM. Raises EchelonError."""
     config = cluster_config(model, flags)
     refuse_if_unfit()
-    refuse_open_house(config)
+    who = refuse_open_house(config)
     refuse_taken_port(config.http.host, config.http.port)
     # A wrong path, a download with its progress bar, a tokenizer that cannot be read: now, not in a replica's log.
     folder = resolve_model(config.model.path, config.model.revision)
@@ -105,8 +117,10 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
             signal.signal(number, lambda *_: stop.set())
         body = json.dumps({"model": cluster.model, "messages": [{"role": "user", "content": "What is 3 + 4?"}]})
         say(f"Echelon is serving {cluster.base_url} (model {cluster.model})")
+        say(f"  {who}")
         say(f"  started in {time.monotonic() - started:.1f} s; try:")
-        say(f"  curl {cluster.base_url}/chat/completions -H 'content-type: application/json' -d '{body}'")
+        key = ' -H "authorization: Bearer $ECHELON_API_KEY"' if config.http.api_keys else ""
+        say(f"  curl {cluster.base_url}/chat/completions -H 'content-type: application/json'{key} -d '{body}'")
         say(f"  from Python: echelon.connect({cluster.ray_address!r})")
         say(f"  stop it with Ctrl-C, `make stop PORT={config.http.port}` or `echelon stop --port {config.http.port}`")
         if config.model.replicas > 1:

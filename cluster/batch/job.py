@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from cluster.batch.journal import Journal
 from cluster.batch.lines import BadLine, Line, Record, answered, not_answered, retry_after, to_be_retried
 from cluster.batch.transport import Transport
-from cluster.http_client import AnswerTimeout, Unreachable
+from cluster.http_client import UNAUTHORIZED, AnswerTimeout, NoAccess, Unreachable, no_access
 from router.service import Reply
 
 FIRST_DELAY, LAST_DELAY = 0.25, 30.0  # seconds between attempts, where the server does not say how long
@@ -69,8 +69,9 @@ class BatchJob:
     def run(self, lines: Iterable[Line | BadLine], on_record: Callable[[Record], None]) -> bool:
         """Whether all `lines` are in the journal; False after `stop`. `on_record` hears of each new one.
 
-        Raises Unreachable when there was no server for the whole patience, and EchelonError when the journal cannot be
-        written; in each case the journal is good, and the same job can be run again. One run for each object.
+        Raises Unreachable when there was no server for the whole patience, NoAccess when the key is not taken, and
+        EchelonError when the journal cannot be written; in each case the journal is good, and the same job can be run
+        again. One run for each object.
         """
         self._on_record = on_record
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="batch") as pool:
@@ -139,9 +140,13 @@ class BatchJob:
             lost: Unreachable | None = None
             try:
                 reply = self._transport.send(line.route, line.body)
+                if reply.status == UNAUTHORIZED:  # of the key, not of the line: with a good one it can be run
+                    raise no_access("the server", reply.body)
                 if not to_be_retried(reply):
                     return answered(line, reply)
                 asked = retry_after(reply)
+            except NoAccess:
+                raise
             except AnswerTimeout as e:
                 return not_answered(line, "timeout", str(e))
             except Unreachable as e:

@@ -8,8 +8,9 @@ import threading
 from typing import Any, Protocol
 
 from cluster.client import Handle
-from cluster.http_client import AnswerTimeout, Server, Unreachable
-from router.service import Reply
+from cluster.http_client import AnswerTimeout, Server, Unreachable, no_access
+from router.service import Reply, refused
+from workers.api.errors import NotAuthorized
 
 _STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
 
@@ -113,6 +114,8 @@ class RayTransport:
         """What the gateway serves."""
         try:
             return list(self._ray.get(self._handle.models.remote(), timeout=self._timeout))
+        except NotAuthorized as e:
+            raise no_access("the cluster", refused(e.cause).body) from e  # type: ignore[attr-defined]
         except self._ray.exceptions.RayError as e:
             raise Unreachable(f"the gateway does not answer: {e}") from e
 

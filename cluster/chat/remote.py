@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from cluster.chat.terminal import Message
-from cluster.http_client import AnswerTimeout, Server, Unreachable, error_message
+from cluster.http_client import UNAUTHORIZED, AnswerTimeout, Server, Unreachable, error_message, no_access
 from workers.api.errors import EchelonError
 
 ROUTE = "/v1/chat/completions"
@@ -35,6 +35,8 @@ class RemoteAnswers:
             self._server.open_connection(connection, PIECE_SECONDS)
             connection.request("POST", self._server.path(ROUTE), json.dumps(body), self._server.headers)
             response = connection.getresponse()
+            if response.status == UNAUTHORIZED:
+                raise no_access(self._server.url, response.read())
             if response.status != 200:
                 raise EchelonError(error_message(response.read()))
             for event in events(response):

@@ -14,6 +14,8 @@ import pytest
 from rich.console import Console
 
 from cluster import cli, doctor, environment, serving
+from router.keys.edit import add_key
+from router.keys.ring import make_key
 from workers.api.errors import ConfigError, EchelonError
 
 ECHELON = str(Path(sys.executable).with_name("echelon"))
@@ -52,6 +54,28 @@ def test_without_keys_only_loopback_is_served(host: str) -> None:
     serving.refuse_open_house(serving.cluster_config("demo", {"host": host, "no_auth": True}))
     for near in ("127.0.0.1", "::1", "localhost"):
         serving.refuse_open_house(serving.cluster_config("demo", {"host": near}))
+
+
+def test_with_keys_every_address_is_served(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    flags = {"host": "0.0.0.0", "api_keys": str(keys)}
+    with pytest.raises(ConfigError, match="No such file"):
+        serving.refuse_open_house(serving.cluster_config("demo", flags))
+    keys.write_text("keys:\n- owner: anna\n")
+    keys.chmod(0o600)
+    with pytest.raises(ConfigError, match="line 2"):
+        serving.refuse_open_house(serving.cluster_config("demo", flags))
+    add_key(keys.with_name("good.yaml"), make_key(), "anna")
+    flags["api_keys"] = str(keys.with_name("good.yaml"))
+    assert "1 API keys" in serving.refuse_open_house(serving.cluster_config("demo", flags))
+    with pytest.raises(ConfigError, match="exclude each other"):
+        serving.cluster_config("demo", {**flags, "no_auth": True})
+
+
+def test_who_may_ask_is_said() -> None:
+    assert "only programs on this machine" in serving.refuse_open_house(serving.cluster_config("demo", {}))
+    open_house = serving.cluster_config("demo", {"host": "0.0.0.0", "no_auth": True})
+    assert "whoever reaches 0.0.0.0" in serving.refuse_open_house(open_house)
 
 
 def test_stop_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,17 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert (config.http.port, config.model.replicas, config.model_name) == (4321, 3, "a")
 
 
+def test_a_key_file_lies_beside_the_cluster_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path = written(tmp_path, "http: {api_keys: keys.yaml}")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert cluster_config(str(path), {}).http.api_keys == str(tmp_path / "keys.yaml")
+    assert cluster_config("../cluster.yaml", {}).http.api_keys == str(tmp_path / "elsewhere" / ".." / "keys.yaml")
+    assert cluster_config(str(path), {"api_keys": "/other.yaml"}).http.api_keys == "/other.yaml"
+    with pytest.raises(ConfigError, match=r"http: .*exclude each other"):
+        cluster_config(str(written(tmp_path, "http: {api_keys: k, no_auth: true}")), {})
+
+
 def test_the_name_follows_the_path() -> None:
     assert cluster_config("/models/My-Model/", {}).model_name == "My-Model"
     assert cluster_config("owner/model", {}).model_name == "model"
