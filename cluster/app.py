@@ -24,7 +24,7 @@ from cluster.access import first_key
 from cluster.config import ClusterConfig, threads_per_rank
 from cluster.dispatcher_actor import start_dispatcher
 from cluster.engine_deployment import replica_application
-from cluster.environment import cpu_count, secure_ray_token
+from cluster.environment import DEMO_MODEL, cpu_count, secure_ray_token
 from cluster.first_answer import await_answer, base_url, cause
 from cluster.gateway_actor import start_gateway
 from cluster.ingress_deployment import front_application
@@ -33,6 +33,7 @@ from workers.api.errors import ConfigError, EchelonError
 
 OBJECT_STORE_BYTES = 100 << 20  # tokens never pass through it
 POLL_SECONDS = 1.0
+QUIET: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
 START_TIMEOUT = 600.0  # seconds; a big checkpoint takes minutes to load
 
 Progress = Callable[[str], None]
@@ -50,19 +51,19 @@ class RunningCluster:
     secret: str = field(default="", repr=False)  # what replicas, dispatcher and ingresses greet each other with
 
 
-def connect_ray(config: ClusterConfig, address: str | None, spare_cpus: int = 0) -> None:
-    """Join the Ray cluster at `address`, or start an own one on this machine, with logical CPUs for all ranks.
+def join_ray(address: str) -> None:
+    """Be a driver of the Ray cluster at `address`. Raises EchelonError where none answers."""
+    try:
+        ray.init(address=address, **QUIET)
+    except ConnectionError as e:
+        raise EchelonError(f"no Ray cluster answers at {address}: {e}") from e
+
+
+def start_ray(config: ClusterConfig, spare_cpus: int = 0) -> None:
+    """Start an own Ray cluster on this machine, with logical CPUs for all ranks.
 
     The caller's SIGTERM handler stays: Ray's own ends its processes at once, before they can be stopped in order.
-    Raises EchelonError where no cluster answers at `address`.
     """
-    quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
-    if address is not None:
-        try:
-            ray.init(address=address, **quiet)
-        except ConnectionError as e:
-            raise EchelonError(f"no Ray cluster answers at {address}: {e}") from e
-        return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     ranks = config.model.replicas * config.model.tensor_parallel
     ray.init(
@@ -70,7 +71,7 @@ def connect_ray(config: ClusterConfig, address: str | None, spare_cpus: int = 0)
         num_cpus=max(cpu_count(), ranks) + spare_cpus,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        **quiet,
+        **QUIET,
     )
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
@@ -78,16 +79,23 @@ def connect_ray(config: ClusterConfig, address: str | None, spare_cpus: int = 0)
 
 
 def choose_device(config: ClusterConfig) -> str:
-    """`cuda` where Ray has enough GPUs for all ranks, else `cpu`. Raises ConfigError when cuda was asked for."""
-    ranks = config.model.replicas * config.model.tensor_parallel
+    """`cuda` where Ray has GPUs, else `cpu`, unless the config says. Raises ConfigError when there are too few GPUs.
+
+    The embedded demo model is small enough for the CPU: it starts everywhere.
+    """
+    wanted, ranks = config.model.device, config.model.replicas * config.model.tensor_parallel
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if config.model.device == "cuda" and gpus < ranks:
+    if wanted == "cpu" or (wanted == "auto" and gpus == 0):
+        return "cpu"
+    if gpus < ranks and wanted == "auto" and config.model.path == DEMO_MODEL:
+        return "cpu"
+    if gpus < ranks:
         raise ConfigError(
-            f"{config.model.replicas} replicas of {config.model.tensor_parallel} GPUs need {ranks}, Ray sees {gpus}"
+            f"{config.model.replicas} replicas of {config.model.tensor_parallel} GPUs need {ranks}, Ray sees {gpus}: "
+            f"take fewer (--replicas, make serve REPLICAS={max(1, gpus // config.model.tensor_parallel)}), or "
+            "device: cpu in a cluster file"
         )
-    if config.model.device == "auto":
-        return "cuda" if gpus >= ranks else "cpu"
-    return config.model.device
+    return "cuda"
 
 
 def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, spare_cpus: int = 0) -> RunningCluster:
@@ -97,8 +105,12 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
 
     `spare_cpus`: logical CPUs of an own Ray for what else is to run in it.
     """
-    progress("starting Ray" if address is None else f"joining Ray at {address}")
-    connect_ray(config, address, spare_cpus)
+    if address is None:
+        progress("starting Ray")
+        start_ray(config, spare_cpus)
+    else:
+        progress(f"joining Ray at {address}")
+        join_ray(address)
     secret = secrets.token_hex(16)
     try:
         start_dispatcher(config.dispatcher_config(), secret)
@@ -176,3 +188,14 @@ def bring_down(*, own_ray: bool) -> None:
             with contextlib.suppress(ValueError):  # it had not started
                 ray.kill(ray.get_actor(name, namespace=NAMESPACE))
     ray.shutdown()
+
+
+def stop_at(address: str) -> None:
+    """Stop the Echelon in the Ray cluster at `address`, whose own process may be gone. Raises EchelonError."""
+    join_ray(address)
+    try:
+        ray.get_actor(DISPATCHER, namespace=NAMESPACE)
+    except ValueError as e:
+        ray.shutdown()
+        raise EchelonError(f"no Echelon runs in the Ray cluster at {address}") from e
+    bring_down(own_ray=False)

@@ -64,11 +64,16 @@ def serve(
 
 
 @app.command()
-def stop(port: Annotated[int, typer.Option(help="HTTP port of the one to stop.")] = 23333) -> None:
-    """Stop an `echelon serve` of this user on this machine."""
-    from cluster.serving import stop_running
+def stop(
+    port: Annotated[int, typer.Option(help="HTTP port of the one to stop.")] = 23333,
+    address: Annotated[
+        str | None, typer.Option(help="Stop the one in this Ray cluster, though its `serve` process was killed.")
+    ] = None,
+) -> None:
+    """Stop an `echelon serve` of this user on this machine, or the one in a Ray cluster."""
+    from cluster.serving import stop_cluster, stop_running
 
-    typer.echo(stop_running(port))
+    typer.echo(stop_running(port) if address is None else stop_cluster(address))
 
 
 @app.command()

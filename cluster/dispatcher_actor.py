@@ -58,7 +58,7 @@ def start_dispatcher(config: DispatcherConfig, secret: str) -> Any:
     except ValueError:
         pass
     else:
-        raise ConfigError("an Echelon runs in this Ray cluster already: stop it first (echelon stop)")
+        raise ConfigError("an Echelon runs in this Ray cluster already: stop it first (echelon stop --address ...)")
     return (
         ray.remote(DispatcherActor)
         .options(

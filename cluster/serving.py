@@ -106,7 +106,7 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, _interrupt)  # `echelon stop` while it starts is Ctrl-C
     note = note_path(config.http.port)
-    note.write_text(json.dumps({"pid": os.getpid(), "port": config.http.port}))
+    note.write_text(json.dumps({"pid": os.getpid(), "began": _began(os.getpid()), "port": config.http.port}))
     console = Console(highlight=False)
     say = functools.partial(console.print, soft_wrap=True, markup=False)
     try:
@@ -159,29 +159,40 @@ def stop_running(port: int) -> str:
     """Stop the `echelon serve` on `port` and return what to print. Raises EchelonError when there is none."""
     note = note_path(port)
     try:
-        pid = int(json.loads(note.read_text())["pid"])
+        said = json.loads(note.read_text())
+        pid, began = int(said["pid"]), int(said["began"])
+        if _began(pid) != began:  # it is gone, or its number has gone to another process
+            note.unlink(missing_ok=True)
+            return f"process {pid} was gone already; its note is removed"
         os.kill(pid, signal.SIGTERM)
     except FileNotFoundError as e:
         raise EchelonError(f"nothing that this user started serves on port {port}") from e
-    except ProcessLookupError:
-        note.unlink(missing_ok=True)
-        return f"process {pid} was gone already; its note is removed"
-    except (PermissionError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise EchelonError(f"{note} does not name a process of this user ({e}): remove it") from e
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline:
         if not note.exists():
             return f"stopped the server on port {port}"
-        if not _runs(pid):
+        if _began(pid) != began:
             note.unlink(missing_ok=True)
             return f"process {pid} ended without cleaning up; its note is removed"
         time.sleep(0.1)
     raise EchelonError(f"process {pid} has not stopped within {STOP_SECONDS:.0f} s; kill it with kill -9 {pid}")
 
 
-def _runs(pid: int) -> bool:
+def stop_cluster(address: str) -> str:
+    """Stop what a killed `echelon serve --address` left there; returns what to print. Raises EchelonError."""
+    prepare_ray()
+    from cluster.app import stop_at
+
+    stop_at(address)
+    return f"stopped the Echelon in the Ray cluster at {address}"
+
+
+def _began(pid: int) -> int | None:
+    """When process `pid` began, in the kernel's clock ticks since boot; None if there is no such process."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(stat.rpartition(")")[2].split()[19])

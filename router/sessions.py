@@ -6,6 +6,7 @@ replica, so each position reaches the reader once, whatever died.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from router.engine_link import EngineLinks, Stream
 from router.generation import ChoiceDelta, GenerationRequest
 from workers.api.errors import EngineFault, NoReplica, Overloaded, ReplicaLost
 from workers.api.request import INVALID, Delta, EngineRequest, FinishReason, SamplingParams
+
+VERDICT_SECONDS = 1.0  # before a request is called poison: a link that was only cut is back by then
 
 log = logging.getLogger("echelon.sessions")
 
@@ -72,7 +75,7 @@ class _Run:
     since: float
     accepted: bool = False
     attempt: int = 0
-    deaths: int = 0  # of replicas while they ran it
+    lost_on: tuple[str, ...] = ()  # replicas that went away while they ran it
     excluded: tuple[str, ...] = ()
     errors: int = 0  # that engines declared
 
@@ -176,7 +179,7 @@ class Sessions:
                     attempt.outcome = Outcome.COMPLETED
                 except (ReplicaLost, _BadReplica) as e:
                     attempt.outcome = Outcome.LOST if isinstance(e, ReplicaLost) else Outcome.FAILED
-                    self._after_fault(run, attempt, granted, e)
+                    await self._after_fault(run, attempt, granted, e)
                 except EngineFault:
                     attempt.outcome = Outcome.FAILED
                     raise
@@ -238,7 +241,7 @@ class Sessions:
                 batch.append(ChoiceDelta(i, new))
         return tuple(batch), fault
 
-    def _after_fault(self, run: _Run, attempt: _Attempt, granted: Granted, fault: Exception) -> None:
+    async def _after_fault(self, run: _Run, attempt: _Attempt, granted: Granted, fault: Exception) -> None:
         """The run may try again; otherwise EngineFault, ReplicaLost or (not accepted yet) NoReplica rises."""
         request, replica = run.request, granted.replica.id
         log.warning("request %s: attempt %d on %s failed: %s", request.id, run.attempt, replica, fault)
@@ -248,10 +251,11 @@ class Sessions:
             if str(fault).startswith(INVALID) or run.errors > 1:
                 raise EngineFault(str(fault)) from fault
         elif attempt.stream is not None and (attempt.loss is None or attempt.loss.died):
-            run.deaths += 1
-            if run.deaths >= self._poison_deaths:
+            run.lost_on = (*run.lost_on, replica)
+            deaths = await self._deaths(run)
+            if deaths >= self._poison_deaths:
                 raise EngineFault(
-                    f"{run.deaths} replicas died while they ran this request; it is not tried again"
+                    f"{deaths} replicas died while they ran this request; it is not tried again"
                 ) from fault
         run.attempt += 1
         if run.attempt > self._max_replays:
@@ -260,6 +264,13 @@ class Sessions:
             raise ReplicaLost(f"given up after {self._max_replays} replays: {fault}") from fault
         run.excluded = (*run.excluded, replica)
         self.replays += 1
+
+    async def _deaths(self, run: _Run) -> int:
+        """How many replicas the request may have killed. A cut link is no death: that replica comes back as itself."""
+        if len(run.lost_on) >= self._poison_deaths:
+            await asyncio.sleep(VERDICT_SECONDS)
+        here = {row.info.id for row in self.dispatcher.rows}
+        return sum(replica not in here for replica in run.lost_on)
 
     @staticmethod
     def _finish_complete(run: _Run) -> tuple[ChoiceDelta, ...]:

@@ -14,8 +14,8 @@ from collections import deque
 from dataclasses import replace
 from typing import Any
 
-from workers.api.channel import Channel, listen
-from workers.api.errors import RequestError
+from workers.api.channel import Channel, Listener, listen
+from workers.api.errors import ContextLengthExceeded, EngineFault, RequestError
 from workers.api.replica import LoadReport, ReplicaInfo
 from workers.api.request import INVALID, Delta, EngineRequest, FinishReason
 from workers.api.wire import ENGINE_CODEC, Abort, StepFrame, Submit, Welcome
@@ -39,6 +39,7 @@ class EngineServer:
         self._owner: dict[str, Channel] = {}
         # asyncio thread only
         self._channels: set[Channel] = set()
+        self._listener: Listener | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="frames", daemon=True)
 
@@ -55,8 +56,8 @@ class EngineServer:
         return self._info
 
     async def _listen(self, host: str, port: int) -> ReplicaInfo:
-        listener = await listen(host, port, codec=ENGINE_CODEC, secret=self._secret, handler=self)
-        return replace(self._info, host=host, port=listener.port)
+        self._listener = await listen(host, port, codec=ENGINE_CODEC, secret=self._secret, handler=self)
+        return replace(self._info, host=host, port=self._listener.port)
 
     def run(self) -> None:
         """Step until `stop`. Raises what a step raised, after closing every connection."""
@@ -73,6 +74,8 @@ class EngineServer:
         finally:
             self._loop.call_soon_threadsafe(self._close_all)
             self._thread.join(timeout=5.0)
+            if not self._thread.is_alive():
+                self._loop.close()
 
     def stop(self) -> None:
         """Make `run` return after the step under way. Any thread."""
@@ -105,9 +108,22 @@ class EngineServer:
         self._owner[request.id] = channel
         try:
             self._engine.submit(request)
+        except ContextLengthExceeded as e:
+            if request.resumed_ids:  # it came from a replica with more room: here it has all that it can get
+                return Delta(request.id, len(request.resumed_ids), finish=FinishReason.LENGTH)
+            return self._refusal(request, INVALID + str(e))
         except RequestError as e:
-            return Delta(request.id, len(request.resumed_ids), finish=FinishReason.ERROR, error=INVALID + str(e))
+            return self._refusal(request, INVALID + str(e))
+        except EngineFault:
+            raise
+        except Exception as e:
+            log.exception("request %s was not taken", request.id)  # its failure stays with it
+            return self._refusal(request, f"the engine could not take it: {type(e).__name__}")
         return None
+
+    @staticmethod
+    def _refusal(request: EngineRequest, error: str) -> Delta:
+        return Delta(request.id, len(request.resumed_ids), finish=FinishReason.ERROR, error=error)
 
     def _hand_out(self, deltas: list[Delta]) -> None:
         by_channel: dict[Channel, list[Delta]] = {}
@@ -152,4 +168,8 @@ class EngineServer:
     def _close_all(self) -> None:
         for channel in list(self._channels):
             channel.close("the engine stopped")
-        self._loop.call_later(0.2, self._loop.stop)
+        if self._listener is not None:
+            closing = self._loop.create_task(self._listener.close())
+            closing.add_done_callback(lambda _: self._loop.call_later(0.2, self._loop.stop))
+        else:
+            self._loop.call_soon(self._loop.stop)

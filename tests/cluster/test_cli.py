@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -76,34 +74,6 @@ def test_who_may_ask_is_said() -> None:
     assert "only programs on this machine" in serving.refuse_open_house(serving.cluster_config("demo", {}))
     open_house = serving.cluster_config("demo", {"host": "0.0.0.0", "no_auth": True})
     assert "whoever reaches 0.0.0.0" in serving.refuse_open_house(open_house)
-
-
-def test_stop_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ECHELON_STATE_DIR", str(tmp_path))
-    with pytest.raises(EchelonError, match="nothing"):
-        serving.stop_running(23333)
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    serving.note_path(23333).write_text(json.dumps({"pid": gone.pid, "port": 23333}))
-    assert "gone" in serving.stop_running(23333)
-    assert not serving.note_path(23333).exists()
-
-
-def test_stop_notices_an_end_without_cleaning_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ECHELON_STATE_DIR", str(tmp_path))
-    running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    note = serving.note_path(23333)
-    note.write_text(json.dumps({"pid": running.pid, "port": 23333}))
-    threading.Thread(target=running.wait, daemon=True).start()  # or it stays a zombie
-    assert "without cleaning up" in serving.stop_running(23333)
-    assert not note.exists()
-
-
-def test_a_broken_note_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ECHELON_STATE_DIR", str(tmp_path))
-    serving.note_path(23333).write_text("{")
-    with pytest.raises(EchelonError, match="remove it"):
-        serving.stop_running(23333)
 
 
 def test_brackets_in_an_error_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

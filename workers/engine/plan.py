@@ -43,11 +43,6 @@ class ScheduledSequence:
     emit: int
     new_blocks: tuple[int, ...] = ()
 
-    @property
-    def is_decode(self) -> bool:
-        """Whether it runs one token: attention has a faster kernel for that."""
-        return self.count == 1
-
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:

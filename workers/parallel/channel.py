@@ -10,6 +10,7 @@ same record over their socket. The end of a socket is the end of the gang: recei
 from __future__ import annotations
 
 import hmac
+import logging
 import mmap
 import os
 import secrets
@@ -26,10 +27,13 @@ from workers.engine.plan import StepPlan
 SPIN_SECONDS = 50e-6
 RING_BYTES = 8 << 20
 ATTACH_SECONDS = 120.0  # ranks import torch and load weights before they attach
+GREETING_SECONDS = 5.0
 _HEAD = struct.Struct("<Q")  # number of plans written so far
 _RECORD = struct.Struct("<I")
 _DATA = 64  # records start here, on a cache line of their own
 _CODEC = FrameCodec({0: StepPlan})
+
+log = logging.getLogger("echelon.plans")
 
 
 def _read_exactly(sock: socket.socket, count: int) -> bytes:
@@ -83,29 +87,36 @@ class PlanSender:
         return str(name[0]), int(name[1])
 
     def accept(self) -> None:
-        """Wait for every receiver to attach. Raises TimeoutError, or WireError on a wrong secret."""
+        """Wait for every receiver to attach; strangers are sent away. Raises TimeoutError."""
         fd, path = tempfile.mkstemp(prefix="echelon-plans-", dir="/dev/shm")
         try:
             os.ftruncate(fd, RING_BYTES)
             self._ring = mmap.mmap(fd, RING_BYTES)
-            self._listener.settimeout(ATTACH_SECONDS)
+            deadline = time.monotonic() + ATTACH_SECONDS
             while len(self._near) + len(self._far) < self._receivers:
-                sock, _ = self._listener.accept()
-                self._far.append(sock)  # `close` finds it there, whatever happens next
-                sock.settimeout(ATTACH_SECONDS)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                secret, boot_id, name = _read_line(sock)
-                if not hmac.compare_digest(secret.encode(), self.secret.encode()):
-                    raise WireError("a rank greeted with the wrong secret")
-                self._names[sock] = name
-                _write_line(sock, path if boot_id == _boot_id() else "")
-                if _read_line(sock) == ["mapped"]:
-                    self._near.append(self._far.pop())
-                sock.settimeout(None)
+                self._listener.settimeout(max(0.001, deadline - time.monotonic()))
+                sock, peer = self._listener.accept()
+                try:
+                    self._attach(sock, path)
+                except (WireError, OSError, EOFError, ValueError) as e:
+                    sock.close()
+                    log.warning("%s wanted our plans and is no rank of ours: %s", peer[0], e or "it left")
         finally:
             os.close(fd)
             os.unlink(path)
             self._listener.close()
+
+    def _attach(self, sock: socket.socket, path: str) -> None:
+        sock.settimeout(GREETING_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        secret, boot_id, name = _read_line(sock)
+        if not hmac.compare_digest(secret.encode(), self.secret.encode()):
+            raise WireError("wrong secret")
+        _write_line(sock, path if boot_id == _boot_id() else "")
+        mapped = _read_line(sock) == ["mapped"]
+        sock.settimeout(None)
+        self._names[sock] = name
+        (self._near if mapped else self._far).append(sock)
 
     def send(self, plan: StepPlan) -> None:
         """Hand one plan to every receiver. Raises ConnectionError, with its name, when one is gone.

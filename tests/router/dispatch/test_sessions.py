@@ -212,6 +212,21 @@ async def test_two_deaths_make_poison() -> None:
         await books_closed(cluster)
 
 
+async def test_links_that_were_only_cut_are_no_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.sessions.VERDICT_SECONDS", 0.05)
+    async with Cluster(3) as cluster:
+        got = Collected()
+        task = asyncio.create_task(collect(cluster, generation("a", max_tokens=300), got))
+        for attempt in range(2):
+            engine = await victim_of(cluster, f"a/0#{attempt}")
+            for channel in [c for c in engine.channels if not c.peer.startswith("observer")]:
+                channel.close("cut")
+        await task
+        assert got.tokens == {0: expected_tokens((1, 2, 3), 300)}
+        assert cluster.sessions.replays == 2
+        await books_closed(cluster)
+
+
 async def test_an_engine_error_is_tried_once_elsewhere() -> None:
     async with Cluster() as cluster:
         got = Collected()

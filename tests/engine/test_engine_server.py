@@ -1,0 +1,99 @@
+"""An engine behind its socket: what goes wrong with one request is that request's alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from engine_runs import Harness, request
+from fake_executor import oracle
+
+from workers.api.channel import Channel, dial
+from workers.api.replica import ReplicaInfo
+from workers.api.request import Delta, EngineRequest, FinishReason
+from workers.api.wire import ENGINE_CODEC, StepFrame, Submit
+from workers.replica import EngineServer
+
+SECRET = "a secret"
+
+
+class Client:
+    """Gathers deltas by request; `ended` holds the last ones."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, list[int]] = {}
+        self.ended: dict[str, Delta] = {}
+        self.changed = asyncio.Event()
+
+    def opened(self, channel: Channel) -> None:
+        pass
+
+    def received(self, channel: Channel, message: Any) -> None:
+        if isinstance(message, StepFrame):
+            for delta in message.deltas:
+                self.tokens.setdefault(delta.request_id, []).extend(delta.token_ids)
+                if delta.finish is not None:
+                    self.ended[delta.request_id] = delta
+            self.changed.set()
+
+    def closed(self, channel: Channel, reason: str) -> None:
+        self.changed.set()
+
+    async def until_ended(self, *names: str) -> None:
+        async with asyncio.timeout(10):
+            while not set(names) <= self.ended.keys():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@asynccontextmanager
+async def serving(harness: Harness) -> AsyncIterator[tuple[Client, Channel]]:
+    """A client of a running server; the engine's ledgers are checked at the end."""
+    info = ReplicaInfo("r", "m", "", 0, harness.engine.max_model_len, 8, num_blocks=harness.num_blocks, block_size=4)
+    server = EngineServer(harness.engine, info, SECRET)
+    port = server.start("127.0.0.1").port
+    stepping = threading.Thread(target=server.run)
+    stepping.start()
+    client = Client()
+    try:
+        yield client, await dial("127.0.0.1", port, codec=ENGINE_CODEC, secret=SECRET, name="test", handler=client)
+    finally:
+        server.stop()
+        await asyncio.to_thread(stepping.join, 10)
+    assert not stepping.is_alive()
+    harness.check_idle()
+
+
+GOOD = request("good", range(1, 9), max_tokens=12)
+
+
+async def test_a_request_that_breaks_the_engines_door_harms_no_other() -> None:
+    harness = Harness()
+    take = harness.engine.submit
+
+    def submit(asked: EngineRequest) -> None:
+        if asked.id == "bad":
+            raise TypeError("not what anybody expected")
+        take(asked)
+
+    harness.engine.submit = submit  # type: ignore[method-assign]
+    async with serving(harness) as (client, channel):
+        channel.send(Submit((request("bad", [1, 2, 3]), GOOD)))
+        await client.until_ended("bad", "good")
+        assert client.ended["bad"].finish is FinishReason.ERROR
+        assert "TypeError" in (client.ended["bad"].error or "")
+        assert (client.tokens["good"], client.ended["good"].finish) == oracle(GOOD, harness.engine.max_model_len)
+
+
+async def test_a_replay_without_room_ends_by_length() -> None:
+    harness = Harness(max_model_len=16)
+    resumed = request("replayed", range(10), max_tokens=30, resumed_ids=tuple(range(6)))
+    async with serving(harness) as (client, channel):
+        channel.send(Submit((resumed, request("fresh", range(16)))))
+        await client.until_ended("replayed", "fresh")
+        assert (client.ended["replayed"].finish, client.ended["replayed"].position) == (FinishReason.LENGTH, 6)
+        assert client.ended["fresh"].finish is FinishReason.ERROR
+        assert "context" in (client.ended["fresh"].error or "")
