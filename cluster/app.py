@@ -175,12 +175,14 @@ def deployment_messages(applications: dict[str, Any]) -> str:
 
 
 def bring_down(*, own_ray: bool) -> None:
-    """Stop the applications, and Ray if it is our own."""
+    """Stop the applications, and Ray if it is our own; Serve and its port too, unless it runs others' applications."""
     if not ray.is_initialized():
         return
     try:
         serve.delete(FRONT_APP)
         serve.delete(REPLICAS_APP)
+        if not own_ray and not serve.status().applications:
+            serve.shutdown()
     except RayServeException as e:
         log.info("Serve had not started: %s", e)
     if not own_ray:
