@@ -19,6 +19,7 @@ from cluster.rank_actor import RankActor
 from workers.api.config import ReplicaConfig
 from workers.api.replica import ReplicaInfo
 
+PULSE_SECONDS = 1.0
 LINGER_SECONDS = 0.3  # the death of one rank fails the others: all are heard before one is blamed
 ANSWER_SECONDS = 1.0
 
@@ -33,6 +34,8 @@ class Gang:
         threads: int,
     ) -> None:  # fmt: skip
         self._id = replica_id
+        # Ranks that wait for a hung one give up after `step_timeout`, and their errors say more than silence does.
+        self._patience = config.step_timeout * (1.0 if config.tensor_parallel == 1 else 1.5)
         remote = ray.remote(RankActor)
         self.ranks: list[ActorHandle[Any]] = [
             remote.options(
@@ -60,23 +63,41 @@ class Gang:
         return info
 
     async def run(self) -> str:
-        """Returns once a rank has ended: which ones have, which do not answer, and why; the first is the likely cause.
+        """Returns once a rank has ended or hangs: which ones, and why; the first is the likely cause.
 
         The other ranks may still run: `kill` them.
         """
         runs = {number: asyncio.ensure_future(rank.run.remote()) for number, rank in enumerate(self.ranks)}
-        await asyncio.wait(runs.values(), return_when=asyncio.FIRST_COMPLETED)
-        if len(runs) > 1:
-            await asyncio.wait(runs.values(), timeout=LINGER_SECONDS)
+        pulses = {number: asyncio.ensure_future(self._pulse(number)) for number in runs}
+        try:
+            await asyncio.wait([*runs.values(), *pulses.values()], return_when=asyncio.FIRST_COMPLETED)
+            if len(runs) > 1:
+                await asyncio.wait(runs.values(), timeout=LINGER_SECONDS)
+            hung = {number: pulse.result() for number, pulse in pulses.items() if pulse.done()}
+        finally:
+            for pulse in pulses.values():
+                pulse.cancel()
         ended = {number: run.exception() for number, run in runs.items() if run.done()}
         dead = [f"rank {n}: its process died" for n, e in ended.items() if isinstance(e, ray.exceptions.RayActorError)]
-        silent = [f"rank {n} does not answer" for n in await self._silent([n for n in runs if n not in ended])]
+        asked = [n for n in runs if n not in ended and n not in hung]
+        silent = [f"rank {n} does not answer" for n in await self._silent(asked)]
         failed = [
             f"rank {n} ended: {_cause(e)}"
             for n, e in ended.items()
             if not isinstance(e, ray.exceptions.RayActorError)
         ]  # fmt: skip
-        return "; ".join(dead + silent + failed)
+        return "; ".join([*dead, *hung.values(), *silent, *failed])
+
+    async def _pulse(self, number: int) -> str:
+        """Returns when rank `number` is silent, or in one step, for too long. Its death is for `run` to see."""
+        while True:
+            ping = asyncio.ensure_future(self.ranks[number].ping.remote())
+            await asyncio.wait([ping], timeout=self._patience)
+            if not ping.done():
+                return f"rank {number} (pid {self.pids[number]}) has not answered for {self._patience:g} s"
+            if ping.exception() is None and ping.result() > self._patience:
+                return f"rank {number} (pid {self.pids[number]}) is in one step for {ping.result():.0f} s"
+            await asyncio.sleep(PULSE_SECONDS)
 
     async def _silent(self, numbers: list[int]) -> list[int]:
         if not numbers:

@@ -15,6 +15,7 @@ import ray
 
 from cluster.config import resolve_model
 from cluster.environment import free_port, set_collective_interface
+from cluster.logs import set_up_logs
 from workers.api.config import ReplicaConfig
 from workers.api.replica import ReplicaInfo
 
@@ -53,7 +54,7 @@ class RankActor:
     def __init__(
         self, config: ReplicaConfig, revision: str | None, replica_id: str, rank: int, secret: str, threads: int
     ) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        set_up_logs(config.log_level, config.log_format)
         gc.disable()  # until `start` is done: what it imports and loads stays, and looking at it again is for nothing
         folder = resolve_model(config.model.path, revision)
         self._config = replace(config, model=replace(config.model, path=str(folder)))
@@ -141,9 +142,9 @@ class RankActor:
             if self._sender is not None:
                 self._sender.close()
 
-    def ping(self) -> int:
-        """The rank's number: its process is alive, whatever its step does."""
-        return self._rank
+    def ping(self) -> float:
+        """The process is alive, and the step that rank 0 is in has taken so many seconds."""
+        return 0.0 if self._server is None else self._server.step_age()
 
     def stop(self) -> None:
         """Make rank 0's `run` return."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,7 @@ class EngineServer:
         self._inbox: deque[tuple[Channel, Submit | Abort | None]] = deque()
         self._wake = threading.Event()
         self._stopping = False
+        self._step_began: float | None = None
         # engine thread only
         self._owner: dict[str, Channel] = {}
         # asyncio thread only
@@ -65,7 +67,10 @@ class EngineServer:
             while not self._stopping:
                 self._take_commands()
                 if self._engine.has_work:
-                    self._hand_out(self._engine.step())
+                    self._step_began = time.monotonic()
+                    deltas = self._engine.step()
+                    self._step_began = None
+                    self._hand_out(deltas)
                 elif not self._inbox:
                     self._wake.wait(IDLE_REPORT_SECONDS)
                     self._wake.clear()
@@ -81,6 +86,11 @@ class EngineServer:
         """Make `run` return after the step under way. Any thread."""
         self._stopping = True
         self._wake.set()
+
+    def step_age(self) -> float:
+        """Seconds that the step under way has taken so far; 0 between steps. Any thread."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     # engine thread
 

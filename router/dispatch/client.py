@@ -6,12 +6,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from time import monotonic
+from typing import Any
 
 from router.dispatch.lease import (
     DISPATCH_CODEC,
     Acquire,
     Cancel,
+    FrontPages,
     Granted,
     HeldLease,
     LeaseLost,
@@ -89,9 +92,12 @@ class DispatcherClient:
         self._waiting: dict[str, _Wait] = {}
         self._held: dict[str, _Held] = {}
         self._unsent: list[Settle] = []
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = count(1)
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.table = ReplicaTable((), 0)
+        self.table_at = float("-inf")  # when it came, monotonic
 
     def start(self) -> None:
         """Connect, and stay connected, from now on."""
@@ -157,6 +163,29 @@ class DispatcherClient:
             self._unsent.append(settled)
         return True
 
+    def tell(self, message: Any) -> None:
+        """Send what asks for no answer; without a dispatcher it is dropped."""
+        if self._channel is not None:
+            self._channel.send(message)
+
+    async def ask(self, question: Callable[[int], Any], seconds: float | None = None) -> Any:
+        """The dispatcher's answer to `question(number)`: the message that has this number.
+
+        Raises ConnectionError when there is no dispatcher, when it goes away, or after `seconds`.
+        """
+        if not self.connected:
+            raise ConnectionError("the dispatcher is not reachable")
+        number = next(self._numbers)
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        self.tell(question(number))
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError as e:
+            raise ConnectionError(f"the dispatcher has not answered for {seconds} s") from e
+        finally:
+            del self._asked[number]
+
     # workers.api.channel.Handler
 
     def opened(self, channel: Channel) -> None:
@@ -185,7 +214,11 @@ class DispatcherClient:
                 if lost is not None and lost.on_lost is not None:
                     lost.on_lost(message)
             case ReplicaTable():
-                self.table = message
+                self.table, self.table_at = message, monotonic()
+            case FrontPages():
+                asked = self._asked.get(message.number)
+                if asked is not None and not asked.done():
+                    asked.set_result(message)
             case _:
                 channel.close(f"a dispatcher does not send {type(message).__name__}")
 
@@ -194,6 +227,9 @@ class DispatcherClient:
         if channel is self._channel:
             log.warning("the dispatcher is gone: %s", reason)
             self._channel = None
+            for asked in self._asked.values():
+                if not asked.done():
+                    asked.set_exception(ConnectionError(f"the dispatcher is gone: {reason}"))
             if self._proven:
                 self._away_since = monotonic()
         self._ended.set()

@@ -47,13 +47,16 @@ class DispatcherConfig:
     exclusion_grace: float = 2.0  # after it an excluded replica is taken, if there is no other
     orphan_grace: float = 5.0  # leases of an ingress that went away
     recovery: float = 3.0  # after the start, until all ingress replicas have come back
-    suspect_after: float = 2.0  # without progress
+    suspect_after: float = 3.0  # without progress, or 10 predicted steps if that is longer
+    canary_every: float = 2.0  # an idle replica proves that it can step; infinite = never
     decode_margin: int = 64  # tokens of room for each choice beyond its prompt
     seed_speed: Speed = Speed()
 
     def __post_init__(self) -> None:
         if self.max_waiting < 1:
             raise ConfigError(f"max_waiting must be at least 1, got {self.max_waiting}")
+        if self.canary_every <= 0:
+            raise ConfigError(f"canary_every must be positive, got {self.canary_every}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +246,22 @@ class Dispatcher:
         replica.report(report, self._clock())
         return self._release(replica.info.model)
 
+    def canaries(self) -> list[str]:
+        """Replicas that are to make a canary token now; `canary` tells how it went."""
+        now = self._clock()
+        due = [r for r in self._replicas.values() if r.canary_due(now, self.config.canary_every)]
+        for replica in due:
+            replica.canary.send(now)
+        return [replica.info.id for replica in due]
+
+    def canary(self, replica_id: str, *, well: bool) -> list[Reply]:
+        """The canary of `replica_id` came back; one that failed gets no leases until another one is well."""
+        replica = self._replicas.get(replica_id)
+        if replica is None:
+            return []
+        replica.canary_ended(self._clock(), well=well)
+        return self._release(replica.info.model)
+
     def tick(self) -> list[Reply]:
         """To be called about ten times a second: what follows from time alone."""
         now = self._clock()
@@ -268,9 +287,15 @@ class Dispatcher:
         """Requests without a lease."""
         return sum(len(fleet.queue) for fleet in self._fleets.values())
 
+    @property
+    def waiting_by_model(self) -> tuple[tuple[str, int], ...]:
+        """The same, apart."""
+        return tuple((model, len(fleet.queue)) for model, fleet in self._fleets.items())
+
     def rows(self) -> tuple[ReplicaRow, ...]:
         """The replica table."""
-        return tuple(r.row() for r in self._replicas.values())
+        now = self._clock()
+        return tuple(r.row(now) for r in self._replicas.values())
 
     def ledger(self) -> Ledger:
         """The books, counted anew; `balanced` must hold at any time."""

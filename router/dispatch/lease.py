@@ -141,6 +141,7 @@ class ReplicaRow:
     prefill_rate: float  # tokens a second, learned
     step_seconds: float  # of the next decode step, learned
     backlog_seconds: float  # of prefill ahead of a new request
+    since_step: float  # seconds since it completed a step, a canary's too; infinite before the first one
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,29 @@ class ReplicaTable:
 
     rows: tuple[ReplicaRow, ...]
     waiting: int  # requests without a lease
+    waiting_by_model: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FrontPage:
+    """The metrics of the front that sends this, in Prometheus' text format, for whoever asks."""
+
+    page: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AskPages:
+    """What the other fronts' last pages are; answered by `FrontPages` of the same number."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrontPages:
+    """Each other front's name and page."""
+
+    number: int
+    pages: tuple[tuple[str, bytes], ...]
 
 
 DISPATCH_CODEC = FrameCodec(
@@ -162,5 +186,8 @@ DISPATCH_CODEC = FrameCodec(
         21: Reregister,
         22: LeaseLost,
         23: ReplicaTable,
+        24: FrontPage,
+        25: AskPages,
+        26: FrontPages,
     }
 )

@@ -6,10 +6,11 @@ import asyncio
 import logging
 from typing import Any, Protocol
 
+from router.dispatch.canary import canary_fault, canary_request
 from workers.api.channel import Channel, dial
 from workers.api.errors import WireError
 from workers.api.replica import LoadReport, ReplicaInfo
-from workers.api.wire import ENGINE_CODEC, StepFrame, Welcome
+from workers.api.wire import ENGINE_CODEC, StepFrame, Submit, Welcome
 
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.05, 1.0  # seconds
 _WELCOME_SECONDS = 3.0
@@ -26,6 +27,9 @@ class Watcher(Protocol):
     def replica_load(self, replica_id: str, load: LoadReport) -> None:
         """A step report."""
 
+    def replica_canary(self, replica_id: str, fault: str | None) -> None:
+        """The canary has ended; `fault` says what came instead of its token."""
+
     def replica_unseen(self, replica_id: str, reason: str) -> None:
         """The connection is gone: so is the replica, until it is seen again."""
 
@@ -41,9 +45,18 @@ class Observer:
         self._secret, self._name, self._watcher, self._patience = secret, name, watcher, patience
         self._welcomed: asyncio.Future[ReplicaInfo] | None = None
         self._ended: asyncio.Future[str] | None = None
+        self._channel: Channel | None = None
+        self._canary = ""  # the id of the one that runs
         self._is_up = False
         self._closing = False
         self._task = asyncio.create_task(self._watch(), name=f"observer of {info.id}")
+
+    def send_canary(self) -> None:
+        """The replica is asked for one token; `replica_canary` tells of it, unless the connection ends before."""
+        if self._channel is not None and self._is_up:
+            request = canary_request()
+            self._canary = request.id
+            self._channel.send(Submit((request,)))
 
     async def close(self) -> None:
         """The connection is closed; nothing is told any more."""
@@ -93,12 +106,17 @@ class Observer:
 
     def opened(self, channel: Channel) -> None:
         """Wait for the Welcome."""
+        self._channel = channel
 
     def received(self, channel: Channel, message: object) -> None:
         """A Welcome or a step."""
         if isinstance(message, StepFrame):
             if self._is_up:
                 self._watcher.replica_load(self.info.id, message.load)
+                for delta in message.deltas:
+                    if delta.request_id == self._canary and delta.finish is not None:
+                        self._canary = ""
+                        self._watcher.replica_canary(self.info.id, canary_fault(delta))
         elif isinstance(message, Welcome) and self._welcomed is not None and not self._welcomed.done():
             self._welcomed.set_result(message.info)
             if message.info.id == self.info.id and not self._closing:

@@ -10,7 +10,17 @@ from random import Random
 from time import monotonic
 
 from router.dispatch.dispatcher import Dispatcher, DispatcherConfig, Reply
-from router.dispatch.lease import DISPATCH_CODEC, Acquire, Cancel, ReplicaTable, Reregister, Settle
+from router.dispatch.lease import (
+    DISPATCH_CODEC,
+    Acquire,
+    AskPages,
+    Cancel,
+    FrontPage,
+    FrontPages,
+    ReplicaTable,
+    Reregister,
+    Settle,
+)
 from router.dispatch.ledger import Ledger
 from router.dispatch.observer import Observer
 from workers.api.channel import Channel, Listener, listen
@@ -48,6 +58,7 @@ class DispatcherServer:
         self.dispatcher = Dispatcher(config, clock=monotonic, rng=rng or Random())
         self._registered: dict[str, _Registration] = {}
         self._ingresses: dict[str, Channel] = {}
+        self._pages: dict[str, bytes] = {}  # by ingress
         self._channels: set[Channel] = set()
         self._listener: Listener | None = None
         self._timer: asyncio.Task[None] | None = None
@@ -109,7 +120,8 @@ class DispatcherServer:
 
     def status(self) -> ReplicaTable:
         """The table as ingress replicas see it."""
-        return ReplicaTable(self.dispatcher.rows(), self.dispatcher.waiting)
+        d = self.dispatcher
+        return ReplicaTable(d.rows(), d.waiting, d.waiting_by_model)
 
     def ledger(self) -> Ledger:
         """The books of the dispatcher."""
@@ -135,6 +147,11 @@ class DispatcherServer:
 
     def replica_load(self, replica_id: str, load: LoadReport) -> None:  # noqa: D102
         self._answer(self.dispatcher.load(replica_id, load))
+
+    def replica_canary(self, replica_id: str, fault: str | None) -> None:  # noqa: D102
+        if fault is not None:
+            log.error("replica %s failed its canary and gets no leases: %s", replica_id, fault)
+        self._answer(self.dispatcher.canary(replica_id, well=fault is None))
 
     def replica_unseen(self, replica_id: str, reason: str) -> None:  # noqa: D102
         log.warning("replica %s is down: %s", replica_id, reason)
@@ -166,6 +183,11 @@ class DispatcherServer:
                 self._answer(self.dispatcher.cancel(message.lease_id))
             case Reregister():
                 self._answer(self.dispatcher.reregister(channel.peer, message))
+            case FrontPage():
+                self._pages[channel.peer] = message.page
+            case AskPages():
+                others = tuple((name, page) for name, page in self._pages.items() if name != channel.peer)
+                channel.send(FrontPages(message.number, others))
             case _:
                 channel.close(f"an ingress does not send {type(message).__name__}")
 
@@ -174,6 +196,7 @@ class DispatcherServer:
         if self._ingresses.get(channel.peer) is channel:
             log.info("ingress %s is gone: %s", channel.peer, reason)
             del self._ingresses[channel.peer]
+            self._pages.pop(channel.peer, None)
             self._answer(self.dispatcher.client_gone(channel.peer))
 
     # inside
@@ -195,5 +218,7 @@ class DispatcherServer:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._answer(self.dispatcher.tick())
+            for replica_id in self.dispatcher.canaries():
+                self._registered[replica_id].observer.send_canary()
             if monotonic() - self._table_at >= TABLE_SECONDS:
                 self._broadcast()

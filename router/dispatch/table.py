@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from router.dispatch.canary import Canary
 from router.dispatch.latency import Speed, SpeedModel, blend
 from router.dispatch.lease import Acquire, ReplicaRow, ReplicaState
 from workers.api.replica import LoadReport, ReplicaInfo
@@ -51,10 +52,10 @@ class Replica:
     """
 
     __slots__ = (
-        "block_size", "blocks", "draining", "fleet", "free_blocks", "free_slots", "index", "info", "kv_seconds",
-        "leases", "load", "model", "observed", "observed_at", "progress_at", "queue_seconds", "recovering",
-        "seq_seconds", "slots", "step_seconds", "suspect", "taught_at", "token_seconds", "trusted", "unreported",
-        "unreported_tokens",
+        "block_size", "blocks", "canary", "draining", "fleet", "free_blocks", "free_slots", "index", "info",
+        "kv_seconds", "leases", "load", "model", "observed", "observed_at", "progress_at", "queue_seconds",
+        "recovering", "seq_seconds", "slots", "step_seconds", "suspect", "taught_at", "token_seconds", "trusted",
+        "unreported", "unreported_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +69,7 @@ class Replica:
         self.fleet = seed
         self.draining = self.suspect = self.recovering = False
         self.progress_at = self.taught_at = now
+        self.canary = Canary()
         self.slots = sum(lease.request.choices for lease in leases.values())
         self.blocks = sum(lease.blocks for lease in leases.values())
         self.unreported: deque[tuple[float, int]] = deque()  # (granted, prefill tokens) not yet in a report
@@ -130,11 +132,15 @@ class Replica:
     def report(self, load: LoadReport, now: float) -> None:
         """Take in what the engine said after a step."""
         idle = load.running + load.waiting == 0
-        if load.step != self.load.step:
-            self.model.observe(load)
-            if load.prefill_tokens + load.decode_tokens:
-                self.taught_at = now
-        if load.step != self.load.step or idle:
+        stepped = load.step != self.load.step
+        if stepped:
+            if self.load.step >= 0:  # else it is the first report, of a step long ago
+                self.canary.stepped_at = now
+            if not self.canary.is_out:  # a prompt of one token says nothing of the speed of others
+                self.model.observe(load)
+                if load.prefill_tokens + load.decode_tokens:
+                    self.taught_at = now
+        if not self.canary.failed and (stepped or (idle and not self.canary.is_out)):
             self.progress_at = now
             self.suspect = False
         self.load = load
@@ -144,10 +150,25 @@ class Replica:
 
     def watch(self, now: float, suspect_seconds: float) -> None:
         """Suspect a replica that makes no progress for much longer than its steps take; let old knowledge fade."""
-        if now - self.progress_at > max(suspect_seconds, 10.0 * self.step_seconds):
+        limit = max(suspect_seconds, 10.0 * self.step_seconds)
+        if now - self.progress_at > limit or self.canary.overdue(now, limit):
             self.suspect = True
         if self.observed is not None and now - self.observed_at > _OBSERVED_STALE:
             self.observed = None
+        self.refresh(now)
+
+    def canary_due(self, now: float, every: float) -> bool:
+        """Whether it is idle, as far as is known, and nothing has proved it well for `every` seconds."""
+        load = self.load
+        idle = load.step >= 0 and load.running + load.waiting == 0 and not self.leases
+        return idle and not self.draining and self.canary.due(now, every)
+
+    def canary_ended(self, now: float, *, well: bool) -> None:
+        """The canary's token came, or an error in its place."""
+        self.canary.end(now, well=well)
+        self.suspect = not well
+        if well:
+            self.progress_at = now
         self.refresh(now)
 
     def observe_lease(self, lease: Lease, now: float) -> None:
@@ -156,7 +177,7 @@ class Replica:
         self.observed = seconds if self.observed is None else 0.8 * self.observed + 0.2 * seconds
         self.observed_at = now
 
-    def row(self) -> ReplicaRow:
+    def row(self, now: float) -> ReplicaRow:
         """For status pages and metrics."""
         return ReplicaRow(
             info=self.info,
@@ -167,4 +188,5 @@ class Replica:
             prefill_rate=1.0 / self.token_seconds,
             step_seconds=self.step_seconds + self.seq_seconds,
             backlog_seconds=self.queue_seconds,
+            since_step=now - self.canary.stepped_at,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,7 @@ class ReplicaRow:
     model: str
     state: str  # ready | suspect | draining
     load: LoadReport | None = None
+    since_step: float = math.inf  # seconds since it completed a step or a canary; infinite if it never did
 
 
 class Status(Protocol):
@@ -29,7 +31,10 @@ class Status(Protocol):
         """Whether some replica takes requests."""
 
     def healthy(self) -> bool:
-        """Whether a step completed, or a canary token was made, within the last seconds."""
+        """Whether a ready replica completed a step, or made a canary token, within the last seconds."""
 
     def replicas(self) -> Sequence[ReplicaRow]:
         """All replicas known."""
+
+    def waiting(self) -> Mapping[str, int]:
+        """Requests without a lease, by model."""

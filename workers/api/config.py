@@ -91,7 +91,9 @@ class ReplicaConfig:
     engine: EngineConfig
     tensor_parallel: int = 1
     device: str = "auto"  # auto | cpu | cuda
-    step_timeout: float = 10.0  # seconds: a rank that lets the others wait longer, once all are up, ends the replica
+    step_timeout: float = 10.0  # seconds: a rank that is silent, or in one step, for longer ends the replica
+    log_level: str = "info"  # debug | info | warning | error
+    log_format: str = "text"  # text | json
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class FakeEngine:
     def __init__(self, replica_id: str, *, model: str = MODEL, slots: int = 8, step_seconds: float = 0.002) -> None:
         self.id, self.model, self.slots, self.step_seconds = replica_id, model, slots, step_seconds
         self.hold = False
+        self.idle_steps = True  # counts steps while it has nothing to do, which a real one does not
         self.fail_with: str | None = None  # the next delta of every sequence is this error
         self.skip_position = False  # leaves a gap once
         self.repeat = False  # sends every delta twice
@@ -126,7 +128,7 @@ class FakeEngine:
                 self.step()
 
     def step(self) -> None:
-        self._steps += 1
+        self._steps += self.idle_steps or bool(self.sequences)
         deltas: dict[Channel, list[Delta]] = {}
         decoded = len(self.sequences)
         for request_id, sequence in list(self.sequences.items()):
@@ -169,7 +171,7 @@ class Cluster:
 
     def __init__(self, engines: int = 2, *, config: DispatcherConfig | None = None, max_unread: int = 4096) -> None:
         self.engines = [FakeEngine(f"r{i}") for i in range(engines)]
-        self.config = config or DispatcherConfig(exclusion_grace=0.2, replica_grace=0.3)
+        self.config = config or DispatcherConfig(exclusion_grace=0.2, replica_grace=0.3, canary_every=math.inf)
         self.server = self._server()
         self.client = DispatcherClient("ingress-1", secret=SECRET, locate=self._locate)
         self.links = EngineLinks("ingress-1", secret=SECRET, max_unread=max_unread)
