@@ -113,7 +113,7 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
         join_ray(address)
     secret = secrets.token_hex(16)
     try:
-        start_dispatcher(config.dispatcher_config(), secret)
+        start_dispatcher(config.dispatcher_config(), secret, config.log)
     except ConfigError:
         ray.shutdown()  # what runs there is another one's: `bring_down` must not find it
         raise

@@ -37,7 +37,7 @@ class ModelSection(Section):
     max_model_len: Positive | None = None  # tokens
     seed: int = 0
     revision: str | None = None  # of a hub id
-    step_timeout: Annotated[float, Field(gt=0)] = 10.0  # seconds a step may take on several ranks before one is blamed
+    step_timeout: Annotated[float, Field(gt=0)] = 10.0  # seconds: a rank silent, or in one step, for so long is hung
 
 
 class EngineSection(Section):
@@ -78,6 +78,13 @@ class DispatchSection(Section):
     max_waiting: Positive = 10_000  # requests that wait for a lease; beyond it 429
 
 
+class LogSection(Section):
+    """What our processes write to stderr, which Ray keeps in a file for each."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
 class ClusterConfig(Section):
     """The whole file."""
 
@@ -85,6 +92,7 @@ class ClusterConfig(Section):
     engine: EngineSection = EngineSection()
     http: HttpSection = HttpSection()
     dispatch: DispatchSection = DispatchSection()
+    log: LogSection = LogSection()
 
     def dispatcher_config(self) -> DispatcherConfig:
         """What the dispatcher is told."""
@@ -113,6 +121,8 @@ class ClusterConfig(Section):
             tensor_parallel=m.tensor_parallel,
             device=device,
             step_timeout=m.step_timeout,
+            log_level=self.log.level,
+            log_format=self.log.format,
         )
 
 

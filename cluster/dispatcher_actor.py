@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
 import ray
 
+from cluster.config import LogSection
+from cluster.logs import set_up_logs
 from cluster.names import DISPATCHER, NAMESPACE
 from router.dispatch.dispatcher import DispatcherConfig
 from router.dispatch.lease import ReplicaTable
@@ -20,8 +21,8 @@ from workers.api.replica import ReplicaInfo
 class DispatcherActor:
     """Ray restarts it when it dies; replicas announce themselves again, ingresses re-register their leases."""
 
-    def __init__(self, config: DispatcherConfig, secret: str) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    def __init__(self, config: DispatcherConfig, secret: str, log: LogSection) -> None:
+        set_up_logs(log.level, log.format)
         self._server = DispatcherServer(config, secret=secret, host=ray.util.get_node_ip_address())
         self._starting = asyncio.Lock()
         self._address: tuple[str, int] | None = None
@@ -51,7 +52,7 @@ class DispatcherActor:
         return self._server.ledger()
 
 
-def start_dispatcher(config: DispatcherConfig, secret: str) -> Any:
+def start_dispatcher(config: DispatcherConfig, secret: str, log: LogSection) -> Any:
     """Start the one dispatcher of this Ray cluster. Raises ConfigError when one runs there already."""
     try:
         ray.get_actor(DISPATCHER, namespace=NAMESPACE)
@@ -69,7 +70,7 @@ def start_dispatcher(config: DispatcherConfig, secret: str) -> Any:
             max_restarts=-1,
             max_task_retries=-1,
         )
-        .remote(config, secret)
+        .remote(config, secret, log)
     )
 
 

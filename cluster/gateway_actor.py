@@ -16,10 +16,13 @@ from cluster.access import keys_for_handles
 from cluster.client import Generated, GeneratedChoice
 from cluster.config import ClusterConfig, resolve_model
 from cluster.dispatcher_actor import locate_dispatcher
+from cluster.logs import set_up_logs
 from cluster.names import GATEWAY, NAMESPACE
 from cluster.served_model import served_model
 from router.dispatch.client import DispatcherClient
 from router.engine_link import EngineLinks
+from router.metrics_page import FrontMetrics
+from router.request_context import REQUEST_ID
 from router.service import Reply, Service, refused
 from router.sessions import Sessions
 from workers.api.errors import EchelonError, EngineFault, InvalidRequest, NotAuthorized
@@ -55,7 +58,7 @@ class Gateway:
     """Ray restarts it when it dies, and calls it was running start again."""
 
     def __init__(self, config: ClusterConfig, secret: str) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        set_up_logs(config.log.level, config.log.format)
         self._model = served_model(config, resolve_model(config.model.path, config.model.revision))
         self._secret = secret
         self._keys = keys_for_handles(config, secret)
@@ -98,12 +101,15 @@ class Gateway:
         return tuple(m.name for m in self._open().models(identity))
 
     def _open(self) -> Service:
-        """The service; connections belong to the event loop, so that they start with the first call."""
+        """The service, for a new request; connections belong to the event loop, so that they start with the first."""
+        REQUEST_ID.set(f"req-{uuid.uuid4().hex}")
         if self._service is None:
             name = f"gateway-{os.getpid()}-{uuid.uuid4().hex}"
             dispatcher = DispatcherClient(name, secret=self._secret, locate=locate_dispatcher)
             dispatcher.start()
             self._service = Service([self._model], Sessions(dispatcher, EngineLinks(name, secret=self._secret)))
+            self._metrics = FrontMetrics(dispatcher, self._service.metrics.page)
+            self._metrics.start()  # the ingresses show them
         return self._service
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,59 +12,44 @@ from cluster.access import open_keys
 from cluster.config import ClusterConfig, resolve_model
 from cluster.dispatcher_actor import locate_dispatcher
 from cluster.environment import INGRESS_ENV
+from cluster.logs import set_up_logs
 from cluster.served_model import served_model
+from router.cluster_status import ClusterStatus
 from router.dispatch.client import DispatcherClient
-from router.dispatch.lease import ReplicaState
 from router.engine_link import EngineLinks
+from router.engine_metrics import EngineMetrics
 from router.http.app import create_app
 from router.http.config import FrontConfig
 from router.http.identity import NoKeys
-from router.http.status import ReplicaRow
 from router.keys.resolver import KeyResolver
+from router.metrics import Metrics
+from router.metrics_page import FrontMetrics
 from router.sessions import Sessions
 
 MAX_ONGOING = 100_000  # Serve must never queue: the dispatcher does, in order
-
-
-class ClusterStatus:
-    """`router.http.status.Status` from the dispatcher's last table."""
-
-    def __init__(self, dispatcher: DispatcherClient) -> None:
-        self._dispatcher = dispatcher
-
-    def live(self) -> bool:
-        """Whoever can ask is served by this process."""
-        return True
-
-    def ready(self) -> bool:
-        """Whether a replica takes leases and the dispatcher can grant them."""
-        return self._dispatcher.connected and any(r.state is ReplicaState.READY for r in self._dispatcher.rows)
-
-    def healthy(self) -> bool:
-        """The same: a replica is READY only while its engine loop reports, and SUSPECT when work stands still."""
-        return self.ready()
-
-    def replicas(self) -> Sequence[ReplicaRow]:
-        """All replicas known."""
-        return [ReplicaRow(r.info.id, r.info.model, r.state.value, r.load) for r in self._dispatcher.rows]
 
 
 class Ingress:
     """One front. Its user code runs in the server's own loop and never blocks."""
 
     async def __init__(self, config: ClusterConfig, secret: str) -> None:  # type: ignore[misc]
-        logging.getLogger("echelon").setLevel(logging.INFO)
+        set_up_logs(config.log.level, config.log.format)
         self._keys = open_keys(config, secret)
         name = f"ingress-{os.getpid()}-{serve.get_replica_context().replica_id.unique_id}"
         dispatcher = DispatcherClient(name, secret=secret, locate=locate_dispatcher)
         dispatcher.start()
         self._sessions = Sessions(dispatcher, EngineLinks(name, secret=secret))
         model = served_model(config, resolve_model(config.model.path, config.model.revision))
+        status, metrics = ClusterStatus(dispatcher), Metrics()
+        self._metrics = FrontMetrics(dispatcher, metrics.page, EngineMetrics(status))
+        self._metrics.start()
         self._front = create_app(
             FrontConfig(),
             [model],
             self._sessions,
-            ClusterStatus(dispatcher),
+            status,
+            metrics=metrics,
+            page=self._metrics.page,
             identity=KeyResolver(self._keys) if self._keys else NoKeys(loopback_only=not config.http.no_auth),
         )
 
@@ -76,6 +59,7 @@ class Ingress:
 
     async def __del__(self) -> None:
         """Serve stops this ingress."""
+        await self._metrics.close()
         await self._sessions.close()
         if self._keys is not None:
             self._keys.close()

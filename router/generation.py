@@ -7,10 +7,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from workers.api.request import Delta, SamplingParams
+
+
+@dataclass(slots=True)
+class Trace:
+    """What became of one generation request; the generator writes it, logs and metrics read it."""
+
+    queue_seconds: float = 0.0  # without a lease, over all attempts
+    replica: str = ""  # that had it last
+    replays: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,7 @@ class GenerationRequest:
     route: str = ""  # learned output lengths are per (owner, route)
     salt: bytes = b""
     adapter: str | None = None
+    trace: Trace = field(default_factory=Trace, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,18 @@
-"""Prometheus metrics: vLLM's names where the meaning is the same, `echelon_*` for ours.
+"""Prometheus metrics of requests: vLLM's names where the meaning is the same, `echelon_*` for ours.
 
-Requests feed counters and histograms as they happen (`Metrics.request` gives one `Meter` a request). The engines'
-gauges are read from the replica rows when somebody scrapes. Times are monotonic seconds.
+Requests feed counters and histograms as they happen: `Metrics.request` gives one `Meter` a request. The engines'
+numbers are in `router.engine_metrics`, the pages of several fronts become one in `router.metrics_page`. Times are
+monotonic seconds.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from workers.api.replica import LoadReport
+from router.generation import Trace
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TTFT_BUCKETS = (
@@ -29,36 +27,43 @@ E2E_BUCKETS = (
     *(0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
-MAX_USERS = 1000
+MAX_LABELS = 1000
 
 
-class Row(Protocol):
-    """What is read of a replica."""
+class Label:
+    """Values of one label: the first 1,000, then "other", since a page must not grow for ever."""
 
-    @property
-    def id(self) -> str: ...  # noqa: D102
-    @property
-    def model(self) -> str: ...  # noqa: D102
-    @property
-    def state(self) -> str: ...  # noqa: D102
-    @property
-    def load(self) -> LoadReport | None: ...  # noqa: D102
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        """`value`, or "other"."""
+        if value not in self._known:
+            if len(self._known) >= MAX_LABELS:
+                return "other"
+            self._known.add(value)
+        return value
 
 
 class Meter:
-    """The metrics of one HTTP request; one or more choices."""
+    """The metrics of one request; one or more choices, of one or more prompts. `traces` are its generations'."""
 
-    def __init__(self, metrics: Metrics, model: str, tier: str, user: str, prompt_tokens: int) -> None:
+    def __init__(
+        self, metrics: Metrics, model: str, tier: str, user: str, prompt_tokens: int, traces: Sequence[Trace]
+    ) -> None:
         self._metrics = metrics
-        self._labels = (model,)
-        self._tier, self._user = tier, user
-        self._prompt_tokens = prompt_tokens
+        self._model, self._tier, self._user = model, tier, user
+        self._traces = traces
         self._start = metrics.clock()
         self._last: dict[int, float] = {}
-        self._itl = metrics.itl.labels(model)
-        self._generated = 0
-        self._reasons: list[str] = []
-        self._failed = self._closed = False
+        self._itl = metrics.itl.labels(model, tier)
+        self._closed = False
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = 0
+        self.ttft: float | None = None  # seconds
+        self.e2e: float | None = None  # seconds, once closed
+        self.reasons: list[str] = []  # of the choices that have ended
+        self.failure: str | None = None
         metrics.in_flight.labels(model).inc()
 
     def tokens(self, choice: int, count: int) -> None:
@@ -69,65 +74,97 @@ class Meter:
         last = self._last.get(choice)
         if last is not None:
             self._itl.observe(now - last)
-        elif not self._last:
-            self._metrics.ttft.labels(*self._labels).observe(now - self._start)
+        elif self.ttft is None:
+            self.ttft = now - self._start
+            self._metrics.ttft.labels(self._model, self._tier).observe(self.ttft)
         self._last[choice] = now
-        self._generated += count
+        self.output_tokens += count
 
     def finished(self, reason: str) -> None:
         """One choice ended with `reason`."""
-        self._reasons.append(reason)
+        self.reasons.append(reason)
 
-    def failed(self) -> None:
-        """The request ended with an error after it was accepted, or was refused."""
-        self._failed = True
+    def failed(self, code: str, *, refused: bool = False) -> None:
+        """The request ended with the error `code`, or was refused before it ran."""
+        self.failure = code
+        if refused:
+            self._metrics.refused(code)
+
+    @property
+    def outcome(self) -> str:
+        """The first finish reason, "error", or "abort" where the client went away."""
+        if self.failure is not None:
+            return "error"
+        return self.reasons[0] if self.reasons else "abort"
+
+    @property
+    def queue_seconds(self) -> float:
+        """What the prompt that waited longest waited for leases."""
+        return max((t.queue_seconds for t in self._traces), default=0.0)
+
+    @property
+    def replica(self) -> str:
+        """Where it ran, at last; empty if nowhere."""
+        return next((t.replica for t in self._traces if t.replica), "")
+
+    @property
+    def replays(self) -> int:
+        """Attempts after a replica failed, over all prompts."""
+        return sum(t.replays for t in self._traces)
 
     def close(self) -> None:
         """The request is over; without a reason and without a failure it was aborted by its client."""
         if self._closed:
             return
         self._closed = True
-        m, model = self._metrics, self._labels[0]
+        m, model, tier = self._metrics, self._model, self._tier
+        self.e2e = m.clock() - self._start
         m.in_flight.labels(model).dec()
-        reasons = ["error"] if self._failed else self._reasons or ["abort"]
-        for reason in reasons:
+        for reason in ["error"] if self.failure is not None else self.reasons or ["abort"]:
             m.success.labels(model, reason).inc()
-        m.requests.labels(self._tier, reasons[0]).inc()
-        if self._last:  # work was done: it is counted, whoever ended it
-            m.prompt_tokens.labels(model).inc(self._prompt_tokens)
-            m.generation_tokens.labels(model).inc(self._generated)
+        m.requests.labels(tier, self.outcome).inc()
+        if self.replica:
+            m.queue_time.labels(model, tier).observe(self.queue_seconds)
+            m.replica_requests.labels(m.replica_label(self.replica), self.outcome).inc()
+        if self.replays:
+            m.replays.labels(model).inc(self.replays)
+        if self.ttft is not None:  # work was done: it is counted, whoever ended it
+            m.prompt_tokens.labels(model).inc(self.prompt_tokens)
+            m.generation_tokens.labels(model).inc(self.output_tokens)
             user = m.user_label(self._user)
-            m.user_tokens.labels(self._tier, user, "prompt").inc(self._prompt_tokens)
-            m.user_tokens.labels(self._tier, user, "generation").inc(self._generated)
-        if self._reasons and not self._failed:
-            m.e2e.labels(model).observe(m.clock() - self._start)
+            m.user_tokens.labels(tier, user, "prompt").inc(self.prompt_tokens)
+            m.user_tokens.labels(tier, user, "generation").inc(self.output_tokens)
+        if self.reasons and self.failure is None:
+            m.e2e.labels(model, tier).observe(self.e2e)
 
 
 class Metrics:
-    """All metrics of one front, in a registry of their own. `rows` gives the replicas known at a scrape."""
+    """All metrics of one front, in a registry of their own."""
 
-    def __init__(
-        self, rows: Callable[[], Sequence[Row]] | None = None, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.registry = r = CollectorRegistry()
-        model = ("model_name",)
+        self.user_label, self.replica_label, self._refusal_label = Label(), Label(), Label()
+        model, both = ("model_name",), ("model_name", "tier")
         self.ttft = Histogram(
-            "vllm:time_to_first_token_seconds", "Time to the first token.", model, buckets=TTFT_BUCKETS, registry=r
+            "vllm:time_to_first_token_seconds", "Time to the first token.", both, buckets=TTFT_BUCKETS, registry=r
         )
         self.itl = Histogram(
             "vllm:inter_token_latency_seconds",
             "Time between two steps of one answer.",
-            model,
+            both,
             buckets=ITL_BUCKETS,
             registry=r,
         )
         self.e2e = Histogram(
             "vllm:e2e_request_latency_seconds",
             "Time from request to the end of its answer.",
-            model,
+            both,
             buckets=E2E_BUCKETS,
             registry=r,
+        )
+        self.queue_time = Histogram(
+            "vllm:request_queue_time_seconds", "Time without a lease.", both, buckets=TTFT_BUCKETS, registry=r
         )
         self.prompt_tokens = Counter("vllm:prompt_tokens", "Prompt tokens served.", model, registry=r)
         self.generation_tokens = Counter("vllm:generation_tokens", "Tokens generated.", model, registry=r)
@@ -139,71 +176,23 @@ class Metrics:
         )
         self.in_flight = Gauge("echelon_front_requests", "Requests that this front is answering.", model, registry=r)
         self.requests = Counter("echelon_requests", "Requests by their outcome.", ("tier", "outcome"), registry=r)
+        self.replica_requests = Counter(
+            "echelon_replica_requests", "Requests by the replica they ended on.", ("replica", "outcome"), registry=r
+        )
+        self.refusals = Counter("echelon_refusals", "Requests refused, by error code.", ("reason",), registry=r)
+        self.replays = Counter("echelon_replays", "Attempts after a replica failed.", model, registry=r)
         self.user_tokens = Counter(
             "echelon_user_tokens", "Tokens by user; late ones are 'other'.", ("tier", "user", "kind"), registry=r
         )
-        self._users: set[str] = set()
-        if rows is not None:
-            r.register(_Engines(rows))
 
-    def request(self, model: str, tier: str, user: str, prompt_tokens: int) -> Meter:
+    def request(self, model: str, tier: str, user: str, prompt_tokens: int, traces: Sequence[Trace] = ()) -> Meter:
         """The meter of a request that starts now."""
-        return Meter(self, model, tier, user, prompt_tokens)
+        return Meter(self, model, tier, user, prompt_tokens, traces)
 
-    def user_label(self, user: str) -> str:
-        """`user`, or "other" once 1,000 are known: a tenant must not be able to grow the page."""
-        if user in self._users:
-            return user
-        if len(self._users) >= MAX_USERS:
-            return "other"
-        self._users.add(user)
-        return user
+    def refused(self, code: str) -> None:
+        """A request was refused with the error `code`."""
+        self.refusals.labels(self._refusal_label(code)).inc()
 
     def page(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Everything, in Prometheus' text format. Any thread."""
         return generate_latest(self.registry)
-
-
-_GAUGES: tuple[tuple[str, str, Callable[[LoadReport], float]], ...] = (
-    ("vllm:num_requests_running", "Sequences with a slot.", lambda w: w.running),
-    ("vllm:num_requests_waiting", "Sequences waiting in the engine.", lambda w: w.waiting),
-    (
-        "vllm:kv_cache_usage_perc",
-        "Share of KV blocks in use, 1 = full.",
-        lambda w: 1 - w.free_blocks / w.total_blocks if w.total_blocks else 0.0,
-    ),
-    ("echelon_prefill_backlog_tokens", "Prompt tokens not yet computed.", lambda w: w.prefill_backlog),
-    ("echelon_step_seconds", "Duration of the last step.", lambda w: w.step_seconds),
-)
-_COUNTERS: tuple[tuple[str, str, Callable[[LoadReport], float]], ...] = (
-    ("vllm:num_preemptions", "Preemptions since the replica started.", lambda w: w.preemptions),
-    ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda w: w.prefix_queries),
-    ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda w: w.prefix_hits),
-    ("echelon_steps", "Steps completed.", lambda w: w.step),
-)
-
-
-class _Engines(Collector):
-    """The replicas' own numbers, read at a scrape."""
-
-    def __init__(self, rows: Callable[[], Sequence[Row]]) -> None:
-        self._rows = rows
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: or the registry would scrape once to learn the names."""
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        """One family a number; `engine` is the replica's id, as vLLM labels it."""
-        rows = self._rows()
-        up = GaugeMetricFamily("echelon_replica_up", "Whether the replica is ready.", labels=("replica", "state"))
-        for row in rows:
-            up.add_metric((row.id, row.state), float(row.state == "ready"))
-        yield up
-        loads = [(row, row.load) for row in rows if row.load is not None]
-        for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
-            for name, text, value in table:
-                family = kind(name, text, labels=("model_name", "engine"))
-                for row, load in loads:
-                    family.add_metric((row.model, row.id), value(load))
-                yield family

@@ -17,12 +17,14 @@ from router.http.config import FrontConfig, ServedModel
 from router.http.identity import Identity
 from router.http.job import Job, JobMaker
 from router.http.reading import Answer, Reading
-from router.protocol.errors import HttpRefusal, answer_for, echo
+from router.metrics import Meter, Metrics
+from router.protocol.errors import HttpRefusal, answer_for, code_of, echo, is_refusal
 from router.protocol.json_entry import parse_object
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.validation import validate
+from router.request_log import log_finished, log_refused
 from router.text.offload import TextPool
-from workers.api.errors import ConfigError, EchelonError, InvalidRequest, ModelNotFound
+from workers.api.errors import ConfigError, EchelonError, InvalidRequest, ModelNotFound, RequestError
 
 BODIES: dict[str, type[ChatBody] | type[CompletionBody]] = {
     "/v1/chat/completions": ChatBody,
@@ -63,12 +65,14 @@ class Service:
         config: FrontConfig | None = None,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
         now: Callable[[], float] = time.time,
+        metrics: Metrics | None = None,
     ) -> None:
         self.config = config or FrontConfig()
         self._models = {m.name: m for m in models}
         if len(self._models) != len(models):
             raise ConfigError("two served models share a name")
         self._generator = generator
+        self.metrics = metrics or Metrics()
         self._pool = TextPool(self.config.text_threads)
         self._maker = JobMaker(self.config, self._pool, draw_seed, now)
 
@@ -87,8 +91,22 @@ class Service:
         """The threads for text end."""
         self._pool.close()
 
+    def meter(self, job: Job) -> Meter:
+        """The meter of `job`, which starts now."""
+        first = job.requests[0]
+        traces = [r.trace for r in job.requests]
+        return self.metrics.request(job.model, first.tier, first.owner, job.prompt_tokens, traces)
+
     async def job(self, route: str, body: bytes, identity: Identity) -> Job:
-        """The job that `body` (JSON) asks for on `route` (a key of BODIES). Raises RequestError."""
+        """The job that `body` (JSON) asks for on `route` (a key of BODIES). Raises RequestError, which is counted."""
+        try:
+            return await self._job(route, body, identity)
+        except RequestError as e:
+            self.metrics.refused(code_of(e))
+            log_refused(identity, route, code_of(e))
+            raise
+
+    async def _job(self, route: str, body: bytes, identity: Identity) -> Job:
         kind = BODIES.get(route)
         if kind is None:
             raise HttpRefusal(404, f"Invalid URL (POST {echo(route)})", code="unknown_url")
@@ -104,10 +122,17 @@ class Service:
     async def run(self, job: Job) -> Answer:
         """The whole answer to `job`. Cancelling it aborts the sequences. Raises EchelonError."""
         batches = open_batches(self._generator, job.requests)
+        meter = self.meter(job)
+        reading = Reading(job, meter)
         try:
-            return await Reading(job).collect(batches)
+            return await reading.collect(batches)
+        except Exception as e:
+            meter.failed(code_of(e), refused=is_refusal(e))
+            raise
         finally:
             await close(batches)
+            meter.close()
+            log_finished(job, meter, reading.usage().cached_tokens)
 
     async def answer(self, route: str, body: bytes, identity: Identity) -> Answer:
         """`job`, then `run`. Raises InvalidRequest for a stream: there is nobody to read it."""

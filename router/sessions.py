@@ -209,12 +209,17 @@ class Sessions:
             age=monotonic() - run.since,
             excluded=run.excluded,
         )
+        trace, asked = request.trace, monotonic()
         try:
-            return await self.dispatcher.acquire(ask, attempt.lost)
+            granted = await self.dispatcher.acquire(ask, attempt.lost)
+            trace.replica, trace.replays = granted.replica.id, run.attempt
+            return granted
         except Overloaded as e:
             if run.accepted:  # too late to be refused
                 raise ReplicaLost(f"its replica died and there is no other: {e}") from e
             raise
+        finally:
+            trace.queue_seconds += monotonic() - asked
 
     async def _submit(self, run: _Run, attempt: _Attempt, granted: Granted) -> Stream:
         link = await self.links.get(granted.replica)

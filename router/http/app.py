@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +17,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from router.engine_metrics import EngineMetrics
 from router.generation import Generator
 from router.http.config import FrontConfig, ServedModel
 from router.http.entry import read_body
@@ -36,15 +40,17 @@ def create_app(
     *,
     identity: IdentityResolver | None = None,
     metrics: Metrics | None = None,
+    page: Callable[[], Awaitable[bytes]] | None = None,
     draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
     now: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The application. `identity` None = no keys, loopback only; `draw_seed` seeds requests that bring none.
 
+    `page` gives what /metrics shows; None = the numbers of this front and of the engines.
     Errors have OpenAI's body and every answer an `x-request-id`. Raises ConfigError when two models share a name.
     """
-    service = Service(models, generator, config=config, draw_seed=draw_seed, now=now)
-    meters = metrics or Metrics(status.replicas)
+    service = Service(models, generator, config=config, draw_seed=draw_seed, now=now, metrics=metrics)
+    show = page or functools.partial(asyncio.to_thread, local_page, service.metrics, EngineMetrics(status))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -59,8 +65,7 @@ def create_app(
     async def exchange(request: Request, route: str) -> Response:
         owner: Identity = request.state.identity
         job = await service.job(route, await read_body(request, config), owner)
-        meter = meters.request(job.model, owner.tier, owner.owner, job.prompt_tokens)
-        return Exchange(job, generator, meter, config.stalled_seconds)
+        return Exchange(job, generator, service.meter(job), config.stalled_seconds)
 
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatBody), tags=["openai"])
     async def chat_completions(request: Request) -> Response:
@@ -84,7 +89,7 @@ def create_app(
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:
-        """200 while tokens are being made or could be: a step or a canary completed within the last seconds."""
+        """200 while some ready replica makes progress: it completed a step or a canary within the last seconds."""
         return _health(status.healthy(), status)
 
     @app.get("/health/live", tags=["health"])
@@ -100,9 +105,14 @@ def create_app(
     @app.get("/metrics", tags=["health"])
     async def show_metrics() -> Response:
         """Prometheus' text format."""
-        return Response(meters.page(), media_type=CONTENT_TYPE)
+        return Response(await show(), media_type=CONTENT_TYPE)
 
     return app
+
+
+def local_page(metrics: Metrics, engines: EngineMetrics) -> bytes:
+    """What one front knows, without asking others. Any thread."""
+    return metrics.page() + engines.page()
 
 
 def _card(model: ServedModel) -> dict[str, Any]:
@@ -117,9 +127,16 @@ def _card(model: ServedModel) -> dict[str, Any]:
 
 def _health(good: bool, status: Status) -> Response:
     states: dict[str, int] = {}
+    since_step = math.inf
     for row in status.replicas():
         states[row.state] = states.get(row.state, 0) + 1
-    return JSONResponse({"status": "ok" if good else "unavailable", "replicas": states}, 200 if good else 503)
+        since_step = min(since_step, row.since_step)
+    body = {
+        "status": "ok" if good else "unavailable",
+        "replicas": states,
+        "seconds_since_step": round(since_step, 2) if math.isfinite(since_step) else None,
+    }
+    return JSONResponse(body, 200 if good else 503)
 
 
 def _body_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from router.http.gate import error_response
 from router.http.job import Job
 from router.http.reading import Reading
 from router.metrics import Meter
-from router.protocol.errors import answer_for
+from router.protocol.errors import answer_for, code_of, is_refusal
 from router.protocol.sse import CONTENT_TYPE, DONE, error_event
+from router.request_log import log_finished
 from workers.api.errors import EchelonError, EngineFault
 
 log = logging.getLogger("echelon.http")
@@ -67,6 +68,7 @@ class Exchange(Response):
             gone.cancel()
             await asyncio.wait({work, gone})
             self._meter.close()
+            log_finished(self._job, self._meter, self._reading.usage().cached_tokens)
         if not work.cancelled():
             work.result()
 
@@ -78,7 +80,7 @@ class Exchange(Response):
             else:
                 await (await self._collect(batches))(scope, receive, send)
         except _Stalled:  # what is left of the answer is dropped, and the server closes the connection
-            self._meter.failed()
+            self._meter.failed("client_stalled")
             log.warning("generation %s: unread for %g s", self._job.requests[0].id, self._patience)
         finally:
             await close(batches)
@@ -129,7 +131,7 @@ class Exchange(Response):
         return events
 
     def _failed(self, error: Exception) -> Exception:
-        self._meter.failed()
+        self._meter.failed(code_of(error), refused=is_refusal(error))
         if not isinstance(error, EchelonError):
             log.error("generation %s failed", self._job.requests[0].id, exc_info=error)
         elif isinstance(error, EngineFault):

@@ -14,6 +14,7 @@ from router.protocol.answers import ChatFormat, CompletionFormat, Format
 from router.protocol.errors import HttpRefusal
 from router.protocol.openai import ChatBody, Common, CompletionBody
 from router.protocol.sampling import check_ids, check_products, room, samplings
+from router.request_context import unique_id
 from router.text.offload import TextPool
 from router.text.tokenizer import Tokenizer
 from workers.api.errors import ContextLengthExceeded, InvalidRequest
@@ -129,7 +130,7 @@ class JobMaker:
             params = samplings(body, max_tokens, self._draw_seed(), facts, limits)
             requests.append(
                 GenerationRequest(
-                    id=uuid.uuid4().hex,
+                    id=unique_id(),
                     model=model.target or model.name,
                     prompt_ids=ids,
                     samplings=params,

@@ -94,6 +94,17 @@ def answer_for(error: BaseException) -> ErrorAnswer:
     return ErrorAnswer(500, "server_error", "The server had an error while processing your request.", None, None)
 
 
+def code_of(error: BaseException) -> str:
+    """One word for `error`, for logs and metrics."""
+    answer = answer_for(error)
+    return answer.code or answer.type
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the request was not taken: it is at fault, or there is no room for it now."""
+    return isinstance(error, RequestError | Overloaded)
+
+
 def echo(value: object) -> str:
     """A piece of the client's input, short and printable, for a message."""
     text = str(value)

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 pytestmark = pytest.mark.ray
+
+
+def health(cluster: Any) -> int:
+    try:
+        with urllib.request.urlopen(cluster.base_url.removesuffix("/v1") + "/health", timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as e:
+        return e.code
+
+
+def await_true(condition: Callable[[], bool], failure: str) -> None:
+    deadline = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < deadline, failure
+        time.sleep(0.1)
 
 
 def kill(pid: int) -> None:
@@ -36,6 +57,29 @@ def test_a_supervisor_killed_while_idle(cluster: Any, await_replicas: Any) -> No
     for _ in range(5):
         assert "7" in cluster.chat("What is 3 + 4?")["choices"][0]["message"]["content"]
     await_replicas(without=victim)
+
+
+def test_ranks_stopped_while_idle(cluster: Any, await_replicas: Any) -> None:
+    """They hang without a word: health says so, the log names them, and both are replaced."""
+    import ray
+
+    victims = cluster.ready()
+    for victim in victims:
+        os.kill(victim.info.pid, signal.SIGSTOP)
+    try:
+        await_true(lambda: health(cluster) == 503, "/health does not notice two hung replicas")
+        for victim in victims:
+            await_replicas(without=victim.info.id)
+    finally:
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                kill(victim.info.pid)
+    await_true(lambda: health(cluster) == 200, "/health does not come back")
+    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs" / "serve"
+    said = "".join(path.read_text("utf-8", "replace") for path in logs.glob("replica_*"))
+    for victim in victims:
+        assert f"replica {victim.info.id} ends: rank 0 (pid {victim.info.pid}) has not answered" in said
+    assert "7" in cluster.chat("What is 3 + 4?")["choices"][0]["message"]["content"]
 
 
 def test_a_stream_goes_on_when_its_replica_is_killed(cluster: Any, await_replicas: Any) -> None:

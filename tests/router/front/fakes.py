@@ -45,6 +45,7 @@ class FakeStatus:
     is_ready: bool = True
     is_healthy: bool = True
     rows: list[ReplicaRow] = field(default_factory=list)
+    unleased: dict[str, int] = field(default_factory=dict)
 
     def live(self):
         return self.is_live
@@ -57,6 +58,9 @@ class FakeStatus:
 
     def replicas(self):
         return self.rows
+
+    def waiting(self):
+        return self.unleased
 
 
 @dataclass

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import threading
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from router.engine_metrics import EngineMetrics
+from router.generation import Trace
+from router.http.app import create_app
+from router.http.config import FrontConfig, ServedModel
 from router.http.status import ReplicaRow
-from router.metrics import MAX_USERS, TTFT_BUCKETS, Metrics
+from router.metrics import MAX_LABELS, TTFT_BUCKETS, Label, Metrics
+from router.metrics_page import merged
+from workers.api.errors import Overloaded
 from workers.api.replica import LoadReport
+
+from .fakes import FakeGenerator, FakeStatus
+
+
+def samples(page):
+    """Every sample of a page by (name, labels); the page must parse, and each family stand in it once."""
+    families = list(text_string_to_metric_families(page.decode() if isinstance(page, bytes) else page))
+    assert len({f.name for f in families}) == len(families)
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for f in families for s in f.samples}
 
 
 def value(metrics, name, **labels):
@@ -14,7 +36,8 @@ def value(metrics, name, **labels):
 def test_a_request():
     clock = iter([0.0, 0.5, 0.75, 1.25, 2.0]).__next__
     metrics = Metrics(clock=clock)
-    meter = metrics.request("m", "gold", "anna", 10)
+    traces = [Trace(0.125, "r1"), Trace(0.25, "r1", replays=1)]
+    meter = metrics.request("m", "gold", "anna", 10, traces)
     assert value(metrics, "echelon_front_requests", model_name="m") == 1
     meter.tokens(0, 1)
     meter.tokens(0, 2)
@@ -23,10 +46,14 @@ def test_a_request():
     meter.finished("length")
     meter.close()
     meter.close()
-    assert value(metrics, "vllm:time_to_first_token_seconds_sum", model_name="m") == 0.5
-    assert value(metrics, "vllm:inter_token_latency_seconds_sum", model_name="m") == 0.75
-    assert value(metrics, "vllm:inter_token_latency_seconds_count", model_name="m") == 2
-    assert value(metrics, "vllm:e2e_request_latency_seconds_sum", model_name="m") == 2.0
+    at = {"model_name": "m", "tier": "gold"}
+    assert value(metrics, "vllm:time_to_first_token_seconds_sum", **at) == 0.5
+    assert value(metrics, "vllm:inter_token_latency_seconds_sum", **at) == 0.75
+    assert value(metrics, "vllm:inter_token_latency_seconds_count", **at) == 2
+    assert value(metrics, "vllm:e2e_request_latency_seconds_sum", **at) == 2.0
+    assert value(metrics, "vllm:request_queue_time_seconds_sum", **at) == 0.25
+    assert value(metrics, "echelon_replica_requests_total", replica="r1", outcome="length") == 1
+    assert value(metrics, "echelon_replays_total", model_name="m") == 1
     assert value(metrics, "vllm:prompt_tokens_total", model_name="m") == 10
     assert value(metrics, "vllm:generation_tokens_total", model_name="m") == 4
     assert value(metrics, "vllm:request_success_total", model_name="m", finished_reason="length") == 1
@@ -38,40 +65,47 @@ def test_a_request():
 def test_refused_and_aborted_requests():
     metrics = Metrics(clock=lambda: 0.0)
     refused = metrics.request("m", "", "u", 10)
-    refused.failed()
+    refused.failed("rate_limit_exceeded", refused=True)
     refused.close()
+    broken = metrics.request("m", "", "u", 10)
+    broken.failed("engine_fault")
+    broken.close()
     metrics.request("m", "", "u", 10).close()
-    for reason in ("error", "abort"):
-        assert value(metrics, "vllm:request_success_total", model_name="m", finished_reason=reason) == 1
+    for reason, count in (("error", 2), ("abort", 1)):
+        assert value(metrics, "vllm:request_success_total", model_name="m", finished_reason=reason) == count
+    assert value(metrics, "echelon_refusals_total", reason="rate_limit_exceeded") == 1
+    assert value(metrics, "echelon_refusals_total", reason="engine_fault") is None
     assert value(metrics, "vllm:prompt_tokens_total", model_name="m") is None
-    assert value(metrics, "vllm:e2e_request_latency_seconds_count", model_name="m") is None
+    assert value(metrics, "vllm:e2e_request_latency_seconds_count", model_name="m", tier="") is None
 
 
-def test_users_are_capped():
-    metrics = Metrics()
-    assert [metrics.user_label(f"u{i}") for i in range(MAX_USERS)][-1] == f"u{MAX_USERS - 1}"
-    assert metrics.user_label("late") == "other"
-    assert metrics.user_label("u0") == "u0"
+def test_labels_are_capped():
+    label = Label()
+    assert [label(f"u{i}") for i in range(MAX_LABELS)][-1] == f"u{MAX_LABELS - 1}"
+    assert label("late") == "other"
+    assert label("u0") == "u0"
 
 
 def test_engines_are_read_at_the_scrape():
-    rows = []
-    metrics = Metrics(lambda: rows)
+    status = FakeStatus()
+    engines = EngineMetrics(status)
     load = LoadReport(
         step=9, running=3, waiting=2, free_blocks=25, total_blocks=100, preemptions=4, prefix_queries=50, prefix_hits=20
     )
-    rows.append(ReplicaRow("r1", "m", "ready", load))
-    rows.append(ReplicaRow("r2", "m", "starting"))
-    at = {"model_name": "m", "engine": "r1"}
-    assert value(metrics, "vllm:num_requests_running", **at) == 3
-    assert value(metrics, "vllm:num_requests_waiting", **at) == 2
-    assert value(metrics, "vllm:kv_cache_usage_perc", **at) == 0.75
-    assert value(metrics, "vllm:num_preemptions_total", **at) == 4
-    assert value(metrics, "vllm:prefix_cache_queries_total", **at) == 50
-    assert value(metrics, "vllm:prefix_cache_hits_total", **at) == 20
-    assert value(metrics, "echelon_replica_up", replica="r2", state="starting") == 0
-    page = metrics.page().decode()
-    assert 'vllm:num_requests_running{engine="r1",model_name="m"} 3.0' in page
+    status.rows += [ReplicaRow("r1", "m", "ready", load, 0.5), ReplicaRow("r2", "m", "suspect")]
+    status.unleased = {"m": 7}
+    page = samples(engines.page())
+    at = (("engine", "r1"), ("model_name", "m"))
+    assert page["vllm:num_requests_running", at] == 3
+    assert page["vllm:num_requests_waiting", at] == 2
+    assert page["vllm:num_requests_waiting", (("engine", "dispatcher"), ("model_name", "m"))] == 7
+    assert page["vllm:kv_cache_usage_perc", at] == 0.75
+    assert page["vllm:num_preemptions_total", at] == 4
+    assert page["vllm:prefix_cache_queries_total", at] == 50
+    assert page["vllm:prefix_cache_hits_total", at] == 20
+    assert page["echelon_replica_up", (("replica", "r2"), ("state", "suspect"))] == 0
+    assert page["echelon_replica_since_step_seconds", (("replica", "r1"),)] == 0.5
+    assert page["echelon_replica_since_step_seconds", (("replica", "r2"),)] == math.inf
     assert len(TTFT_BUCKETS) == 22
 
 
@@ -79,7 +113,53 @@ async def test_over_http(client, generator):
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
     await client.post("/v1/chat/completions", json=body)
     await client.post("/v1/chat/completions", json=body | {"stream": True, "n": 2})
+    await client.post("/v1/chat/completions", json=body | {"n": -1})
+    await client.post("/v1/chat/completions", json=body | {"model": "nobody's"})
+    generator.refusal = Overloaded("full")
+    await client.post("/v1/chat/completions", json=body)
     r = await client.get("/metrics")
     assert r.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert 'vllm:request_success_total{finished_reason="length",model_name="m"} 3.0' in r.text
-    assert 'vllm:generation_tokens_total{model_name="m"} 15.0' in r.text
+    page = samples(r.text)
+    assert page["vllm:request_success_total", (("finished_reason", "length"), ("model_name", "m"))] == 3
+    assert page["vllm:generation_tokens_total", (("model_name", "m"),)] == 15
+    refusals = {dict(labels)["reason"]: n for (name, labels), n in page.items() if name == "echelon_refusals_total"}
+    assert refusals.pop("rate_limit_exceeded") == 1
+    assert refusals.pop("model_not_found") == 1
+    assert sum(refusals.values()) == 1
+
+
+def test_pages_of_two_fronts_are_one_page():
+    fronts = [Metrics(), Metrics()]
+    for i, metrics in enumerate(fronts):
+        meter = metrics.request("m", "", 'anna "{', 10)
+        for _ in range(i + 1):
+            meter.tokens(0, 1)
+        meter.finished("stop")
+        meter.close()
+    page = samples(merged([(f"f{i}", metrics.page()) for i, metrics in enumerate(fronts)]))
+    for i in (0, 1):
+        assert page["vllm:generation_tokens_total", (("front", f"f{i}"), ("model_name", "m"))] == i + 1
+    labels = (("front", "f1"), ("kind", "prompt"), ("tier", ""), ("user", 'anna "{'))
+    assert page["echelon_user_tokens_total", labels] == 10
+    assert len(page) == 2 * len(samples(fronts[0].page()))
+    assert samples(merged([("f", b"# HELP a b\n# TYPE a gauge\na 1.0\n")])) == {("a", (("front", "f"),)): 1}
+
+
+async def test_a_slow_scrape_does_not_hold_others_up(tokenizer):
+    """The page is written in a thread: the loop goes on meanwhile."""
+    others_went_on = threading.Event()
+
+    class Slow(FakeStatus):
+        def replicas(self):
+            self.in_time = others_went_on.wait(timeout=30)
+            return []
+
+    status = Slow()
+    app = create_app(FrontConfig(), [ServedModel("m", tokenizer, 256)], FakeGenerator(tokenizer), status)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front", timeout=60) as client:
+        scrape = asyncio.create_task(client.get("/metrics"))
+        await asyncio.sleep(0.01)
+        assert (await client.get("/v1/models")).status_code == 200
+        others_went_on.set()
+        assert (await scrape).status_code == 200
+    assert status.in_time

@@ -1,0 +1,79 @@
+"""The replicas' own numbers as Prometheus metrics, read from the dispatcher's table when somebody scrapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from router.http.status import ReplicaRow, Status
+from workers.api.replica import LoadReport
+
+DISPATCHER = "dispatcher"  # the `engine` of requests that no engine has yet
+
+_GAUGES: tuple[tuple[str, str, Callable[[LoadReport], float]], ...] = (
+    ("vllm:num_requests_running", "Sequences with a slot.", lambda w: w.running),
+    (
+        "vllm:num_requests_waiting",
+        "Sequences that wait in an engine, or requests for a lease.",
+        lambda w: w.waiting,
+    ),
+    (
+        "vllm:kv_cache_usage_perc",
+        "Share of KV blocks in use, 1 = full.",
+        lambda w: 1 - w.free_blocks / w.total_blocks if w.total_blocks else 0.0,
+    ),
+    ("echelon_prefill_backlog_tokens", "Prompt tokens not yet computed.", lambda w: w.prefill_backlog),
+    ("echelon_step_seconds", "Duration of the last step.", lambda w: w.step_seconds),
+)
+_COUNTERS: tuple[tuple[str, str, Callable[[LoadReport], float]], ...] = (
+    ("vllm:num_preemptions", "Preemptions since the replica started.", lambda w: w.preemptions),
+    ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda w: w.prefix_queries),
+    ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda w: w.prefix_hits),
+    ("echelon_steps", "Steps completed, canaries' too.", lambda w: w.step),
+)
+
+
+class EngineMetrics(Collector):
+    """`engine` and `replica` are the replica's id; vLLM's own label is the former."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def page(self) -> bytes:
+        """All of it, in Prometheus' text format. Any thread."""
+        return generate_latest(self.registry)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: or the registry would scrape once to learn the names."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """One family a number. Any thread."""
+        rows, waiting = self._status.replicas(), self._status.waiting()
+        yield from _states(rows)
+        loads = [(row, row.load) for row in rows if row.load is not None]
+        for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+            for name, text, value in table:
+                family = kind(name, text, labels=("model_name", "engine"))
+                for row, load in loads:
+                    family.add_metric((row.model, row.id), value(load))
+                if name == "vllm:num_requests_waiting":
+                    for model, count in waiting.items():
+                        family.add_metric((model, DISPATCHER), count)
+                yield family
+
+
+def _states(rows: Iterable[ReplicaRow]) -> Iterable[Metric]:
+    up = GaugeMetricFamily("echelon_replica_up", "Whether the replica is ready.", labels=("replica", "state"))
+    proof = GaugeMetricFamily(
+        "echelon_replica_since_step_seconds", "Time since its last step, a canary's too.", labels=("replica",)
+    )
+    for row in rows:
+        up.add_metric((row.id, row.state), float(row.state == "ready"))
+        proof.add_metric((row.id,), row.since_step)
+    return (up, proof)
