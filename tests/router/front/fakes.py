@@ -87,9 +87,12 @@ class FakeGenerator:
     running: int = 0
     closed: int = 0
     steps: int = 0
+    trace: dict[str, object] = field(default_factory=dict)  # what it tells of each request
 
     async def generate(self, request):
         self.requests.append(request)
+        for name, value in self.trace.items():
+            setattr(request.trace, name, value)
         if self.refusal is not None:
             raise self.refusal
         self.running += 1
