@@ -283,7 +283,7 @@ async def test_a_root_path_opens_nothing_but_health(app, path, root):
     answer = await call(app, path=path, method="GET", root_path=root)
     assert answer.status in (200, 404)
     if answer.status == 200:
-        assert set(json.loads(answer.body)) == {"status", "replicas"}
+        assert set(json.loads(answer.body)) == {"status", "replicas", "seconds_since_step"}
 
 
 async def test_no_websocket_passes(app):
