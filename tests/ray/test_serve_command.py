@@ -1,19 +1,21 @@
-"""`echelon serve` as a user runs it: its own process, its own Ray, the line, the curl line, and the end of it."""
+"""`echelon serve` as a user runs it: its own process, its own Ray, keys, the line, the curl line, and the end of it."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.environment import free_port
+from router.keys.edit import add_key, revoke_key
+from router.keys.ring import make_key
 
 pytestmark = pytest.mark.ray
 
@@ -25,12 +27,15 @@ def test_serve_answers_prints_and_stops(tmp_path: Path) -> None:
     # As from a fresh shell: the other cluster of this process has set Ray's variables for itself.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "ECHELON_"))}
     env["ECHELON_STATE_DIR"] = str(tmp_path)
+    keys, key = tmp_path / "keys.yaml", make_key()
+    entry = add_key(keys, key, "anna")
     server = subprocess.Popen(
-        [ECHELON, "serve", "demo", "--port", str(port), "--name", "mine"],
+        [ECHELON, "serve", "demo", "--port", str(port), "--name", "mine", "--api-keys", "keys.yaml"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=env,
+        cwd=tmp_path,
     )
     try:
         assert server.stdout is not None
@@ -44,8 +49,21 @@ def test_serve_answers_prints_and_stops(tmp_path: Path) -> None:
         assert f"Echelon is serving http://127.0.0.1:{port}/v1 (model mine)" in text
         curl = re.search(r"^\s*(curl .*)$", text, re.MULTILINE)
         assert curl
-        answer = subprocess.run(shlex.split(curl[1]), capture_output=True, check=True, timeout=60).stdout
-        assert "7" in json.loads(answer)["choices"][0]["message"]["content"]
+
+        def ask(shown: str | None) -> dict[str, Any]:
+            with_key = {**env, "ECHELON_API_KEY": shown or ""}
+            done = subprocess.run(["sh", "-c", curl[1]], capture_output=True, check=True, timeout=60, env=with_key)
+            answer: dict[str, Any] = json.loads(done.stdout)
+            return answer
+
+        assert "7" in ask(key)["choices"][0]["message"]["content"]
+        assert "asks for an API key" in ask(None)["error"]["message"]
+        assert ask(make_key())["error"]["code"] == "invalid_api_key"
+        revoke_key(keys, entry.id)
+        while "error" not in (answer := ask(key)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert "revoked" in answer["error"]["message"]
+        assert key not in text
         stopped = subprocess.run(
             [ECHELON, "stop", "--port", str(port)], env=env, capture_output=True, text=True, check=True, timeout=60
         )
