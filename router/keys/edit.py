@@ -29,7 +29,7 @@ def add_key(path: Path, key: str, owner: str, *, tier: str = "", models: Sequenc
     try:
         entry = KeyLine.model_validate(fields).entry()
     except ValidationError as e:
-        first = e.errors(include_input=False)[0]
+        first = e.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     def appended() -> tuple[bytes, tuple[KeyEntry, ...]]:

@@ -100,7 +100,7 @@ def _entry(node: yaml.Node, source: str) -> KeyEntry:
     try:
         entry = KeyLine.model_validate(values).entry()
     except ValidationError as e:
-        first = e.errors(include_input=False)[0]  # what stands there may be a whole key, put there by mistake
+        first = e.errors()[0]  # its input is not shown: it may be a whole key, put there by mistake
         place = fields.get(str(first["loc"][0]), node)
         raise _wrong(source, place, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if entry.owner == DEFAULT_OWNER:
