@@ -101,7 +101,8 @@ def _check_depth(text: bytes, source: str) -> None:
     for event in yaml.parse(text, Loader=_LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise ConfigError(f"{source}, line {event.start_mark.line + 1}: nested too deep")
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise ConfigError(f"{source}, line {line}: nested too deep")
 
 
 def _entry(node: yaml.Node, source: str) -> KeyEntry:
