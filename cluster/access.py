@@ -26,6 +26,11 @@ def first_key(secret: str) -> str:
     return hmac.new(secret.encode(), b"first answer", "sha256").hexdigest()
 
 
+def edge_secret(secret: str) -> str:
+    """What the HAProxy of an own Ray shows the ingresses, to be believed whose requests it hands on."""
+    return hmac.new(secret.encode(), b"edge", "sha256").hexdigest()
+
+
 def key_file(config: ClusterConfig) -> Path | None:
     """The key file, the same absolute path on every node; None = there are no keys."""
     return None if config.http.api_keys is None else Path(config.http.api_keys)

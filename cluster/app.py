@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,15 +21,17 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 
-from cluster.access import first_key
+from cluster.access import edge_secret, first_key
 from cluster.config import ClusterConfig, threads_per_rank
 from cluster.dispatcher_actor import start_dispatcher
+from cluster.edge import refusal_of
 from cluster.engine_deployment import replica_application
-from cluster.environment import DEMO_MODEL, cpu_count, secure_ray_token
+from cluster.environment import DEMO_MODEL, cpu_count, edge_file, secure_ray_token
 from cluster.first_answer import await_answer, base_url, cause
 from cluster.gateway_actor import start_gateway
 from cluster.ingress_deployment import front_application
 from cluster.names import DISPATCHER, FRONT_APP, GATEWAY, NAMESPACE, REPLICAS_APP
+from cluster.tls import context_trusting
 from workers.api.errors import ConfigError, EchelonError
 
 OBJECT_STORE_BYTES = 100 << 20  # tokens never pass through it
@@ -105,6 +108,8 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
 
     `spare_cpus`: logical CPUs of an own Ray for what else is to run in it.
     """
+    if address is not None and config.http.tls_cert:
+        raise ConfigError("TLS needs a Ray of Echelon's own: without --address, or with a proxy in front that has it")
     if address is None:
         progress("starting Ray")
         start_ray(config, spare_cpus)
@@ -120,7 +125,10 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
     replica_config = config.replica_config(choose_device(config))
     progress(f"starting Serve and {config.model.replicas} replicas of {config.model_name} on {replica_config.device}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    http = HTTPOptions(host=config.http.host, port=config.http.port)
+    if address is None:
+        config.edge_settings(edge_secret(secret)).write(edge_file())
+    # In an own Ray only HAProxy listens beyond this machine: Serve's own ports have neither deadlines, TLS nor caps.
+    http = HTTPOptions(host="127.0.0.1" if address is None else config.http.host, port=config.http.port)
     serve.start(proxy_location=ProxyLocation.EveryNode, http_options=http)
     replicas = replica_application(
         replica_config,
@@ -134,10 +142,14 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
         serve.RunTarget(front_application(config, secret), name=FRONT_APP, route_prefix="/"),
     ]
     serve.run_many(targets, wait_for_applications_running=False)
-    url, gcs = base_url(config.http.host, config.http.port), ray.get_runtime_context().gcs_address
-    await_answer(url, config.model_name, START_TIMEOUT, lambda: watch_start(progress), key=first_key(secret))
+    cert = config.http.tls_cert
+    url = base_url(config.http.host, config.http.port, tls=cert is not None)
+    trust = context_trusting(Path(cert)) if cert else None
+    await_answer(
+        url, config.model_name, START_TIMEOUT, lambda: watch_start(progress), key=first_key(secret), trust=trust
+    )
     start_gateway(config, secret)  # not before: what it imports would take the replicas' time on a small machine
-    return RunningCluster(url, config.model_name, gcs, secret)
+    return RunningCluster(url, config.model_name, ray.get_runtime_context().gcs_address, secret)
 
 
 def watch_start(progress: Progress) -> bool:
@@ -145,6 +157,8 @@ def watch_start(progress: Progress) -> bool:
 
     A look costs Serve's controller time that the replicas need: not more often than every other second.
     """
+    if why := refusal_of(edge_file()):
+        raise EchelonError(why)
     status = serve.status().applications
     states = [status[name].status for name in (REPLICAS_APP, FRONT_APP) if name in status]
     messages = deployment_messages(status)

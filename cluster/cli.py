@@ -51,6 +51,8 @@ def serve(
     api_keys: Annotated[
         Path | None, typer.Option(help="Key file (echelon keys add): who has a key may come, from anywhere.")
     ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate and its chain: serve HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
     tp: Annotated[int | None, typer.Option("--tp", help="GPUs of each replica (tensor parallel); default 1.")] = None,
     name: Annotated[str | None, typer.Option(help="Model name for clients; default: the folder's.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: an own one.")] = None,
@@ -59,7 +61,8 @@ def serve(
     from cluster.serving import run_until_stopped
 
     given = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name, "no_auth": no_auth}
-    given["api_keys"] = None if api_keys is None else str(api_keys.absolute())
+    files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key}
+    given |= {k: str(v.absolute()) for k, v in files.items() if v is not None}
     run_until_stopped(model, {k: v for k, v in given.items() if v is not None}, address=address)
 
 

@@ -9,13 +9,17 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cluster.edge import EdgeSettings
 from cluster.environment import DEMO_MODEL, cpu_count
 from router.dispatch.dispatcher import DispatcherConfig
+from router.http.config import FrontConfig
+from router.protocol.json_entry import MAX_BODY_BYTES
 from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
 from workers.api.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -54,13 +58,27 @@ class EngineSection(Section):
 
 
 class HttpSection(Section):
-    """Where the front listens."""
+    """Where the front listens, and what it puts up with."""
 
     host: str = "127.0.0.1"
     no_auth: bool = False  # serve more than loopback although there are no API keys
     api_keys: str | None = None  # key file, the same path on every node; relative: to the cluster file
     port: Port = 23333
     ingress_replicas: Positive = 1
+    tls_cert: str | None = None  # PEM file with the certificate and its chain: then the front speaks HTTPS
+    tls_key: str | None = None  # PEM file with the certificate's key, not encrypted
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 4096  # of clients at once; others wait to be let in
+    max_body_bytes: Annotated[int, Field(ge=1024)] = MAX_BODY_BYTES  # of one request; beyond it 413
+    header_timeout: Seconds = 5.0  # for a request's line and headers; then 408
+    body_timeout: Seconds = 120.0  # for a whole body; then 408
+    idle_timeout: Seconds = 60.0  # while a client neither sends nor takes what it should
+    keep_alive_timeout: Seconds = 60.0  # between two requests of one connection
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key are given together or not at all")
+        return self
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -98,6 +116,30 @@ class ClusterConfig(Section):
         """What the dispatcher is told."""
         return DispatcherConfig(
             strategy=self.dispatch.strategy, models=(self.model_name,), max_waiting=self.dispatch.max_waiting
+        )
+
+    def front_config(self, edge_secret: str) -> FrontConfig:
+        """What an ingress is told; `edge_secret` is what the proxy in front of it shows."""
+        return FrontConfig(
+            max_body_bytes=self.http.max_body_bytes,
+            body_seconds=self.http.body_timeout,
+            stalled_seconds=self.http.idle_timeout,
+            edge_secret=edge_secret,
+        )
+
+    def edge_settings(self, edge_secret: str) -> EdgeSettings:
+        """What the proxy in front of the ingresses is told."""
+        http = self.http
+        return EdgeSettings(
+            secret=edge_secret,
+            host=http.host,
+            max_body_bytes=http.max_body_bytes,
+            max_connections=http.max_connections,
+            header_timeout=http.header_timeout,
+            idle_timeout=http.idle_timeout,
+            keep_alive_timeout=http.keep_alive_timeout,
+            tls_cert=http.tls_cert,
+            tls_key=http.tls_key,
         )
 
     @property

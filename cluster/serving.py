@@ -19,11 +19,13 @@ from cluster.access import key_file
 from cluster.config import ClusterConfig, ModelSection, checked_config, read_cluster_config, resolve_model
 from cluster.doctor import refuse_if_unfit
 from cluster.environment import DEMO_MODEL, prepare_ray, state_dir
+from cluster.tls import read_certificate
 from router.keys.file import parse_keys, read_key_file
 from workers.api.errors import ConfigError, EchelonError
 
 STOP_SECONDS = 30.0
-HTTP_FLAGS = ("host", "port", "no_auth", "api_keys")
+HTTP_FILES = ("api_keys", "tls_cert", "tls_key")
+HTTP_FLAGS = ("host", "port", "no_auth", *HTTP_FILES)
 MODEL_FLAGS = ("replicas", "tensor_parallel", "name")
 
 
@@ -34,8 +36,9 @@ def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
     else:
         config = ClusterConfig(model=ModelSection(path=model))
     values = config.model_dump()
-    if config.http.api_keys is not None:  # other processes have other working folders
-        values["http"]["api_keys"] = str(Path(model).absolute().parent / Path(config.http.api_keys).expanduser())
+    for name in HTTP_FILES:  # other processes have other working folders
+        if (path := values["http"][name]) is not None:
+            values["http"][name] = str(Path(model).absolute().parent / Path(path).expanduser())
     values["http"].update({k: flags[k] for k in HTTP_FLAGS if k in flags})
     values["model"].update({k: flags[k] for k in MODEL_FLAGS if k in flags})
     folder = Path(config.model.path).expanduser()
@@ -96,6 +99,8 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     refuse_if_unfit()
     who = refuse_open_house(config)
     refuse_taken_port(config.http.host, config.http.port)
+    http = config.http
+    certificate = read_certificate(http.tls_cert, http.tls_key) if http.tls_cert and http.tls_key else None
     # A wrong path, a download with its progress bar, a tokenizer that cannot be read: now, not in a replica's log.
     folder = resolve_model(config.model.path, config.model.revision)
     prepare_ray()
@@ -118,9 +123,12 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
         body = json.dumps({"model": cluster.model, "messages": [{"role": "user", "content": "What is 3 + 4?"}]})
         say(f"Echelon is serving {cluster.base_url} (model {cluster.model})")
         say(f"  {who}")
+        if certificate and certificate.warning:
+            say(f"  warning: {certificate.warning}")
         say(f"  started in {time.monotonic() - started:.1f} s; try:")
         key = ' -H "authorization: Bearer $ECHELON_API_KEY"' if config.http.api_keys else ""
-        say(f"  curl {cluster.base_url}/chat/completions -H 'content-type: application/json'{key} -d '{body}'")
+        url, options = certificate.curl_options(cluster.base_url) if certificate else (cluster.base_url, "")
+        say(f"  curl{options} {url}/chat/completions -H 'content-type: application/json'{key} -d '{body}'")
         say(f"  from Python: echelon.connect({cluster.ray_address!r})")
         say(f"  stop it with Ctrl-C, `make stop PORT={config.http.port}` or `echelon stop --port {config.http.port}`")
         if config.model.replicas > 1:

@@ -24,6 +24,7 @@ from workers.api.errors import EchelonError
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 MOST_HEADER_BYTES = 32 << 10  # names and values together; HAProxy in front has less room
 MOST_HEADERS = 128
+MOST_URL_BYTES = 8 << 10
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 log = logging.getLogger("echelon.http")
@@ -35,16 +36,10 @@ def error_response(error: BaseException) -> Response:
     return Response(answer.body, answer.status, answer.headers, "application/json")
 
 
-def server_send(scope: Scope, send: Send) -> Send:
-    """For parts of a body whose answer has begun through `send`: the way past all layers, which look at the start only.
-
-    They are six, and a stream takes the way once a step.
-    """
-    past_them: Send = scope.get("state", {}).get("send", send)
-    return past_them
-
-
-def _check_headers(scope: Scope) -> None:
+def _check_head(scope: Scope) -> None:
+    url = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
+    if url > MOST_URL_BYTES:
+        raise HttpRefusal(414, f"The URL is too long: at most {MOST_URL_BYTES} bytes are read.", code="url_too_long")
     headers = scope["headers"]
     if len(headers) > MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > MOST_HEADER_BYTES:
         raise HttpRefusal(
@@ -81,7 +76,6 @@ class Gate:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         REQUEST_ID.set(request_id)
-        state["send"] = send
         started = False
 
         async def send_named(message: Message) -> None:
@@ -95,7 +89,7 @@ class Gate:
             await send(message)
 
         try:
-            _check_headers(scope)
+            _check_head(scope)
             if scope["path"] not in OPEN_PATHS:
                 client = scope.get("client")
                 state["identity"] = self._resolver.resolve(headers, client[0] if client else None)

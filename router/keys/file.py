@@ -25,6 +25,7 @@ from workers.api.errors import ConfigError
 
 DEFAULT_OWNER = "default"
 MOST_BYTES = 16 << 20
+DEEPEST = 16  # the C loader recurses, and a process whose stack is full is gone
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -69,6 +70,7 @@ def parse_keys(text: bytes, source: str) -> KeyRing:
 def located_keys(text: bytes, source: str) -> list[tuple[KeyEntry, yaml.MappingNode]]:
     """The entries, each with its place in the text. Raises ConfigError as `parse_keys`."""
     try:
+        _check_depth(text, source)
         root = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
@@ -92,6 +94,15 @@ def located_keys(text: bytes, source: str) -> list[tuple[KeyEntry, yaml.MappingN
             raise _wrong(source, node, f"this key stands on line {first} already")
         found[entry.digest] = (entry, node)
     return list(found.values())
+
+
+def _check_depth(text: bytes, source: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise ConfigError(f"{source}, line {line}: nested too deep")
 
 
 def _entry(node: yaml.Node, source: str) -> KeyEntry:
@@ -123,7 +134,7 @@ def _fields(node: yaml.Node, source: str) -> dict[str, yaml.Node]:
 def _value(node: yaml.Node, source: str) -> Any:
     try:
         return yaml.constructor.SafeConstructor().construct_document(node)
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError) as e:  # such as a date with a month 13
         raise _wrong(source, node, "not a plain value") from e
 
 

@@ -68,7 +68,10 @@ class LiveKeys:
 
     def _watch(self, poll_seconds: float) -> None:
         while not self._closing.wait(poll_seconds):
-            self.look()
+            try:
+                self.look()
+            except Exception:  # a defect here must not end the watch: keys could be revoked no more
+                log.exception("the API keys stay as they were")
 
     def _parsed(self, text: bytes) -> KeyRing:
         return KeyRing((*parse_keys(text, str(self._path)).entries, *self._own))

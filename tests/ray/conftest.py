@@ -92,7 +92,10 @@ def running() -> Iterator[Cluster]:
     from cluster.app import await_running, bring_down, bring_up
     from cluster.config import ClusterConfig, HttpSection, ModelSection
 
-    config = ClusterConfig(model=ModelSection(path="demo", name=MODEL, replicas=2), http=HttpSection(port=free_port()))
+    config = ClusterConfig(
+        model=ModelSection(path="demo", name=MODEL, replicas=2),
+        http=HttpSection(port=free_port(), header_timeout=2.0, body_timeout=5.0),
+    )
     try:
         up = bring_up(config, address=None, progress=lambda text: None, spare_cpus=SPARE_CPUS)
         await_running(lambda text: None)

@@ -235,3 +235,12 @@ async def test_without_keys_the_true_address_counts(tokenizer):
 def test_limits_must_be_positive(name):
     with pytest.raises(ConfigError, match=name):
         FrontConfig(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"), [("/" + "a" * 8191, 404), ("/" + "a" * 8192, 414), ("/v1?" + "a" * 8192, 414)]
+)
+async def test_a_url_has_an_end(client, path, wanted):
+    r = await client.get(path)
+    assert r.status_code == wanted
+    assert r.json()["error"]["type"] == "invalid_request_error"

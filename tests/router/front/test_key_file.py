@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
 import threading
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from router.keys.edit import add_key, revoke_key
 from router.keys.file import parse_keys, read_key_file
@@ -92,6 +95,12 @@ BAD = [
     (f"keys:\n- sha256: {A}\n  owner: anna\n  owner: ben\n", 4, "twice"),
     (f"keys:\n- sha256: {A}\n  owner: anna\n- sha256: {A.upper()}\n  owner: ben\n", 4, "line 2"),
     (f"keys:\n- sha256: {A}\n  owner: !!python/object:os.system x\n", 3, "plain"),
+    (f"keys:\n- sha256: {A}\n  owner: 2001-99-99\n", 3, "plain"),
+    ("keys:\n- " + "[" * 100_000, 2, "too deep"),
+    ("keys:\n" + "- " * 100_000, 2, "too deep"),
+    ("{keys: " * 100_000, 1, "too deep"),
+    ("keys: &a [*a]\n", 1, "mapping"),
+    (f"keys:\n- sha256: {A}\n  owner: anna\n  models: &m [*m]\n", 4, "models.0"),
 ]
 
 
@@ -101,6 +110,19 @@ def test_what_is_wrong_has_its_line(text, line, reason):
         parse_keys(text.encode(), "keys.yaml")
     assert str(e.value).startswith(f"keys.yaml, line {line}: ")
     assert reason in str(e.value)
+    assert len(str(e.value)) < 300
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_damage_is_refused_or_harmless(data):
+    """Pieces cut out, doubled or replaced: a ring or a ConfigError, nothing else."""
+    text = FILE.encode()
+    for _ in range(data.draw(st.integers(1, 3))):
+        at, end = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+        text = text[:at] + data.draw(st.binary(max_size=8) | st.just(text[at:end] * 2)) + text[end:]
+    with contextlib.suppress(ConfigError):
+        assert len(parse_keys(text, "keys.yaml").entries) < 100
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe\xff", b"keys: \x00", b"\xed\xa0\x80"])
@@ -213,6 +235,21 @@ def test_the_file_is_watched_by_a_thread_that_ends(path):
     keys.close()
     assert keys.identity(KEY.encode()).owner == "zoe"
     assert threading.active_count() == before
+
+
+def test_a_defect_does_not_end_the_watch(path, caplog):
+    keys = LiveKeys(write(path, FILE), poll_seconds=0.01)
+    looked = threading.Semaphore(0)
+
+    def look():
+        looked.release()
+        raise RuntimeError("a defect")
+
+    keys.look = look
+    for _ in range(3):
+        assert looked.acquire(timeout=30)
+    keys.close()
+    assert "a defect" in caplog.text
 
 
 def test_the_first_file_must_be_good(path):

@@ -1,0 +1,268 @@
+"""Who is served next: tiers strictly, accounts of a tier by weighted virtual time. Pure: no clock, no I/O.
+
+The virtual time of an account is service / quota, plus the lifts that keep one that was idle from claiming what it did
+not use. After Demers et al., SIGCOMM'89 and Sheng et al., VTC, OSDI'24; pacing and eviction distances are ours:
+
+- an account that is more than `pacing` units ahead of the least one with admissible waiting work sits out the step;
+- an account gives up a slot or blocks to one of its own tier only when it is more than `eviction` units ahead of it.
+
+`Policy` keeps the standings; `turns` (see `router.qos.turns`) is the order of one step; `commit` settles it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from router.qos.config import Account, QosConfig, Tier
+from router.qos.floors import Floors
+from router.qos.ledger import Charge, Ledger, Prices
+from router.qos.standing import Standing, TimeHeap
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one engine, in units of service but for `tau`.
+
+    `tau`: predicted seconds that all lower tiers together may add to a step in which a higher tier decodes or waits.
+    """
+
+    step: float  # U: the most that one step can charge
+    longest: float = 0.0  # L: the longest context
+    pacing: float | None = None  # X; None = U
+    eviction: float | None = None  # E; None = X + L: less evicts faster than it serves
+    quantum: float = 512.0  # of one turn inside a step
+    tau: float = 0.020
+
+    @property
+    def ahead(self) -> float:
+        """X."""
+        return self.step if self.pacing is None else self.pacing
+
+    @property
+    def distance(self) -> float:
+        """E."""
+        return self.ahead + self.longest if self.eviction is None else self.eviction
+
+    def gap(self, weight: float) -> float:
+        """The most by which service / quota of two accounts that wait can drift apart over any interval.
+
+        `weight` is the lesser of their quotas. Holds where one may have to wait for evictions, hence everywhere.
+        """
+        return 2.0 * (self.step + max(self.ahead, self.distance) + self.longest) / weight
+
+
+class Band:
+    """The active accounts of one band: those that only wait, those that wait and run, those that only run."""
+
+    __slots__ = ("both", "clock", "running", "tier", "waiting")
+
+    def __init__(self, tier: str) -> None:
+        self.tier = tier
+        self.waiting, self.both, self.running = TimeHeap(), TimeHeap(), TimeHeap()
+        self.clock = 0.0  # the greatest time at which an account has turned idle
+
+    def place(self, standing: Standing) -> None:
+        """It stands where it belongs, at its present time."""
+        self.drop(standing)
+        if standing.queued:
+            (self.both if standing.resident else self.waiting).put(standing)
+        elif standing.resident:
+            self.running.put(standing)
+        else:
+            self.clock = max(self.clock, standing.time)
+
+    def drop(self, standing: Standing) -> None:
+        """It stands nowhere."""
+        self.waiting.drop(standing)
+        self.both.drop(standing)
+        self.running.drop(standing)
+
+    def first_waiting(self) -> Standing | None:
+        """The least of the accounts that wait, or None."""
+        only, both = self.waiting.first(), self.both.first()
+        if only is None or both is None:
+            return only or both
+        return both if both.time < only.time else only
+
+    def waiters(self) -> Iterator[Standing]:
+        """All accounts that wait, in no order."""
+        yield from self.waiting
+        yield from self.both
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return sum(s.queued for s in self.waiters())
+
+    @property
+    def active(self) -> bool:
+        """Whether anybody waits or runs."""
+        return bool(len(self.waiting) or len(self.both) or len(self.running))
+
+
+class Policy:
+    """The standings of all accounts at one queue of work: an engine's, or the dispatcher's for one model.
+
+    The caller tells every move of a request (`queued`, `admitted`, `evicted`, `ended`, `withdrawn`), asks for the
+    order, and tells what was executed. `bands` are by number, the least first.
+    """
+
+    def __init__(self, config: QosConfig, limits: Limits, prices: Prices | None = None) -> None:
+        self.config, self.limits = config, limits
+        self.prices = prices or Prices()
+        self.ledger = Ledger()
+        self.floors = Floors(config.tiers, limits.step)
+        self.bands: dict[int, Band] = {}
+        self._standings: dict[tuple[str, str], Standing] = {}
+
+    # moves of requests
+
+    def standing(self, account: Account) -> Standing:
+        """The account's; the same object as long as the configuration stands."""
+        found = self._standings.get(account.key)
+        if found is None:
+            found = self._standings[account.key] = Standing(account)
+        return found
+
+    def queued(self, standing: Standing) -> None:
+        """One more of its requests waits. An account whose queue was empty is lifted: idling earns nothing."""
+        standing.queued += 1
+        if standing.queued == 1:
+            self._lift(standing)
+        self.place(standing)
+
+    def admitted(self, standing: Standing) -> None:
+        """A waiting request got slot and blocks (or a lease)."""
+        standing.queued -= 1
+        standing.resident += 1
+        self.place(standing)
+
+    def evicted(self, standing: Standing) -> None:
+        """A resident request lost them and waits again."""
+        standing.resident -= 1
+        self.queued(standing)
+
+    def ended(self, standing: Standing) -> None:
+        """A resident request is over, for whatever reason. Nothing is taken back: what ran was charged, no more."""
+        standing.resident -= 1
+        self.place(standing)
+
+    def withdrawn(self, standing: Standing) -> None:
+        """A waiting request is over: cancelled, refused, or shed."""
+        standing.queued -= 1
+        self.place(standing)
+
+    # service
+
+    def expect(self, standing: Standing, units: float) -> None:
+        """Leased work will probably be charged `units`; negative: it has been, or will not be."""
+        standing.pending += units
+        self.place(standing)
+
+    def commit(
+        self, executed: int, charges: Sequence[Charge], provisional: Mapping[Standing, float] | None = None
+    ) -> None:
+        """A step ran `executed` tokens, `charges` say for whom; they replace what it was planned with."""
+        self.ledger.book(executed, charges)
+        touched = dict.fromkeys(provisional or ())
+        for standing, units in (provisional or {}).items():
+            standing.pending -= units
+        served: dict[str, float] = {}
+        for charge in charges:
+            units = self.prices.units(charge.prefill, charge.decode, charge.kv_read)
+            if units:
+                standing = charge.standing
+                standing.service += units
+                touched[standing] = None
+                name = standing.account.tier.name
+                served[name] = served.get(name, 0.0) + units
+        for standing in touched:
+            self.place(standing)
+        self.floors.served(served, (b.tier for b in self.bands.values() if b.active))
+
+    def victim(
+        self, needy: Standing, holders: Iterable[Standing], *, distance: float, urgent: bool = False
+    ) -> Standing | None:
+        """Whose youngest sequence yields slot or blocks to `needy`; None: nobody's.
+
+        Of lower bands first, then of the greatest time; in the own band only who is more than `distance` units ahead.
+        An `urgent` one takes from the bands above too, but not from tiers that are owed service themselves.
+        """
+        best: Standing | None = None
+        worst = (-1, -inf)
+        for holder in holders:
+            tier = holder.account.tier.name
+            if holder is needy or (holder.band < needy.band and not urgent):
+                continue
+            if holder.band // 2 != needy.band // 2 and self.floors.owed(tier) > 0.0:
+                continue
+            time = holder.time
+            if holder.band == needy.band and (time - needy.time) * holder.weight <= distance:
+                continue
+            if (holder.band, time) > worst:
+                best, worst = holder, (holder.band, time)
+        return best
+
+    def lowest(self, holders: Iterable[Standing]) -> Standing | None:
+        """Who yields when a plan comes out empty: of the lowest band, the one with the greatest time."""
+        return max(holders, key=lambda s: (s.band, s.time), default=None)
+
+    def protects(self, tier: Tier, waited: float) -> bool:
+        """Whether the oldest request of `tier`, there for `waited` seconds, is never to be evicted.
+
+        It is so where starvation was ruled out: else it would be begun again and again and never complete.
+        """
+        return tier.min_share > 0.0 or (tier.max_wait is not None and waited >= tier.max_wait)
+
+    # configuration
+
+    def replace(self, config: QosConfig) -> None:
+        """`config` holds from now on; who has no line any more is charged where it says, when it asks next.
+
+        Accounts keep their service and virtual time. One that comes to another tier is lifted there, as if it returned
+        from idle. What runs for an account that is gone runs on in the tier of its user.
+        """
+        old = list(self._standings.values())
+        self.config = config
+        self.floors = Floors(config.tiers, self.limits.step, self.floors)
+        clocks = {(b.tier, number % 2): b.clock for number, b in self.bands.items()}
+        self._standings, self.bands = {}, {}
+        moved: list[Standing] = []
+        for standing in old:
+            before = standing.account
+            after = config.account(before.id, before.tier.name)
+            if after.id != before.id:
+                if not (standing.queued or standing.resident):
+                    continue
+                after = Account(after.tier, before.id, after.quota)
+            standing.assign(after)
+            self._standings[after.key] = standing
+            (self.place if after.tier.name == before.tier.name else moved.append)(standing)
+        for number, band in self.bands.items():
+            band.clock = max(band.clock, clocks.get((band.tier, number % 2), 0.0))
+        for standing in moved:
+            self._lift(standing)
+            self.place(standing)
+
+    # inside
+
+    def band(self, standing: Standing) -> Band:
+        """The band of `standing`."""
+        found = self.bands.get(standing.band)
+        if found is None:
+            found = self.bands[standing.band] = Band(standing.account.tier.name)
+            self.bands = dict(sorted(self.bands.items()))
+        return found
+
+    def place(self, standing: Standing) -> None:
+        """Its time or its work has changed: it stands where it belongs."""
+        self.band(standing).place(standing)
+
+    def _lift(self, standing: Standing) -> None:
+        band = self.band(standing)
+        band.drop(standing)  # it is not its own measure
+        first = band.first_waiting()
+        floor = max((s.time for s in band.running), default=band.clock) if first is None else first.time
+        standing.offset += max(floor - standing.time, 0.0)

@@ -1,0 +1,83 @@
+"""Where accounts stand: their service, their virtual time, whether they wait or run; and their order in a band.
+
+A band is a tier's accounts with a quota, or those without: the latter come after the former and before the next tier.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from router.qos.config import Account
+
+
+class Standing:
+    """One account in one queue of work.
+
+    `service` is settled, in units; `pending` is what planned or leased work will probably be charged. `offset` is what
+    lifts on return from idle added; it is kept apart, so that `service` stays what was served.
+    """
+
+    __slots__ = ("account", "band", "offset", "pending", "queued", "resident", "service", "weight")
+
+    def __init__(self, account: Account) -> None:
+        self.service = self.pending = self.offset = 0.0
+        self.queued = self.resident = 0  # requests: that wait, that hold slot and blocks
+        self._take(account)
+
+    def assign(self, account: Account) -> None:
+        """It is `account` from now on, at the same virtual time."""
+        time = self.time
+        self._take(account)
+        self.offset = time - (self.service + self.pending) / self.weight
+
+    def _take(self, account: Account) -> None:
+        self.account = account
+        self.weight = account.quota or 1.0  # accounts without a quota share what is left equally
+        self.band = 2 * account.tier.rank + (account.quota == 0.0)
+
+    @property
+    def time(self) -> float:
+        """Virtual time: who has least is served first. Grows by units / weight."""
+        return (self.service + self.pending) / self.weight + self.offset
+
+    def __repr__(self) -> str:
+        return f"Standing({'/'.join(self.account.key)}, time={self.time:.1f}, {self.queued} wait, {self.resident} run)"
+
+
+class TimeHeap:
+    """Standings by virtual time, the least first, equals in the order in which they came.
+
+    A change of time needs another `put`; old entries are skipped when they come up.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Standing]] = []
+        self._valid: dict[Standing, int] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._valid)
+
+    def __iter__(self) -> Iterator[Standing]:
+        return iter(self._valid)
+
+    def put(self, standing: Standing) -> None:
+        """It stands here, at its present time."""
+        self._count += 1
+        self._valid[standing] = self._count
+        heapq.heappush(self._heap, (standing.time, self._count, standing))
+        if len(self._heap) > 2 * len(self._valid) + 64:
+            self._heap = [e for e in self._heap if self._valid.get(e[2]) == e[1]]
+            heapq.heapify(self._heap)
+
+    def drop(self, standing: Standing) -> None:
+        """It stands here no more; nothing happens if it did not."""
+        self._valid.pop(standing, None)
+
+    def first(self) -> Standing | None:
+        """The one with least time; None if there is none."""
+        heap, valid = self._heap, self._valid
+        while heap and valid.get(heap[0][2]) != heap[0][1]:
+            heapq.heappop(heap)
+        return heap[0][2] if heap else None
