@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, resolve_model
+from cluster.environment import DEMO_MODEL
 from router.http.config import ServedModel
 from router.text.tokenizer import Tokenizer
 from workers.api.errors import ConfigError
 
 
 def served_model(config: ClusterConfig, folder: Path) -> ServedModel:
-    """The model as the front knows it. Raises ConfigError when nothing says how long its context is."""
-    tokenizer = Tokenizer.from_folder(folder)
+    """The model as the front knows it. Raises ConfigError when nothing says how long its context is.
+
+    The embedded model's chat template comes with this program, and is as harmless: it needs no process of its own.
+    """
+    tokenizer = Tokenizer.from_folder(folder, trust_template=folder == resolve_model(DEMO_MODEL))
     max_model_len = config.model.max_model_len or tokenizer.context_length
     if max_model_len is None:
         raise ConfigError(f"{folder} does not say its context length: set model.max_model_len")

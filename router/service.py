@@ -75,6 +75,9 @@ class Service:
         self.metrics = metrics or Metrics()
         self._pool = TextPool(self.config.text_threads)
         self._maker = JobMaker(self.config, self._pool, draw_seed, now)
+        for model in models:
+            if model.tokenizer.chat is not None:
+                model.tokenizer.chat.start()
 
     def models(self, identity: Identity) -> tuple[ServedModel, ...]:
         """Those that `identity` may use, in order."""
@@ -88,8 +91,11 @@ class Service:
         return model
 
     def close(self) -> None:
-        """The threads for text end."""
+        """The threads and processes for text end."""
         self._pool.close()
+        for model in self._models.values():
+            if model.tokenizer.chat is not None:
+                model.tokenizer.chat.close()
 
     def meter(self, job: Job) -> Meter:
         """The meter of `job`, which starts now."""

@@ -34,6 +34,7 @@ class LocalAnswers:
         self._engine = rank.make_engine()
         self._model = replace(served_model(config, folder), max_model_len=self._engine.max_model_len)
         self._maker = JobMaker(FrontConfig(), TextPool(1), lambda: secrets.randbits(64), time.time)
+        self._loop = asyncio.Runner()  # one for all messages: the chat template's process belongs to it
         self._temperature = temperature
         self.name = f"{model} in this process on {rank.device}"
 
@@ -42,7 +43,7 @@ class LocalAnswers:
         body = validate(
             ChatBody, {"model": self._model.name, "messages": list(messages), "temperature": self._temperature}
         )
-        job = asyncio.run(self._maker.chat(body, self._model, Identity()))
+        job = self._loop.run(self._maker.chat(body, self._model, Identity()))
         request, choice, engine = job.requests[0], job.choices[0], self._engine
         with _interrupts_noted() as interrupted:
             engine.submit(EngineRequest(request.id, request.prompt_ids, request.samplings[0]))

@@ -16,8 +16,11 @@ from router.protocol.openai import ChatBody, Common, CompletionBody
 from router.protocol.sampling import check_ids, check_products, room, samplings
 from router.request_context import unique_id
 from router.text.offload import TextPool
+from router.text.templates import Conversation
 from router.text.tokenizer import Tokenizer
-from workers.api.errors import ContextLengthExceeded, InvalidRequest
+from workers.api.errors import InvalidRequest
+
+CUT_CONTEXTS = 8  # contexts in a text that `truncate_prompt_tokens` shortens
 
 
 @dataclass(slots=True)
@@ -58,18 +61,13 @@ class JobMaker:
             refusal.param = "model"
             raise refusal
         check_products(body, 1, self._config.limits)
-        messages = [{"role": m.role, "content": m.content, "name": m.name} for m in body.messages]
-        size = sum(len(m.content) for m in body.messages)
-        check_size(size, model, "messages", body.truncate_prompt_tokens)
         add_prompt = body.add_generation_prompt
-        ids = await self._pool.run(
-            size,
-            lambda: tokenizer.encode_chat(
-                messages,
-                add_generation_prompt=not body.continue_final_message if add_prompt is None else add_prompt,
-                continue_final_message=bool(body.continue_final_message),
-            ),
+        conversation = Conversation(
+            [{"role": m.role, "content": m.content, "name": m.name} for m in body.messages],
+            add_generation_prompt=not body.continue_final_message if add_prompt is None else add_prompt,
+            continue_final_message=bool(body.continue_final_message),
         )
+        ids = await tokenizer.chat.encode(conversation, self._pool, limit=prompt_limit(body, model))
         request_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
         form = ChatFormat(
             request_id,
@@ -88,13 +86,12 @@ class JobMaker:
         echoes: list[str] = []
         for prompt in body.prompt:
             if isinstance(prompt, str):
-                check_size(len(prompt), model, "prompt", body.truncate_prompt_tokens)
-                ids = tuple(await self._pool.run(len(prompt), lambda text=prompt: tokenizer.encode(text)))  # type: ignore[misc]
+                ids, text = await self._encoded(prompt, body, model), prompt
             else:
                 check_ids(prompt, tokenizer.vocab_size, "prompt")
-                ids = prompt
+                fits = len(prompt) <= prompt_limit(body, model)  # else it is refused below
+                ids, text = prompt, await self._decoded(prompt, model) if body.echo and fits else ""
             prompts.append(ids)
-            text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
             echoes += [text if body.echo else ""] * n
         request_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
         form = CompletionFormat(
@@ -106,6 +103,13 @@ class JobMaker:
             usage_in_chunks=_usage_wanted(body),
         )
         return self._job(body, model, identity, prompts, form, "/v1/completions", "prompt", echoes)
+
+    async def _encoded(self, text: str, body: Common, model: ServedModel) -> tuple[int, ...]:
+        limit = prompt_limit(body, model)
+        return tuple(await self._pool.run(len(text), lambda: model.tokenizer.encode(text, limit=limit)))
+
+    async def _decoded(self, ids: tuple[int, ...], model: ServedModel) -> str:
+        return await self._pool.run(len(ids), lambda: model.tokenizer.decode(ids))
 
     def _job(
         self,
@@ -164,18 +168,9 @@ class JobMaker:
         )
 
 
-def check_size(characters: int, model: ServedModel, param: str, truncate: int | None) -> None:
-    """Refuses, before tokenizing, a text that cannot fit the context even at the longest token for each.
-
-    Normalization may shorten a text (composed accents), so a factor of 4 is left for it.
-    """
-    most = model.max_model_len * model.tokenizer.longest_token * 4
-    if characters > most and truncate is None:
-        raise ContextLengthExceeded(
-            f"This model's maximum context length is {model.max_model_len} tokens. However, your "
-            f"{'messages' if param == 'messages' else 'prompt'} hold {characters} characters, more than any {most}.",
-            param=param,
-        )
+def prompt_limit(body: Common, model: ServedModel) -> int:
+    """Tokens that a text may have: those of the context, and where it is cut anyway (its end stays) some more."""
+    return model.max_model_len * (1 if body.truncate_prompt_tokens is None else CUT_CONTEXTS)
 
 
 def _usage_wanted(body: Common) -> bool:

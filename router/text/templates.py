@@ -2,15 +2,16 @@
 
 The environment is the one of transformers' `apply_chat_template` (its documentation, "Writing a chat template"), so
 that a checkpoint's template renders here as it does there. The sandbox bounds what a template can reach, not what it
-can use: `Renderer` is the seam where a child process with limits takes its place.
+can use: `router.text.rendering` says in which process it runs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
@@ -24,13 +25,23 @@ Message = Mapping[str, Any]
 _END = "\ue0f0\ue0f1\ue0f0"  # marks where the last message ends; the space shows whether the template strips
 
 
-class Renderer(Protocol):
-    """Messages to prompt text."""
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a template renders: plain JSON values only. `tools` are function descriptions in OpenAI's form."""
 
-    def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool, continue_final_message: bool = False
-    ) -> str:
-        """The prompt's text. Raises InvalidRequest where the template refuses the messages."""
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False  # the prompt ends inside the last message
+
+
+class TemplateFailure(InvalidRequest):
+    """The template went wrong on these messages, rather than refusing them: other messages may pass."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The chat template fails on these messages: {reason}.", param="messages", code="chat_template_failed"
+        )
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -58,55 +69,72 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    return environment
+
+
+def check_template(source: str) -> None:
+    """Raises ConfigError where `source` is no template. It is only read: compiling may already run parts of it."""
+    environment = _environment()
+    try:
+        tree = environment.parse(source)
+    except jinja2.TemplateSyntaxError as e:
+        raise ConfigError(f"the chat template does not compile: line {e.lineno}: {e}") from e
+    except RecursionError as e:
+        raise ConfigError("the chat template does not compile: it is nested too deeply") from e
+    for kind, known in ((jinja2.nodes.Filter, environment.filters), (jinja2.nodes.Test, environment.tests)):
+        for node in tree.find_all(kind):
+            if node.name not in known:
+                noun = kind.__name__.lower()
+                raise ConfigError(f"the chat template does not compile: line {node.lineno}: no {noun} {node.name!r}")
+
+
 class ChatTemplate:
     """A compiled template. `variables` are the special tokens it may name (`bos_token`, ...).
 
-    `now` is the clock behind `strftime_now`. Raises ConfigError when the template does not compile.
+    Raises ConfigError when it does not compile.
     """
 
-    def __init__(
-        self, source: str, variables: Mapping[str, str], *, now: Callable[[], datetime] = datetime.now
-    ) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: now().strftime(form)
+    def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as e:
+            self._template = _environment().from_string(source)
+        except (jinja2.TemplateError, RecursionError) as e:
             raise ConfigError(f"the chat template does not compile: {e}") from e
         self._variables = dict(variables)
         self._knows_developer = "developer" in source
 
-    def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool, continue_final_message: bool = False
-    ) -> str:
-        """The prompt's text; with `continue_final_message` it ends inside the last message.
+    def render(self, conversation: Conversation, now: datetime) -> str:
+        """The prompt's text; `now` is what `strftime_now` shows.
 
-        The role `developer` is `system` to templates that do not name it. Raises InvalidRequest where the template
-        refuses the messages, with its reason.
+        The role `developer` is `system` to templates that do not name it. Raises InvalidRequest with the template's own
+        reason where it refuses the messages, and TemplateFailure where it goes wrong on them.
         """
-        shown = [self._shown(m) for m in messages]
-        if continue_final_message:
+        shown = [self._shown(m) for m in conversation.messages]
+        if conversation.continue_final_message:
             shown[-1]["content"] += _END + " "
         try:
             text = self._template.render(
                 messages=shown,
-                tools=None,
+                tools=conversation.tools,
                 documents=None,
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=conversation.add_generation_prompt,
+                strftime_now=now.strftime,
                 **self._variables,
             )
         except jinja2.TemplateError as e:
+            if type(e) is not jinja2.TemplateError:
+                raise TemplateFailure(f"{type(e).__name__}: {e}"[:300]) from e
             raise InvalidRequest(f"The chat template refuses these messages: {e}"[:300], param="messages") from e
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as e:
-            # A template's own mistake, shown by these messages only: theirs to change, not a fault of the server.
-            raise InvalidRequest(
-                f"The chat template fails on these messages ({type(e).__name__}).", param="messages"
-            ) from e
-        return self._cut(text) if continue_final_message else text
+        except MemoryError as e:
+            raise TemplateFailure("it needs too much memory") from e
+        except Exception as e:  # whatever Python raises in a program that is not ours
+            raise TemplateFailure(f"it raises {type(e).__name__}") from e
+        return self._cut(text) if conversation.continue_final_message else text
 
     def _shown(self, message: Message) -> dict[str, Any]:
         fields = {k: v for k, v in message.items() if v is not None}

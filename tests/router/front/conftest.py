@@ -37,7 +37,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer(model_folder):
-    return Tokenizer.from_folder(model_folder)
+    return Tokenizer.from_folder(model_folder, trust_template=True)
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from router.generation import ChoiceDelta, GenerationRequest
 from router.http.status import ReplicaRow
+from router.text.offload import TextPool
+from router.text.templates import Conversation
 from workers.api.request import Delta, FinishReason, TokenLogprobs
 
 CHAT_TEMPLATE = """{%- for message in messages %}
@@ -35,6 +37,15 @@ def make_backend() -> tokenizers.Tokenizer:
     backend.train_from_iterator(["hello there, what is the end of the world? user assistant system"] * 3, trainer)
     backend.add_tokens(["<think>"])
     return backend
+
+
+def encode_chat(tokenizer, messages, *, limit=None, **how):
+    """Ids of a chat, without an event loop of one's own."""
+    pool = TextPool(1)
+    try:
+        return asyncio.run(tokenizer.chat.encode(Conversation(messages, **how), pool, limit=limit))
+    finally:
+        pool.close()
 
 
 @dataclass

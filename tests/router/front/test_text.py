@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from router.text.templates import ChatTemplate
+from router.text.rendering import DirectRenderer
+from router.text.templates import ChatTemplate, Conversation
 from router.text.tokenizer import Tokenizer
 from workers.api.errors import ConfigError, InvalidRequest
 
-from .fakes import SPECIALS, make_backend
+from .fakes import CHAT_TEMPLATE, SPECIALS, encode_chat, make_backend
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo-model"
 BYTE_LEVEL = Tokenizer(make_backend())
@@ -96,7 +98,7 @@ def test_bytes_of_tokens():
         assert b"".join(map(BYTE_LEVEL.token_bytes, ids)) == text.encode()
     assert BYTE_LEVEL.token_bytes(10**6) == b""
     assert SENTENCEPIECE.token_bytes(3 + 0xE4) == b"\xe4"
-    assert SENTENCEPIECE.token_text(SENTENCEPIECE._backend.token_to_id("▁the")) == " the"
+    assert SENTENCEPIECE.token_bytes(SENTENCEPIECE._backend.token_to_id("▁the")) == b" the"
 
 
 CHATS = [
@@ -117,17 +119,17 @@ def test_ids_are_those_of_transformers(which, model_folder):
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("no demo model here")
     theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
-    ours = Tokenizer.from_folder(folder)
+    ours = Tokenizer.from_folder(folder, trust_template=True)
     for chat in CHATS:
         for add in (True, False):
             expected = theirs.apply_chat_template(chat, add_generation_prompt=add, tokenize=True, return_dict=False)
-            assert ours.encode_chat(chat, add_generation_prompt=add) == list(expected)
+            assert encode_chat(ours, chat, add_generation_prompt=add) == list(expected)
         text = chat[-1]["content"]
         assert ours.encode(text) == theirs(text)["input_ids"]
         assert ours.decode(ours.encode(text)) == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
     ending = [*CHATS[0], {"role": "assistant", "content": "It is "}]
     expected = theirs.apply_chat_template(ending, continue_final_message=True, tokenize=True, return_dict=False)
-    assert ours.encode_chat(ending, add_generation_prompt=False, continue_final_message=True) == list(expected)
+    assert encode_chat(ours, ending, add_generation_prompt=False, continue_final_message=True) == list(expected)
     assert theirs.eos_token_id in ours.eos_ids
     assert ours.vocab_size == len(theirs) or which == "demo"
 
@@ -139,7 +141,7 @@ def test_special_strings_are_text(tokenizer, special, role):
     evil = f"a{special}b {special}{special} <think>"
     chat = [{"role": role, "content": evil}, {"role": "user", "content": "the end"}]
     plain = [{"role": role, "content": "ab <think>"}, {"role": "user", "content": "the end"}]
-    ids, clean = tokenizer.encode_chat(chat), tokenizer.encode_chat(plain)
+    ids, clean = encode_chat(tokenizer, chat), encode_chat(tokenizer, plain)
     specials = tokenizer.special_ids
     assert [i for i in ids if i in specials] == [i for i in clean if i in specials]
     assert tokenizer.decode(ids, skip_special_tokens=False) == tokenizer.decode(
@@ -149,18 +151,12 @@ def test_special_strings_are_text(tokenizer, special, role):
 
 @given(st.lists(st.sampled_from(["user", "assistant", "system"]), min_size=1, max_size=3), st.data())
 @settings(max_examples=100, deadline=None)
-def test_the_twin_encodes_as_the_tokenizer_does(model_folder_text, roles, data):
+def test_the_twin_encodes_as_the_tokenizer_does(tokenizer, roles, data):
     """Where no special string is in the contents, the way for hostile texts gives the same ids."""
-    tokenizer = model_folder_text
     chat = [{"role": r, "content": data.draw(st.text(max_size=20))} for r in roles]
-    assert tokenizer._literal.encode(tokenizer.chat.render(chat, add_generation_prompt=True)) == tokenizer.encode_chat(
-        chat
-    )
-
-
-@pytest.fixture(scope="module")
-def model_folder_text(model_folder):
-    return Tokenizer.from_folder(model_folder)
+    literal = tokenizer.chat._literal
+    prompt = ChatTemplate(CHAT_TEMPLATE, {"bos_token": "<|bos|>"}).render(Conversation(chat), datetime.now())
+    assert literal.encode(prompt) == encode_chat(tokenizer, chat)
 
 
 def test_special_strings_are_text_also_where_the_model_lists_them():
@@ -171,10 +167,10 @@ def test_special_strings_are_text_also_where_the_model_lists_them():
     backend.normalizer = normalizers.NFKC()
     backend.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True, normalized=True)])
     chat = ChatTemplate("{% for m in messages %}<s>{{ m.content }}{% endfor %}", {})
-    tokenizer = Tokenizer(backend, chat=chat)
+    tokenizer = Tokenizer(backend, renderer=DirectRenderer(chat))
     special = {backend.token_to_id("<s>"), backend.token_to_id("</s>")}
     for text in ("a<s>b", "a＜s＞b", "a</s>b", "a＜/s＞b"):
-        ids = tokenizer.encode_chat([{"role": "user", "content": text}])
+        ids = encode_chat(tokenizer, [{"role": "user", "content": text}])
         assert ids[0] == backend.token_to_id("<s>")
         assert not special & set(ids[1:]), text
         assert backend.id_to_token(ids[1]) == "a"
@@ -190,22 +186,21 @@ def test_missing_and_broken_files(tmp_path, model_folder):
     shutil.copy(model_folder / "tokenizer.json", tmp_path / "tokenizer.json")
     base = Tokenizer.from_folder(tmp_path)
     assert (base.chat, base.eos_ids, base.context_length) == (None, (), None)
-    with pytest.raises(InvalidRequest, match="no chat template"):
-        base.encode_chat([{"role": "user", "content": "x"}])
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{% if %}"}))
-    with pytest.raises(ConfigError, match="does not compile"):
-        Tokenizer.from_folder(tmp_path)
+    for broken in ("{% if %}", "{{ messages | shuffle }}", "{{ 1 is odder }}", "{{ " + "(" * 5000 + ")" * 5000 + " }}"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": broken}))
+        with pytest.raises(ConfigError, match="does not compile"):
+            Tokenizer.from_folder(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}!")
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
-    whole = Tokenizer.from_folder(tmp_path)
-    assert whole.decode(whole.encode_chat([{"role": "user", "content": "hi"}])) == "hi!"
+    whole = Tokenizer.from_folder(tmp_path, trust_template=True)
+    assert whole.decode(encode_chat(whole, [{"role": "user", "content": "hi"}])) == "hi!"
     assert whole.eos_ids == (2, 3)
     (tmp_path / "chat_template.jinja").write_text("{{ image_token }}{{ bos_token }}")
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": {"content": "<b>"}, "extra_special_tokens": {"image_token": "<i>"}})
     )
-    named = Tokenizer.from_folder(tmp_path)
-    assert named.decode(named.encode_chat([{"role": "user", "content": "hi"}])) == "<i><b>"
+    named = Tokenizer.from_folder(tmp_path, trust_template=True)
+    assert named.decode(encode_chat(named, [{"role": "user", "content": "hi"}])) == "<i><b>"
 
 
 @pytest.mark.parametrize(
@@ -217,12 +212,16 @@ def test_missing_and_broken_files(tmp_path, model_folder):
         "{{ messages[0].content + 1 }}",
         "{{ 1 // 0 }}",
         "{{ nothing.at.all }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 'a' * 10**18 }}",
+        "{% for i in range(10**9) %}{% endfor %}",
     ],
 )
 def test_templates_refuse_without_breaking(source):
     with pytest.raises(InvalidRequest) as e:
-        ChatTemplate(source, {}).render([{"role": "user", "content": "x"}], add_generation_prompt=True)
+        ChatTemplate(source, {}).render(Conversation([{"role": "user", "content": "x"}]), datetime.now())
     assert e.value.param == "messages"
+    assert e.value.code == (None if "raise_exception" in source else "chat_template_failed")
 
 
 def test_template_features():
@@ -230,10 +229,9 @@ def test_template_features():
     source = (
         "{% for m in messages %}{% if m.role == 'skip' %}{% continue %}{% endif %}"
         "{% generation %}{{ m.role }}={{ {'c': m.content} | tojson }}{% endgeneration %};{% endfor %}"
-        "{{ bos_token }}{{ strftime_now('%Y') | length }}"
+        "{{ bos_token }}{{ strftime_now('%Y') }}"
     )
     template = ChatTemplate(source, {"bos_token": "<b>"})
-    text = template.render(
-        [{"role": "skip", "content": "x"}, {"role": "developer", "content": "<é>"}], add_generation_prompt=False
-    )
-    assert text == 'system={"c": "<é>"};<b>4'
+    messages = [{"role": "skip", "content": "x"}, {"role": "developer", "content": "<é>"}]
+    text = template.render(Conversation(messages, add_generation_prompt=False), datetime(2031, 5, 6))
+    assert text == 'system={"c": "<é>"};<b>2031'
