@@ -14,6 +14,7 @@ from router.dispatch.dispatcher import DispatcherConfig
 from router.dispatch.lease import ReplicaTable
 from router.dispatch.ledger import Ledger
 from router.dispatch.server import DispatcherServer
+from router.vitals import Vitals, own_vitals
 from workers.api.errors import ConfigError
 from workers.api.replica import ReplicaInfo
 
@@ -50,6 +51,14 @@ class DispatcherActor:
     async def ledger(self) -> Ledger:
         """The books of the leases."""
         return self._server.ledger()
+
+    async def clients(self) -> tuple[str, ...]:
+        """Names of the ingresses (ingress-PID-...) and gateways that are connected."""
+        return self._server.client_names
+
+    async def vitals(self) -> Vitals:
+        """What this process holds."""
+        return own_vitals()
 
 
 def start_dispatcher(config: DispatcherConfig, secret: str, log: LogSection) -> Any:

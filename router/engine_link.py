@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 
 from workers.api.channel import Channel, dial
 from workers.api.errors import EchelonError, EngineFault, ReplicaLost
@@ -15,12 +16,13 @@ from workers.api.wire import ENGINE_CODEC, Abort, StepFrame, Submit, Welcome
 
 _WELCOME_SECONDS = 3.0
 MAX_UNREAD_STEPS = 4096  # a reader further behind is failed
+MOST_JOINED_STEPS = 64  # handed to a reader at once
 
 log = logging.getLogger("echelon.sessions")
 
 
 class Stream:
-    """The deltas of the sequences of one submission, a batch for each engine step. One reader."""
+    """The deltas of the sequences of one submission, in the order of the engine's steps. One reader."""
 
     def __init__(self, link: EngineLink, ids: Sequence[str], limit: int) -> None:
         self._link = link
@@ -31,7 +33,10 @@ class Stream:
         self.open_ids = set(ids)  # whose last delta has not arrived
 
     async def get(self) -> tuple[Delta, ...]:
-        """The next batch. What arrived before a failure is given out first, then ReplicaLost or EngineFault rises."""
+        """What has come since the last call, at least one step's deltas: who lags gets the more at once.
+
+        What arrived before a failure is given out first, then ReplicaLost or EngineFault rises.
+        """
         while not self._batches:
             if self._error is not None:
                 raise self._error
@@ -40,7 +45,10 @@ class Stream:
                 await self._wakeup
             finally:
                 self._wakeup = None
-        return self._batches.popleft()
+        batches = self._batches
+        if len(batches) == 1:
+            return batches.popleft()
+        return tuple(chain.from_iterable([batches.popleft() for _ in range(min(len(batches), MOST_JOINED_STEPS))]))
 
     def put(self, batch: tuple[Delta, ...]) -> None:
         """One step's deltas; a reader that is too far behind is failed and its sequences are aborted."""

@@ -73,6 +73,7 @@ class _Run:
     request: GenerationRequest
     choices: list[_Choice]
     since: float
+    left: int  # choices without a finish
     accepted: bool = False
     attempt: int = 0
     lost_on: tuple[str, ...] = ()  # replicas that went away while they ran it
@@ -108,15 +109,13 @@ class _Attempt:
     prefill: int = 0
     decode: int = 0
     cached: int = 0
-    output: int = 0
-    unbilled: dict[str, int] = field(default_factory=dict)  # tokens of sequences whose last delta has not come
+    numbers: dict[str, int] = field(default_factory=dict)  # of the choices, by the ids of their sequences
+    starts: dict[int, int] = field(default_factory=dict)  # tokens that each choice had before
+    unbilled: set[int] = field(default_factory=set)  # choices whose last delta has not come
 
-    def count(self, delta: Delta) -> None:
-        self.output += len(delta.token_ids)
-        if delta.finish is None:
-            self.unbilled[delta.request_id] = self.unbilled.get(delta.request_id, 0) + len(delta.token_ids)
-            return
-        self.unbilled.pop(delta.request_id, None)
+    def bill(self, i: int, delta: Delta) -> None:
+        """The last delta of choice `i`."""
+        self.unbilled.discard(i)
         self.prefill += delta.executed_prefill
         self.decode += delta.executed_decode
         self.cached += delta.cached_tokens
@@ -130,11 +129,12 @@ class _Attempt:
     def loss_error(loss: LeaseLost) -> ReplicaLost:
         return ReplicaLost(f"replica {loss.replica_id} was taken out: {loss.reason}")
 
-    def settle(self) -> Settle:
+    def settle(self, choices: list[_Choice]) -> Settle:
         """The bill; of sequences that never got their last delta, what they must at least have cost."""
-        prefill = self.prefill + (self.prompt_tokens if self.unbilled and not self.prefill else 0)
-        decode = self.decode + sum(self.unbilled.values())
-        return Settle(self.lease_id, self.outcome, prefill, decode, self.cached, self.output)
+        made = {i: len(choices[i].emitted) - start for i, start in self.starts.items()}
+        unbilled = sum(made[i] for i in self.unbilled)
+        prefill = self.prefill + (self.prompt_tokens if unbilled and not self.prefill else 0)
+        return Settle(self.lease_id, self.outcome, prefill, self.decode + unbilled, self.cached, sum(made.values()))
 
 
 class Sessions:
@@ -159,10 +159,10 @@ class Sessions:
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[tuple[ChoiceDelta, ...]]:
         """See `router.generation.Generator`; the first batch is empty and says that a replica has the request."""
-        run = _Run(request, [_Choice(s) for s in request.samplings], monotonic())
+        run = _Run(request, [_Choice(s) for s in request.samplings], monotonic(), len(request.samplings))
         self.running += 1
         try:
-            while run.unfinished:
+            while run.left:
                 attempt = _Attempt(f"{self.dispatcher.name}/{next(self._lease_numbers)}", len(request.prompt_ids))
                 granted = await self._lease(run, attempt)
                 try:
@@ -170,7 +170,7 @@ class Sessions:
                     if not run.accepted:
                         run.accepted = True
                         yield ()
-                    while run.unfinished:
+                    while run.left:
                         batch, fault = self._take(run, attempt, await attempt.stream.get())
                         if batch:
                             yield batch
@@ -186,7 +186,7 @@ class Sessions:
                 finally:
                     if attempt.stream is not None:
                         attempt.stream.close()
-                    self.dispatcher.settle(attempt.settle())
+                    self.dispatcher.settle(attempt.settle(run.choices))
                 ended = self._finish_complete(run)
                 if ended:
                     yield ended
@@ -225,7 +225,11 @@ class Sessions:
         link = await self.links.get(granted.replica)
         if attempt.loss is not None:
             raise attempt.loss_error(attempt.loss)
-        return link.submit([run.engine_request(i) for i in run.unfinished])
+        requests = {i: run.engine_request(i) for i in run.unfinished}
+        attempt.numbers = {r.id: i for i, r in requests.items()}
+        attempt.starts = {i: len(r.resumed_ids) for i, r in requests.items()}
+        attempt.unbilled = set(requests)
+        return link.submit(list(requests.values()))
 
     @staticmethod
     def _take(
@@ -235,15 +239,18 @@ class Sessions:
         batch: list[ChoiceDelta] = []
         fault: _BadReplica | None = None
         for delta in deltas:
-            i = int(delta.request_id.rpartition("#")[0].rpartition("/")[2])
+            i = attempt.numbers[delta.request_id]
             try:
                 new = run.choices[i].take(delta)
             except _BadReplica as e:
                 fault = fault or e
                 continue
-            if new is not None:
-                attempt.count(new)
-                batch.append(ChoiceDelta(i, new))
+            if new is None:
+                continue
+            if new.finish is not None:
+                run.left -= 1
+                attempt.bill(i, new)
+            batch.append(ChoiceDelta(i, new))
         return tuple(batch), fault
 
     async def _after_fault(self, run: _Run, attempt: _Attempt, granted: Granted, fault: Exception) -> None:
@@ -285,6 +292,7 @@ class Sessions:
             choice = run.choices[i]
             choice.finish = choice.complete()
             if choice.finish is not None:
+                run.left -= 1
                 delta = Delta(f"{run.request.id}/{i}#{run.attempt}", len(choice.emitted), finish=choice.finish)
                 ended.append(ChoiceDelta(i, delta))
         return tuple(ended)

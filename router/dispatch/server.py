@@ -118,6 +118,11 @@ class DispatcherServer:
             self._registered[replica_id].draining = True
         return self.dispatcher.drain(replica_id)
 
+    @property
+    def client_names(self) -> tuple[str, ...]:
+        """Those who may ask for leases."""
+        return tuple(self._ingresses)
+
     def status(self) -> ReplicaTable:
         """The table as ingress replicas see it."""
         d = self.dispatcher

@@ -37,6 +37,7 @@ class Choice:
         self._offset = offset
         self._made = 0  # characters detokenized so far, shown or held
         self._waiting: list[ShownToken] | None = [] if wants_logprobs else None
+        self._is_plain = not stops and not wants_logprobs  # and is not over
 
     def is_over(self) -> bool:
         """Whether `finish` is set."""
@@ -47,6 +48,11 @@ class Choice:
 
         Raises EngineFault when the delta reports an error or leaves a gap.
         """
+        if self._is_plain and delta.finish is None and delta.error is None and delta.position == self.token_count:
+            self.token_count += len(delta.token_ids)  # all but the last step of nearly every answer
+            text = self._detokenizer.push(delta.token_ids)
+            self.characters += len(text)
+            return text
         if self.is_over():
             return ""
         if delta.position != self.token_count:
@@ -67,6 +73,7 @@ class Choice:
                 self.token_count += len(delta.token_ids) - len(ids)
         if delta.finish is not None:
             self.cached_tokens = delta.cached_tokens
+            self._is_plain = False
             if self.finish is None:
                 text += self._flush()
                 if not self.is_over():

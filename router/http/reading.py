@@ -30,19 +30,35 @@ class Reading:
         self._job, self._meter = job, meter
 
     def push(self, item: ChoiceDelta) -> str:
-        """New text of `item.choice`; nothing once it is over. Raises EngineFault."""
+        """New text of `item.choice`, which is not over. Raises EngineFault."""
         choice = self._job.choices[item.choice]
-        if choice.is_over():
-            return ""
         before = choice.token_count
         text = choice.push(item.delta)
-        if self._meter is not None:
-            self._meter.tokens(item.choice, choice.token_count - before)
-        if choice.is_over():
+        meter = self._meter
+        if meter is not None:
+            meter.tokens(item.choice, choice.token_count - before)
+        if choice.finish is not None:
             self.left -= 1
-            if self._meter is not None:
-                self._meter.finished(choice.finish or "")
+            if meter is not None:
+                meter.finished(choice.finish)
         return text
+
+    def events(self, batch: Batch) -> str:
+        """The stream's events for one batch, joined; may be empty. Raises EngineFault."""
+        job = self._job
+        form = job.format
+        events = ""
+        for item in batch:
+            choice = job.choices[item.choice]
+            if choice.is_over():
+                continue
+            text = self.push(item)
+            tokens = choice.take_tokens() if job.logprobs else None
+            if text or tokens:
+                events += form.text(choice.index, text, tokens)
+            if choice.finish is not None:
+                events += form.finish(choice.index, choice.finish)
+        return events
 
     async def collect(self, batches: AsyncIterator[Batch]) -> Answer:
         """Read `batches` until every choice is over. Raises EngineFault, and what the generator raises."""
@@ -52,6 +68,8 @@ class Reading:
         ids: list[list[int]] = [[] for _ in job.choices]
         async for batch in batches:
             for item in batch:
+                if job.choices[item.choice].is_over():
+                    continue
                 texts[item.choice].append(self.push(item))
                 tokens[item.choice] += job.choices[item.choice].take_tokens() or ()
                 ids[item.choice] += item.delta.token_ids

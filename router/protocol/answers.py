@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from router.protocol.sse import dumps
+from router.protocol.sse import dumps, quoted
 from workers.api.request import TokenLogprobs
 
 TokenBytes = Callable[[int], bytes]
@@ -98,7 +98,7 @@ class ChatFormat:
 
     def text(self, index: int, text: str, tokens: Sequence[ShownToken] | None) -> str:
         """Content."""
-        head = f'{self._head}{index},"delta":{{"content":{dumps(text)}'
+        head = f'{self._head}{index},"delta":{{"content":{quoted(text)}'
         if tokens is None:
             return head + self._plain_tail
         return f'{head}}},"logprobs":{dumps(self._logprobs(tokens))},"finish_reason":null{self._tail}'
@@ -167,7 +167,7 @@ class CompletionFormat:
 
     def text(self, index: int, text: str, tokens: Sequence[ShownToken] | None) -> str:
         """New text."""
-        head = f'{self._head}{index},"text":{dumps(text)}'
+        head = f'{self._head}{index},"text":{quoted(text)}'
         if tokens is None:
             return head + self._plain_tail
         return f'{head},"logprobs":{dumps(self._logprobs(tokens))},"finish_reason":null{self._tail}'

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from json.encoder import encode_basestring_ascii
 
 CONTENT_TYPE = b"text/event-stream; charset=utf-8"
 DONE = "data: [DONE]\n\n"
 
 dumps = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode
+quoted = encode_basestring_ascii  # what `dumps` does with a string, without its questions
 
 
 def event(data: str) -> str:

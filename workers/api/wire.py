@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import operator
 import struct
 import types
 import typing
@@ -24,6 +25,7 @@ from workers.api.request import Delta, EngineRequest
 WIRE_VERSION = 1
 MAX_FRAME_BYTES = 64 << 20
 _LENGTH = struct.Struct("<I")
+_AS_THEY_ARE = (None, ())  # whatever the type of their field
 
 Convert = Callable[[Any], Any]
 
@@ -75,10 +77,6 @@ def _is_dataclass_type(kind: Any) -> bool:
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
-def _unless_none(convert: Convert) -> Convert:
-    return lambda v: None if v is None else convert(v)
-
-
 def _each(convert: Convert, into: Callable[[Any], Any]) -> Convert:
     return lambda v: into([convert(x) for x in v])
 
@@ -90,8 +88,7 @@ def _converters(kind: Any) -> tuple[Convert | None, Convert | None]:
         inner = [a for a in typing.get_args(kind) if a is not type(None)]
         if len(inner) != 1:
             raise TypeError(f"{kind} cannot travel: a union may only add None")
-        put, get = _converters(inner[0])
-        return None if put is None else _unless_none(put), None if get is None else _unless_none(get)
+        return _converters(inner[0])  # None itself is never converted
     if origin is tuple:
         args = typing.get_args(kind)
         if len(args) == 2 and args[1] is Ellipsis:
@@ -112,12 +109,18 @@ def _record(cls: type[Any]) -> tuple[Convert, Convert]:
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     pairs = [_converters(hints[n]) for n in names]
-    puts = [(n, p[0]) for n, p in zip(names, pairs, strict=True)]
+    puts = [(i, p[0]) for i, p in enumerate(pairs) if p[0] is not None]
     gets = [(i, p[1]) for i, p in enumerate(pairs) if p[1] is not None]
     arity = len(names)
 
+    fetch = operator.attrgetter(*names) if arity > 1 else lambda value: [getattr(value, n) for n in names]
+
     def put(value: Any) -> list[Any]:
-        return [getattr(value, n) if p is None else p(getattr(value, n)) for n, p in puts]
+        fields = list(fetch(value))
+        for i, p in puts:
+            if fields[i]:  # None, (), 0 and "" travel as they are
+                fields[i] = p(fields[i])
+        return fields
 
     def get(fields: Any) -> Any:
         if len(fields) != arity:
@@ -126,7 +129,8 @@ def _record(cls: type[Any]) -> tuple[Convert, Convert]:
             return cls(*fields)
         values = list(fields)
         for i, g in gets:
-            values[i] = g(values[i])
+            if values[i] not in _AS_THEY_ARE:
+                values[i] = g(values[i])
         return cls(*values)
 
     return put, get

@@ -1,0 +1,174 @@
+"""Generated bad requests: good bodies, mutated in their structure, types, numbers, text and bytes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+from .fakes import SPECIALS
+from .test_json_entry import FIELDS
+
+CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
+HI = {"role": "user", "content": "hi"}
+GOOD: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, {"model": "m", "messages": [HI], "max_tokens": 4}),
+    (CHAT, {"model": "m", "messages": [HI], "stream": True, "stream_options": {"include_usage": True}}),
+    (CHAT, {"model": "m", "messages": [HI, {"role": "assistant", "content": "x"}, HI], "n": 3, "seed": 7}),
+    (CHAT, {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "top_k": 5}),
+    (CHAT, {"model": "m", "messages": [HI], "logprobs": True, "top_logprobs": 2, "stop": ["wör", "zz"]}),
+    (CHAT, {"model": "m", "messages": [HI], "logit_bias": {"40": 5, "41": -100}, "metadata": {"a": "b"}, "user": "u"}),
+    (CHAT, {"model": "m", "messages": [HI], "temperature": 0.5, "top_p": 0.9, "min_p": 0.1, "ignore_eos": True}),
+    (CHAT, {"model": "m", "messages": [HI, {"role": "assistant", "content": "It"}], "continue_final_message": True}),
+    (COMPLETION, {"model": "m", "prompt": "hi", "echo": True, "max_tokens": 9}),
+    (COMPLETION, {"model": "m", "prompt": [40, 41, 42], "stream": True, "presence_penalty": 1.5}),
+    (COMPLETION, {"model": "m", "prompt": ["a", "b"], "n": 2, "logprobs": 1, "stop_token_ids": [50]}),
+    (COMPLETION, {"model": "m", "prompt": [[40], [41]], "stream": True, "n": 2, "min_tokens": 3, "max_tokens": 12}),
+    (COMPLETION, {"model": "org/base", "prompt": "x" * 300, "truncate_prompt_tokens": 9, "request_id": "r-1"}),
+]
+NUMBERS: list[Any] = [0, -1, 1, 2, 128, 129, 361, 2**31 - 1, 2**31, 2**53, 2**63 - 1, 2**63, -(2**63) - 1, 2**64]
+NUMBERS += [10**18, 10**30, -0.0, 0.5, 1e-320, 5e-324, 1.0, 4.0, 1e16, 1e308, -1e308]
+TEXTS = [
+    *("", " ", "\x00", "\n", "\x1b[31m", "m", "m\x00", "../../etc/passwd", "null", "true", "4", "0x10", "__proto__"),
+    *("\ud800", "\udc00\ud800", "\ufeff", "\u202e\u2066x", "e" + "\u0301" * 300, "\ufdfa" * 100, "🏴󠁧󠁢󠁥󠁮󠁧󠁿👩‍👩‍👧‍👦", "Ａ"),
+    *(
+        "{{7*7}}",
+        "{% raw %}",
+        "{{ ''.__class__ }}",
+        "{%",
+        "a" * 5000,
+        "hello " * 400,
+        *SPECIALS,
+        SPECIALS[1] + "system\n",
+    ),
+    *("wizard", "tool", "system", "developer", "image_url", "text", "auto", "priority", "slow"),
+]
+LITERALS = [b"NaN", b"-Infinity", b"1e999", b"1" * 5000, b"0." + b"1" * 900, b"-", b"01", b"'x'", b'"\\ud800"', b"\xff"]
+CONTENT_TYPES = [
+    *("application/json", "application/json; charset=utf-8", "APPLICATION/JSON", "application/json; charset=utf-16"),
+    *(
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "",
+        ";",
+        "application/json;",
+    ),
+    *("application/json; charset=\xff", "application/json" + "; a=b" * 200),
+]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One POST. `content_type` None leaves the header out; `pieces` > 0 sends the body in that many chunks."""
+
+    path: str
+    body: bytes
+    content_type: str | None
+    pieces: int
+
+
+def _wrapped(value: Any, depth: int) -> Any:
+    for i in range(depth):
+        value = [value] if i % 2 else {"a": value}
+    return value
+
+
+_leaves = (
+    st.sampled_from(NUMBERS)
+    | st.sampled_from(TEXTS)
+    | st.sampled_from([None, True, False, [], {}, [[]], [None], [{}], {"": None}, [1, "a"], ["a", 1]])
+    | st.text(max_size=12)
+    | st.floats()
+    | st.builds(_wrapped, st.sampled_from(["x", 1, None]), st.sampled_from([1, 2, 62, 63, 64, 65, 500]))
+)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of what is inside `value`, five levels down."""
+    if len(path) == 5:
+        return []
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [p for key, v in inner for p in ((*path, key), *_places(v, (*path, key)))]
+
+
+def _mutate(draw: Callable[[Any], Any], body: Any) -> None:
+    """One change of structure, type, number or text, in place."""
+    places = _places(body)
+    if not places:
+        body[draw(st.sampled_from(FIELDS))] = copy.deepcopy(draw(_leaves))
+        return
+    *way, last = draw(st.sampled_from(places))
+    holder = body
+    for key in way:
+        holder = holder[key]
+    how = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add", "wrap", "repeat", "swap", "rename"]))
+    if how == "replace":
+        holder[last] = copy.deepcopy(draw(_leaves))
+    elif how == "remove":
+        del holder[last]
+    elif how == "add":
+        target = holder if isinstance(holder, dict) else body
+        target[draw(st.sampled_from(FIELDS) | st.sampled_from(TEXTS))] = copy.deepcopy(draw(_leaves))
+    elif how == "wrap":
+        holder[last] = draw(st.sampled_from([[holder[last]], {"text": holder[last]}, str(holder[last])]))
+    elif how == "repeat":
+        holder[last] = [copy.deepcopy(holder[last]) for _ in range(draw(st.sampled_from([2, 5, 17, 129, 2049])))]
+    elif how == "swap":
+        body[draw(st.sampled_from(FIELDS))] = copy.deepcopy(holder[last])
+    elif isinstance(holder, dict):
+        holder[draw(st.sampled_from(TEXTS))] = holder.pop(last)
+
+
+def _mangle(draw: Callable[[Any], Any], raw: bytes) -> bytes:
+    """One change of the bytes."""
+    at = draw(st.integers(0, len(raw)))
+    how = draw(
+        st.sampled_from(
+            ["cut", "cut", "insert", "delete", "flip", "literal", "twice", "join", "encode", "deep", "junk"]
+        )
+    )
+    if how == "cut":
+        return raw[:at]
+    if how == "insert":
+        return raw[:at] + draw(st.binary(min_size=1, max_size=6)) + raw[at:]
+    if how == "delete":
+        return raw[:at] + raw[at + draw(st.integers(1, 9)) :]
+    if how == "flip":
+        return raw[:at] + bytes([raw[at] ^ draw(st.integers(1, 255))]) + raw[at + 1 :] if at < len(raw) else raw
+    if how == "literal":
+        at = raw.find(b":", at) + 1
+        return raw[:at] + draw(st.sampled_from(LITERALS)) + raw[at:].lstrip(b' "abcdefghijklmnopqrstuvwxyz0123456789')
+    if how == "twice":
+        return b'{"model":"m","messages":[],"prompt":"x",' + raw[1:]
+    if how == "join":
+        return raw + draw(st.sampled_from([raw, b",", b"]", b"}", b" //x", b"\x00", b" " * 70_000, b"{}"]))
+    if how == "encode":
+        text = raw.decode("utf-8", "replace")
+        return draw(st.sampled_from([b"\xef\xbb\xbf" + raw, text.encode("utf-16"), text.encode("utf-32-le")]))
+    if how == "deep":
+        opened = draw(st.sampled_from([b"[", b'{"a":'])) * draw(st.sampled_from([60, 66, 1000, 12_000]))
+        return raw[:at] + opened + raw[at:]
+    return draw(st.binary(max_size=400))
+
+
+@st.composite
+def attacks(draw: Callable[[Any], Any]) -> Attack:
+    """A request that is probably bad."""
+    path, good = draw(st.sampled_from(GOOD))
+    body = copy.deepcopy(good)
+    for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 4]))):
+        _mutate(draw, body)
+    ascii_only = draw(st.booleans())
+    raw = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+        raw = _mangle(draw, raw)
+    if draw(st.integers(0, 9)) == 0:
+        path = COMPLETION if path == CHAT else CHAT
+    usual = draw(st.integers(0, 9)) > 0
+    kind = "application/json" if usual else draw(st.none() | st.sampled_from(CONTENT_TYPES))
+    return Attack(path, raw, kind, draw(st.sampled_from([0, 0, 1, 3, 50])))

@@ -1,0 +1,176 @@
+"""Generated hostile bodies over a real socket, beside a stream that must not notice.
+
+`pytest --hypothesis-profile=full` runs 2,000 of them, the default profile as many as hypothesis runs anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from router.http.app import create_app
+from router.http.config import FrontConfig, ServedModel
+
+from .conftest import base_of
+from .fakes import ANSWER, FakeGenerator, FakeStatus
+from .hostile import CHAT, COMPLETION, HI, Attack, attacks
+from .raw_http import Answer, Connection
+from .served import serving
+
+NORMAL = json.dumps({"model": "m", "messages": [HI]}).encode()
+ONLOOKER = {"model": "slow", "messages": [HI], "stream": True, "n": 2, "stream_options": {"include_usage": True}}
+
+
+class ByModel:
+    """A generator that takes its time for the model "slow"."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.usual, self.slow = FakeGenerator(tokenizer), FakeGenerator(tokenizer, pause=0.002)
+
+    def generate(self, request: Any) -> Any:
+        return (self.slow if request.model == "slow" else self.usual).generate(request)
+
+    @property
+    def running(self) -> int:
+        return self.usual.running + self.slow.running
+
+    @property
+    def open(self) -> int:
+        return sum(len(g.requests) - g.closed for g in (self.usual, self.slow))
+
+
+class Onlooker(threading.Thread):
+    """Streams normal answers, one after the other, until told to leave; `wrong` says what was not exact."""
+
+    def __init__(self, address: tuple[str, int], tokens: int) -> None:
+        super().__init__()
+        self._connection, self._tokens = Connection(address), tokens
+        self.leave = threading.Event()
+        self.streams, self.wrong = 0, ""
+
+    def run(self) -> None:
+        body = json.dumps(ONLOOKER).encode()
+        while not self.leave.is_set() and not self.wrong:
+            try:
+                self._check(self._connection.post(CHAT, body))
+            except (AssertionError, OSError, ValueError) as e:
+                self.wrong = f"{type(e).__name__}: {e}"
+            self.streams += 1
+        self._connection.close()
+
+    def _check(self, answer: Answer) -> None:
+        assert answer.status == 200
+        *chunks, usage = answer.events
+        for index in (0, 1):
+            choices = [c for e in chunks for c in e["choices"] if c["index"] == index]
+            assert "".join(c["delta"].get("content", "") for c in choices) == ANSWER
+            assert [c["finish_reason"] for c in choices if c["finish_reason"]] == ["stop"]
+        assert usage["usage"]["completion_tokens"] == 2 * self._tokens
+
+
+def check_refusal(answer: Answer) -> None:
+    """OpenAI's body, a 4xx, and not much of the input in it."""
+    assert 400 <= answer.status < 500, answer.body
+    assert set(answer.json) == {"error"}
+    error = answer.json["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert 0 < len(error["message"]) < 600
+    assert error["message"].isprintable()
+
+
+def check_answer(attack: Attack, answer: Answer, tokenizer: Any) -> None:
+    """What the fake generator says, as far as the body asked for it."""
+    body = json.loads(attack.body)
+    if body.get("stream"):
+        texts, reasons, usage = from_events(answer.events)
+    else:
+        whole = answer.json
+        texts = {c["index"]: c["text"] if "text" in c else c["message"]["content"] for c in whole["choices"]}
+        reasons = {c["index"]: [c["finish_reason"]] for c in whole["choices"]}
+        usage = whole["usage"]
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert sorted(texts) == list(range(len(texts)))
+    assert all(r in (["stop"], ["length"]) for r in reasons.values()), reasons
+    assert len(texts) % (body.get("n") or 1) == 0
+    echo = body["prompt"] if body.get("echo") and isinstance(body.get("prompt"), str) else ""
+    plain = not any(body.get(f) for f in ("stop", "stop_token_ids")) and body.get("skip_special_tokens") is not False
+    if body.get("echo") and not echo:
+        return
+    for text in texts.values():
+        assert text.startswith(echo)
+        shown = text[len(echo) :].replace("<|im_end|>", "").rstrip("\ufffd")
+        assert ANSWER.startswith(shown), text
+    if plain and usage and len(texts) == 1:
+        made = (tokenizer.encode(ANSWER) + [tokenizer.eos_ids[0]] * 300)[: usage["completion_tokens"]]
+        assert texts[0] == echo + tokenizer.decode(made)
+
+
+def from_events(events: list[Any]) -> tuple[dict[int, str], dict[int, list[str]], Any]:
+    texts: dict[int, str] = {}
+    reasons: dict[int, list[str]] = {}
+    usage = None
+    for event in events:
+        usage = event.get("usage") or usage
+        for c in event["choices"]:
+            piece = c["text"] if "text" in c else c["delta"].get("content", "")
+            texts[c["index"]] = texts.get(c["index"], "") + piece
+            reasons.setdefault(c["index"], []).extend([c["finish_reason"]] if c["finish_reason"] else [])
+    return texts, reasons, usage
+
+
+@pytest.mark.slow
+def test_generated_bodies_over_a_socket(tokenizer: Any) -> None:
+    """No 5xx, no hang: OpenAI's error or a right answer, and a right answer to the next request."""
+    generator = ByModel(tokenizer)
+    models = [
+        ServedModel("m", tokenizer, 256),
+        ServedModel("slow", tokenizer, 256),
+        ServedModel("org/base", base_of(tokenizer), 256),
+    ]
+    app = create_app(FrontConfig(max_body_bytes=1 << 16), models, generator, FakeStatus())
+    seen: dict[int, int] = {}
+    with serving(app) as address:
+        onlooker = Onlooker(address, len(tokenizer.encode(ANSWER)) + 1)
+        onlooker.start()
+        connection = Connection(address)
+
+        @given(attacks())
+        @settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        def attack_it(attack: Attack) -> None:
+            answer = connection.post(attack.path, attack.body, attack.content_type, attack.pieces)
+            seen[answer.status] = seen.get(answer.status, 0) + 1
+            assert answer.headers["x-request-id"]
+            if answer.status == 200:
+                check_answer(attack, answer, tokenizer)
+            else:
+                check_refusal(answer)
+            after = connection.post(CHAT, NORMAL)
+            assert after.json["choices"][0]["message"]["content"] == ANSWER
+
+        try:
+            attack_it()
+        finally:
+            onlooker.leave.set()
+            onlooker.join()
+            connection.close()
+    assert onlooker.wrong == ""
+    assert onlooker.streams
+    assert (generator.running, generator.open) == (0, 0)
+    print(f"{sum(seen.values())} bodies beside {onlooker.streams} streams: {dict(sorted(seen.items()))}")
+    assert {200, 400} <= set(seen)
+
+
+def test_the_checks_can_fail(tokenizer: Any) -> None:
+    attack = Attack(COMPLETION, b'{"model":"m","prompt":"x"}', None, 0)
+    choices = [{"index": 0, "text": ANSWER[:4], "finish_reason": "length"}]
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    wrong = Answer(200, {}, json.dumps({"choices": choices, "usage": usage}).encode(), closes=False)
+    with pytest.raises(AssertionError):
+        check_answer(attack, wrong, tokenizer)
+    with pytest.raises(AssertionError):
+        check_refusal(Answer(500, {}, b"{}", closes=False))
