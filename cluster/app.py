@@ -118,7 +118,8 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
         join_ray(address)
     secret = secrets.token_hex(16)
     try:
-        start_dispatcher(config.dispatcher_config(), secret, config.log)
+        qos = None if config.dispatch.qos is None else Path(config.dispatch.qos)
+        start_dispatcher(config.dispatcher_config(), secret, config.log, qos)
     except ConfigError:
         ray.shutdown()  # what runs there is another one's: `bring_down` must not find it
         raise

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 import echelon
 from cluster.keys_command import app as keys_app
+from cluster.qos_command import app as qos_app
 from workers.api.errors import ConfigError, EchelonError
 
 LOCAL_URL = "http://127.0.0.1:23333/v1"
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(keys_app, name="keys")
+app.add_typer(qos_app, name="qos")
 errors = Console(stderr=True, highlight=False)
 
 
@@ -53,6 +55,9 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate and its chain: serve HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
+    qos_config_path: Annotated[
+        Path | None, typer.Option(help="QoS file, JSON or YAML: tiers, users, quotas (echelon qos check).")
+    ] = None,
     tp: Annotated[int | None, typer.Option("--tp", help="GPUs of each replica (tensor parallel); default 1.")] = None,
     name: Annotated[str | None, typer.Option(help="Model name for clients; default: the folder's.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: an own one.")] = None,
@@ -61,7 +66,7 @@ def serve(
     from cluster.serving import run_until_stopped
 
     given = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name, "no_auth": no_auth}
-    files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key}
+    files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key, "qos": qos_config_path}
     given |= {k: str(v.absolute()) for k, v in files.items() if v is not None}
     run_until_stopped(model, {k: v for k, v in given.items() if v is not None}, address=address)
 

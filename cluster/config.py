@@ -14,6 +14,7 @@ from cluster.environment import DEMO_MODEL, cpu_count
 from router.dispatch.dispatcher import DispatcherConfig
 from router.http.config import FrontConfig
 from router.protocol.json_entry import MAX_BODY_BYTES
+from router.qos.config import load_qos_config
 from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
 from workers.api.errors import ConfigError
 
@@ -94,6 +95,7 @@ class DispatchSection(Section):
         "min_expected_latency"
     )
     max_waiting: Positive = 10_000  # requests that wait for a lease; beyond it 429
+    qos: str | None = None  # QoS file (docs/qos.md), the same path on every node; relative: to the cluster file
 
 
 class LogSection(Section):
@@ -113,9 +115,13 @@ class ClusterConfig(Section):
     log: LogSection = LogSection()
 
     def dispatcher_config(self) -> DispatcherConfig:
-        """What the dispatcher is told."""
+        """What the dispatcher is told. Raises ConfigError where the QoS file is bad."""
+        dispatch = self.dispatch
         return DispatcherConfig(
-            strategy=self.dispatch.strategy, models=(self.model_name,), max_waiting=self.dispatch.max_waiting
+            strategy=dispatch.strategy,
+            models=(self.model_name,),
+            max_waiting=dispatch.max_waiting,
+            qos=None if dispatch.qos is None else load_qos_config(Path(dispatch.qos)),
         )
 
     def front_config(self, edge_secret: str) -> FrontConfig:

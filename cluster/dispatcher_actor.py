@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,6 +12,7 @@ import ray
 from cluster.config import LogSection
 from cluster.logs import set_up_logs
 from cluster.names import DISPATCHER, NAMESPACE
+from cluster.qos_file import QosFile
 from router.dispatch.dispatcher import DispatcherConfig
 from router.dispatch.lease import ReplicaTable
 from router.dispatch.ledger import Ledger
@@ -18,12 +21,18 @@ from router.vitals import Vitals, own_vitals
 from workers.api.errors import ConfigError
 from workers.api.replica import ReplicaInfo
 
+QOS_SECONDS = 1.0  # between two looks at the QoS file
+
+_log = logging.getLogger("echelon.dispatcher")
+
 
 class DispatcherActor:
     """Ray restarts it when it dies; replicas announce themselves again, ingresses re-register their leases."""
 
-    def __init__(self, config: DispatcherConfig, secret: str, log: LogSection) -> None:
+    def __init__(self, config: DispatcherConfig, secret: str, log: LogSection, qos: Path | None = None) -> None:
         set_up_logs(log.level, log.format)
+        self._qos = None if qos is None else QosFile(qos)
+        self._watching: asyncio.Task[None] | None = None
         self._server = DispatcherServer(config, secret=secret, host=ray.util.get_node_ip_address())
         self._starting = asyncio.Lock()
         self._address: tuple[str, int] | None = None
@@ -33,7 +42,19 @@ class DispatcherActor:
         async with self._starting:
             if self._address is None:
                 self._address = await self._server.start()
+                if self._qos is not None:
+                    self._watching = asyncio.create_task(self._watch(self._qos), name="QoS file")
         return self._address
+
+    async def _watch(self, file: QosFile) -> None:
+        while True:
+            try:
+                config = await asyncio.to_thread(file.look)
+                if config is not None:
+                    self._server.reload(config)
+            except Exception:  # a defect here must not end the watch
+                _log.exception("the QoS configuration stays as it was")
+            await asyncio.sleep(QOS_SECONDS)
 
     async def register(self, info: ReplicaInfo) -> None:
         """A replica listens at `info`; idempotent."""
@@ -61,8 +82,11 @@ class DispatcherActor:
         return own_vitals()
 
 
-def start_dispatcher(config: DispatcherConfig, secret: str, log: LogSection) -> Any:
-    """Start the one dispatcher of this Ray cluster. Raises ConfigError when one runs there already."""
+def start_dispatcher(config: DispatcherConfig, secret: str, log: LogSection, qos: Path | None = None) -> Any:
+    """Start the one dispatcher of this Ray cluster; it looks after the QoS file `qos`.
+
+    Raises ConfigError when one runs there already.
+    """
     try:
         ray.get_actor(DISPATCHER, namespace=NAMESPACE)
     except ValueError:
@@ -79,7 +103,7 @@ def start_dispatcher(config: DispatcherConfig, secret: str, log: LogSection) -> 
             max_restarts=-1,
             max_task_retries=-1,
         )
-        .remote(config, secret, log)
+        .remote(config, secret, log, qos)
     )
 
 

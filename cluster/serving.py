@@ -26,6 +26,7 @@ from workers.api.errors import ConfigError, EchelonError
 STOP_SECONDS = 30.0
 HTTP_FILES = ("api_keys", "tls_cert", "tls_key")
 HTTP_FLAGS = ("host", "port", "no_auth", *HTTP_FILES)
+DISPATCH_FLAGS = ("qos",)
 MODEL_FLAGS = ("replicas", "tensor_parallel", "name")
 
 
@@ -39,6 +40,9 @@ def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
     for name in HTTP_FILES:  # other processes have other working folders
         if (path := values["http"][name]) is not None:
             values["http"][name] = str(Path(model).absolute().parent / Path(path).expanduser())
+    if (path := values["dispatch"]["qos"]) is not None:
+        values["dispatch"]["qos"] = str(Path(model).absolute().parent / Path(path).expanduser())
+    values["dispatch"].update({k: flags[k] for k in DISPATCH_FLAGS if k in flags})
     values["http"].update({k: flags[k] for k in HTTP_FLAGS if k in flags})
     values["model"].update({k: flags[k] for k in MODEL_FLAGS if k in flags})
     folder = Path(config.model.path).expanduser()
@@ -46,6 +50,7 @@ def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
         values["model"]["path"] = str(folder.resolve())  # ranks have other working folders, and "." has no name
     config = checked_config(values, "the command line")
     config.replica_config("auto")  # limits that contradict each other: now, not when Ray is up
+    config.dispatcher_config()  # a bad QoS file too
     return config
 
 

@@ -26,10 +26,15 @@ from router.dispatch.lease import (
 from router.dispatch.ledger import Ends, Ledger
 from router.dispatch.strategies import make_strategy
 from router.dispatch.table import Demand, Lease, Replica, blocks_needed
-from router.qos.queue import Fifo, Ordering
+from router.qos.config import QosConfig
+from router.qos.fair_queue import Facts, FairQueue
+from router.qos.ledger import Prices
+from router.qos.policy import Limits
+from router.qos.queue import Fifo, Ordering, Room, WaitingQueue
 from workers.api.errors import ConfigError
 from workers.api.replica import LoadReport, ReplicaInfo
 
+_FLOOR_BOUND = 100_000.0  # units, some long leases: what a tier with a floor can be owed at most
 _LOOK_PAST = 32  # waiting requests that only their exclusions hold back are passed over, this many at once
 
 log = logging.getLogger("echelon.dispatcher")
@@ -51,6 +56,7 @@ class DispatcherConfig:
     canary_every: float = 2.0  # an idle replica proves that it can step; infinite = never
     decode_margin: int = 64  # tokens of room for each choice beyond its prompt
     seed_speed: Speed = Speed()
+    qos: QosConfig | None = None  # None: first come, first served
 
     def __post_init__(self) -> None:
         if self.max_waiting < 1:
@@ -81,6 +87,8 @@ class Dispatcher:
         self.config = config
         self._clock = clock
         self._ordering: Ordering[Waiting] = ordering or Fifo()
+        self._qos = config.qos
+        self._prices = Prices()
         self._strategy = make_strategy(config.strategy, rng)
         self._outputs = OutputLengths()
         self._replicas: dict[str, Replica] = {}
@@ -89,6 +97,7 @@ class Dispatcher:
         self._on: dict[str, dict[str, Lease]] = {}  # by replica, registered or not yet
         self._leases: dict[str, Lease] = {}
         self._gone: dict[str, float] = {}  # clients away since
+        self._shed: list[Reply] = []
         self._ends = Ends()
         self._hold_seconds = 2.0  # what a lease lasts, learned
         self._recovered_at = clock() + config.recovery
@@ -113,18 +122,24 @@ class Dispatcher:
             self._ends.refused += 1
             return Refused(request.lease_id, Refusal.UNKNOWN_MODEL, request.model)
         fleet = self._fleet(request.model)
-        refusal = self._refusal(request, fleet)
+        waiting = Waiting(request, client, now - max(request.age, 0.0), now)
+        refusal = self._refusal(waiting, fleet)
         if refusal is not None:
             self._ends.refused += 1
             return refusal
-        waiting = Waiting(request, client, now - max(request.age, 0.0), now)
+        self._make_place(waiting, fleet)
         fleet.queue.push(request.lease_id, waiting)
         if fleet.queue.peek() is waiting:  # a replay may come before all others
             granted = self._try(waiting, fleet, now)
             if granted is not None:
-                fleet.queue.remove(request.lease_id)
+                fleet.queue.granted(request.lease_id)
                 return granted
         return None
+
+    def shed(self) -> list[Reply]:
+        """Refusals of requests that `acquire` took out of the queue for one of a higher tier; each comes once."""
+        shed, self._shed = self._shed, []
+        return shed
 
     def settle(self, settled: Settle) -> list[Reply]:
         """The lease's room is free again and its work is learned from. A lease that has ended already is left alone."""
@@ -143,6 +158,7 @@ class Dispatcher:
                 replica.observe_lease(lease, now)
         elif settled.outcome is Outcome.LOST and replica is not None:
             replica.suspect = True
+        self._charge(lease.request, settled)
         self._drop(settled.lease_id, now)
         self._ends.settled += 1
         return self._release(lease.request.model)
@@ -175,6 +191,7 @@ class Dispatcher:
                 continue
             self._ends.acquired += 1
             lease = Lease(h.request, client, h.replica_id, now - max(h.request.age, 0.0), now)
+            self._fleet(h.request.model).queue.adopt(lease_id, Waiting(h.request, client, lease.arrived, now))
             replica = self._replicas.get(h.replica_id)
             if replica is None:
                 self._leases[lease_id] = lease
@@ -225,6 +242,7 @@ class Dispatcher:
         replies = []
         for lease_id, lease in lost.items():
             del self._leases[lease_id]
+            self._fleet(lease.request.model).queue.ended(lease_id)
             self._ends.lost += 1
             replies.append(Reply(lease.client, LeaseLost(lease_id, replica_id, reason, died)))
         return replies
@@ -280,6 +298,21 @@ class Dispatcher:
                 replies += self._expire(fleet, now)
         return replies + self._release_all()
 
+    def reload(self, qos: QosConfig) -> list[Reply]:
+        """`qos` orders what waits from now on. What was served stays known, unless QoS was or will be switched off."""
+        self._qos = qos
+        for fleet in self._fleets.values():
+            if isinstance(fleet.queue, FairQueue) and qos.enabled:
+                fleet.queue.replace(qos)
+                continue
+            waiting, fleet.queue = list(fleet.queue), self._room()
+            for lease_id, lease in self._leases.items():
+                if lease.request.model == fleet.model:
+                    fleet.queue.adopt(lease_id, Waiting(lease.request, lease.client, lease.arrived, lease.granted))
+            for w in waiting:
+                fleet.queue.push(w.request.lease_id, w)
+        return self._release_all()
+
     # for status, metrics and tests
 
     @property
@@ -310,15 +343,44 @@ class Dispatcher:
     def _fleet(self, model: str) -> Fleet:
         fleet = self._fleets.get(model)
         if fleet is None:
-            fleet = Fleet(model, self._ordering, self.config.max_waiting, self.config.decode_margin)
-            self._fleets[model] = fleet
+            fleet = self._fleets[model] = Fleet(model, self._room(), self.config.decode_margin)
         return fleet
 
-    def _refusal(self, request: Acquire, fleet: Fleet) -> Refused | None:
-        if fleet.queue.full and not request.accepted:
-            text = f"{len(fleet.queue)} requests wait for {request.model} already"
-            return Refused(request.lease_id, Refusal.OVERLOADED, text, fleet.retry_after(self._hold_seconds))
-        return fleet.never(request)
+    def _room(self) -> Room[Waiting]:
+        qos = self._qos
+        if qos is None or not qos.enabled:
+            return WaitingQueue(self._ordering, self.config.max_waiting)
+        limits = Limits(step=_FLOOR_BOUND)
+        return FairQueue(qos, limits, describe=self._facts, clock=self._clock, limit=self.config.max_waiting)
+
+    def _facts(self, waiting: Waiting) -> Facts:
+        """What the order depends on; the work is what is expected of it now."""
+        request = waiting.request
+        output = round(self._demand(request).output) * request.choices
+        prefill = 0 if request.resumed_tokens else request.prompt_tokens  # a replay's was charged before
+        units = self._prices.units(prefill, output, _kv_read(request, output))
+        return Facts(request.owner, request.tier, units, waiting.arrived, request.accepted)
+
+    def _charge(self, request: Acquire, settled: Settle) -> None:
+        reads = _kv_read(request, settled.decode_tokens)
+        queue = self._fleet(request.model).queue
+        queue.ended(request.lease_id, settled.prefill_tokens, settled.decode_tokens, reads)
+
+    def _refusal(self, waiting: Waiting, fleet: Fleet) -> Refused | None:
+        request, queue = waiting.request, fleet.queue
+        text = None if request.accepted else queue.refusal(waiting)
+        if text is None:
+            return fleet.never(request)
+        retry_after = fleet.retry_after(self._hold_seconds, queue.ahead(waiting))
+        return Refused(request.lease_id, Refusal.OVERLOADED, f"{text} for {request.model}", retry_after)
+
+    def _make_place(self, waiting: Waiting, fleet: Fleet) -> None:
+        out = fleet.queue.shed(waiting)
+        if out is not None:
+            self._ends.refused += 1
+            retry_after = fleet.retry_after(self._hold_seconds, fleet.queue.ahead(out))
+            text = f"requests of higher tiers took all places to wait for {fleet.model}"
+            self._shed.append(Reply(out.client, Refused(out.request.lease_id, Refusal.OVERLOADED, text, retry_after)))
 
     def _blocks(self, request: Acquire, info: ReplicaInfo) -> int:
         return min(blocks_needed(request, info.block_size, self.config.decode_margin), info.num_blocks)
@@ -349,6 +411,7 @@ class Dispatcher:
 
     def _drop(self, lease_id: str, now: float) -> None:
         lease = self._leases.pop(lease_id)
+        self._fleet(lease.request.model).queue.ended(lease_id)  # without a charge, unless it was settled
         replica = self._replicas.get(lease.replica_id)
         if replica is not None:
             replica.remove(lease_id, now)
@@ -377,18 +440,19 @@ class Dispatcher:
             return []
         queue, now = fleet.queue, self._clock()
         replies: list[Reply] = []
-        aside: list[Waiting] = []
+        aside = 0
         while (head := queue.peek()) is not None:
             granted = self._try(head, fleet, now)
             if granted is not None:
                 replies.append(Reply(head.client, granted))
-            elif head.request.excluded and len(aside) < _LOOK_PAST:
-                aside.append(head)
+                queue.granted(head.request.lease_id)
+            elif head.request.excluded and aside < _LOOK_PAST:
+                queue.set_aside(head.request.lease_id)
+                aside += 1
             else:
                 break
-            queue.remove(head.request.lease_id)
-        for waiting in aside:
-            queue.push(waiting.request.lease_id, waiting)
+        if aside:
+            queue.put_back()
         return replies
 
     def _release_all(self) -> list[Reply]:
@@ -404,3 +468,9 @@ class Dispatcher:
                 text = f"no replica of {fleet.model} came up in {grace:g} s"
                 replies.append(Reply(w.client, Refused(w.request.lease_id, Refusal.NO_REPLICA, text, grace)))
         return replies
+
+
+def _kv_read(request: Acquire, decodes: int) -> int:
+    """Tokens that `decodes` tokens of the answer, over all choices, read: each all before it."""
+    each = decodes / request.choices
+    return round(decodes * (request.prompt_tokens + request.resumed_tokens / request.choices + each / 2))

@@ -8,7 +8,7 @@ from router.dispatch.latency import Speed
 from router.dispatch.lease import Acquire, Refusal, Refused
 from router.dispatch.strategies import Strategy
 from router.dispatch.table import Demand, Replica, blocks_needed
-from router.qos.queue import Ordering, WaitingQueue
+from router.qos.queue import Room
 
 
 @dataclass(slots=True)
@@ -24,10 +24,10 @@ class Waiting:
 class Fleet:
     """The replicas of `model` in the order of registration. `empty_since` counts only while there is none."""
 
-    def __init__(self, model: str, ordering: Ordering[Waiting], max_waiting: int, margin: int) -> None:
+    def __init__(self, model: str, room: Room[Waiting], margin: int) -> None:
         self.model = model
         self.replicas: list[Replica] = []
-        self.queue = WaitingQueue(ordering, max_waiting)
+        self.queue = room
         self.empty_since = float("-inf")
         self._margin = margin
         self._context = self._most_slots = self._most_tokens = self._slots = 0
@@ -112,6 +112,6 @@ class Fleet:
             per_kv=sum(s.per_kv for s in seen) / n,
         )
 
-    def retry_after(self, hold_seconds: float) -> float:
-        """Seconds until the queue, as it stands, has been served, within 1 and 60."""
-        return min(max(hold_seconds * (len(self.queue) + 1) / max(self._slots, 1), 1.0), 60.0)
+    def retry_after(self, hold_seconds: float, ahead: int) -> float:
+        """Seconds until `ahead` requests of the queue have been served, within 1 and 60."""
+        return min(max(hold_seconds * (ahead + 1) / max(self._slots, 1), 1.0), 60.0)

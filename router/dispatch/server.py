@@ -23,6 +23,7 @@ from router.dispatch.lease import (
 )
 from router.dispatch.ledger import Ledger
 from router.dispatch.observer import Observer
+from router.qos.config import QosConfig
 from workers.api.channel import Channel, Listener, listen
 from workers.api.replica import LoadReport, ReplicaInfo
 
@@ -128,6 +129,11 @@ class DispatcherServer:
         d = self.dispatcher
         return ReplicaTable(d.rows(), d.waiting, d.waiting_by_model)
 
+    def reload(self, qos: QosConfig) -> None:
+        """`qos` holds from now on, for what waits too."""
+        log.info("QoS configuration: %d tiers, %d accounts", len(qos.tiers), len(qos.accounts))
+        self._answer(self.dispatcher.reload(qos))
+
     def ledger(self) -> Ledger:
         """The books of the dispatcher."""
         return self.dispatcher.ledger()
@@ -180,6 +186,7 @@ class DispatcherServer:
         match message:
             case Acquire():
                 answer = self.dispatcher.acquire(channel.peer, message)
+                self._answer(self.dispatcher.shed())
                 if answer is not None:
                     channel.send(answer)
             case Settle():

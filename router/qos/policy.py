@@ -65,19 +65,13 @@ class Band:
 
     def place(self, standing: Standing) -> None:
         """It stands where it belongs, at its present time."""
-        self.drop(standing)
         if standing.queued:
             (self.both if standing.resident else self.waiting).put(standing)
         elif standing.resident:
             self.running.put(standing)
         else:
+            TimeHeap.drop(standing)
             self.clock = max(self.clock, standing.time)
-
-    def drop(self, standing: Standing) -> None:
-        """It stands nowhere."""
-        self.waiting.drop(standing)
-        self.both.drop(standing)
-        self.running.drop(standing)
 
     def first_waiting(self) -> Standing | None:
         """The least of the accounts that wait, or None."""
@@ -228,6 +222,8 @@ class Policy:
         self.config = config
         self.floors = Floors(config.tiers, self.limits.step, self.floors)
         clocks = {(b.tier, number % 2): b.clock for number, b in self.bands.items()}
+        for standing in old:
+            TimeHeap.drop(standing)
         self._standings, self.bands = {}, {}
         moved: list[Standing] = []
         for standing in old:
@@ -258,11 +254,12 @@ class Policy:
 
     def place(self, standing: Standing) -> None:
         """Its time or its work has changed: it stands where it belongs."""
-        self.band(standing).place(standing)
+        band = self.bands.get(standing.band)
+        (band or self.band(standing)).place(standing)
 
     def _lift(self, standing: Standing) -> None:
         band = self.band(standing)
-        band.drop(standing)  # it is not its own measure
+        TimeHeap.drop(standing)  # it is not its own measure
         first = band.first_waiting()
         floor = max((s.time for s in band.running), default=band.clock) if first is None else first.time
         standing.offset += max(floor - standing.time, 0.0)

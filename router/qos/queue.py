@@ -1,4 +1,4 @@
-"""The waiting room: a bounded heap in the order that an `Ordering` gives."""
+"""The waiting room of requests without a lease, and its simplest kind: a bounded heap in the order of an `Ordering`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,47 @@ class Fifo:
         return (0, 0.0, item.arrived)
 
 
+class Room(Protocol[Item]):
+    """Where requests wait for a lease; it decides who comes next, and hears how each lease ended."""
+
+    def __len__(self) -> int: ...
+    def __contains__(self, item_id: str) -> bool: ...
+    def __iter__(self) -> Iterator[Item]: ...
+
+    def refusal(self, item: Item) -> str | None:
+        """Why `item` must not wait here, in words; None if it may."""
+
+    def shed(self, item: Item) -> Item | None:
+        """What leaves, and is out already, so that `item` may wait; None: nobody has to."""
+
+    def ahead(self, item: Item) -> int:
+        """About how many requests would go before `item`, if it waited."""
+
+    def push(self, item_id: str, item: Item) -> None:
+        """Queue `item`; its id must not be queued already (ValueError)."""
+
+    def peek(self) -> Item | None:
+        """Who comes next, or None."""
+
+    def remove(self, item_id: str) -> Item | None:
+        """Take `item_id` out for good; None if it does not wait."""
+
+    def granted(self, item_id: str) -> None:
+        """`item_id`, which waits, leaves for a lease."""
+
+    def adopt(self, item_id: str, item: Item) -> None:
+        """`item` holds a lease already."""
+
+    def ended(self, item_id: str, prefill: int = 0, decode: int = 0, kv_read: int = 0) -> None:
+        """The lease is over, and so many tokens were executed, or read by decodes. Unknown ids are left alone."""
+
+    def set_aside(self, item_id: str) -> None:
+        """`item_id`, which waits, is passed over until `put_back`."""
+
+    def put_back(self) -> None:
+        """All that was set aside waits again, as if nothing had happened."""
+
+
 class WaitingQueue(Generic[Item]):
     """Items by id, least key first, equal keys in the order in which they were queued.
 
@@ -43,6 +84,7 @@ class WaitingQueue(Generic[Item]):
         self._limit = limit
         self._heap: list[tuple[Key, int, str]] = []
         self._live: dict[str, tuple[int, Item]] = {}
+        self._aside: dict[str, Item] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -59,6 +101,18 @@ class WaitingQueue(Generic[Item]):
     def full(self) -> bool:
         """Whether the bound is reached. `push` does not look: accepted work may go over it."""
         return len(self._live) >= self._limit
+
+    def refusal(self, item: Item) -> str | None:
+        """The bound is all that counts."""
+        return f"{len(self._live)} requests wait already" if self.full else None
+
+    def shed(self, item: Item) -> Item | None:
+        """Nobody leaves for another."""
+        return None
+
+    def ahead(self, item: Item) -> int:
+        """All that wait."""
+        return len(self._live)
 
     def push(self, item_id: str, item: Item) -> None:
         """Queue `item`; its id must not be queued already (ValueError)."""
@@ -81,6 +135,28 @@ class WaitingQueue(Generic[Item]):
         while self._heap and not self._is_live(self._heap[0]):
             heapq.heappop(self._heap)
         return self._live[self._heap[0][2]][1] if self._heap else None
+
+    def granted(self, item_id: str) -> None:
+        """It waits no more."""
+        self.remove(item_id)
+
+    def adopt(self, item_id: str, item: Item) -> None:
+        """Leases change nothing here."""
+
+    def ended(self, item_id: str, prefill: int = 0, decode: int = 0, kv_read: int = 0) -> None:
+        """Leases change nothing here."""
+
+    def set_aside(self, item_id: str) -> None:
+        """It is passed over until `put_back`."""
+        item = self.remove(item_id)
+        if item is not None:
+            self._aside[item_id] = item
+
+    def put_back(self) -> None:
+        """All that was set aside waits again."""
+        for item_id, item in self._aside.items():
+            self.push(item_id, item)
+        self._aside.clear()
 
     def _is_live(self, entry: tuple[Key, int, str]) -> bool:
         found = self._live.get(entry[2])

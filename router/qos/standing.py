@@ -18,9 +18,10 @@ class Standing:
     lifts on return from idle added; it is kept apart, so that `service` stays what was served.
     """
 
-    __slots__ = ("account", "band", "offset", "pending", "queued", "resident", "service", "weight")
+    __slots__ = ("account", "band", "home", "offset", "pending", "queued", "resident", "service", "weight")
 
     def __init__(self, account: Account) -> None:
+        self.home: TimeHeap | None = None  # where it stands
         self.service = self.pending = self.offset = 0.0
         self.queued = self.resident = 0  # requests: that wait, that hold slot and blocks
         self._take(account)
@@ -63,21 +64,37 @@ class TimeHeap:
         return iter(self._valid)
 
     def put(self, standing: Standing) -> None:
-        """It stands here, at its present time."""
+        """It stands here and nowhere else, at its present time."""
+        if standing.home is not self:
+            if standing.home is not None:
+                del standing.home._valid[standing]
+            standing.home = self
         self._count += 1
         self._valid[standing] = self._count
-        heapq.heappush(self._heap, (standing.time, self._count, standing))
+        time = (standing.service + standing.pending) / standing.weight + standing.offset
+        heapq.heappush(self._heap, (time, self._count, standing))
         if len(self._heap) > 2 * len(self._valid) + 64:
             self._heap = [e for e in self._heap if self._valid.get(e[2]) == e[1]]
             heapq.heapify(self._heap)
 
-    def drop(self, standing: Standing) -> None:
-        """It stands here no more; nothing happens if it did not."""
-        self._valid.pop(standing, None)
+    @staticmethod
+    def drop(standing: Standing) -> None:
+        """It stands nowhere."""
+        if standing.home is not None:
+            del standing.home._valid[standing]
+            standing.home = None
+
+    def top(self) -> tuple[float, int, Standing] | None:
+        """The one with least time, and that time before all; None if there is none."""
+        heap, valid = self._heap, self._valid
+        while heap:
+            entry = heap[0]
+            if valid.get(entry[2]) == entry[1]:
+                return entry
+            heapq.heappop(heap)
+        return None
 
     def first(self) -> Standing | None:
         """The one with least time; None if there is none."""
-        heap, valid = self._heap, self._valid
-        while heap and valid.get(heap[0][2]) != heap[0][1]:
-            heapq.heappop(heap)
-        return heap[0][2] if heap else None
+        top = self.top()
+        return None if top is None else top[2]

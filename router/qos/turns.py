@@ -10,13 +10,13 @@ import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 from router.qos.policy import Band, Policy
-from router.qos.standing import Standing
+from router.qos.standing import Standing, TimeHeap
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """Serve `standing`: its decodes, oldest first, then part-done prefills, then its queue; until that will be charged
     `units` or takes `seconds` of predicted time, whichever comes first.
 
@@ -141,27 +141,26 @@ class _Walk:
 
     def next(self, *, admitting: bool) -> Standing | None:
         while self._bands:
-            band = self._policy.bands[self._bands[0]]
-            fresh = self._fresh(band, admitting)
-            if self._again and (fresh is None or self._again[0][0] < fresh.time):
+            fresh = self._fresh(self._policy.bands[self._bands[0]], admitting)
+            if self._again and (fresh is None or self._again[0][0] < fresh[0]):
                 return heapq.heappop(self._again)[2]
             if fresh is not None:
-                self._seen[fresh] = None
-                band.drop(fresh)
-                return fresh
+                self._seen[fresh[2]] = None
+                TimeHeap.drop(fresh[2])
+                return fresh[2]
             self._bands = self._bands[1:]
         return None
 
-    def _fresh(self, band: Band, admitting: bool) -> Standing | None:
+    def _fresh(self, band: Band, admitting: bool) -> tuple[float, int, Standing] | None:
         while True:
-            best: Standing | None = None
-            for heap in (band.waiting, band.both, band.running) if admitting else (band.both, band.running):
-                first = heap.first()
-                if first is not None and (best is None or first.time < best.time):
-                    best = first
-            if best is None or best not in self._seen:
+            best = band.both.top()
+            for heap in (band.running, band.waiting) if admitting else (band.running,):
+                top = heap.top()
+                if top is not None and (best is None or top[0] < best[0]):
+                    best = top
+            if best is None or best[2] not in self._seen:
                 return best
-            band.drop(best)  # a move of its requests has put it back
+            TimeHeap.drop(best[2])  # a move of its requests has put it back
 
     def close(self) -> None:
         for standing in self._seen:

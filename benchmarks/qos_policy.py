@@ -1,0 +1,106 @@
+"""What the QoS policy costs: one decision of the dispatcher, and the turns of one engine step.
+
+    python benchmarks/qos_policy.py [--users 1000] [--queued 10000] [--slots 256]
+
+A decision is one request through the waiting room: pushed, found first, granted, ended with its charge. The turns are
+those of a step in which `slots` accounts decode, all others wait, no slot is free, and the step is settled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from typing import NamedTuple
+
+from router.qos.config import Account, QosConfig, Tier
+from router.qos.fair_queue import Facts, FairQueue
+from router.qos.ledger import Charge, Prices
+from router.qos.policy import Limits, Policy
+from router.qos.turns import Turns
+
+
+class Request(NamedTuple):
+    """What waits."""
+
+    user: str
+    arrived: float
+
+
+def config(users: int) -> QosConfig:
+    rng = random.Random(0)
+    tiers = tuple(Tier(i, f"T{i}", max_queued=10**6, max_queued_per_user=10**6) for i in range(4))
+    return QosConfig(tiers, tuple(Account(tiers[i % 4], f"u{i}", float(rng.randint(1, 99))) for i in range(users)))
+
+
+def decisions(users: int, queued: int, count: int) -> list[float]:
+    """Seconds of each."""
+    rng, now = random.Random(1), [0.0]
+    queue: FairQueue[Request] = FairQueue(
+        config(users),
+        Limits(step=100_000.0),
+        describe=lambda r: Facts(r.user, "", 500.0, r.arrived),
+        clock=lambda: now[0],
+        limit=10**9,
+    )
+    for i in range(queued):
+        queue.push(f"q{i}", Request(f"u{rng.randrange(users)}", 0.0))
+    taken: list[float] = []
+    for i in range(count):
+        now[0] += 0.001
+        request = Request(f"u{rng.randrange(users)}", now[0])
+        began = time.perf_counter()
+        queue.push(f"n{i}", request)
+        first = queue.first()
+        assert first is not None
+        queue.granted(first)
+        queue.ended(first, 300, 100, 40_000)
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+def steps(users: int, queued: int, slots: int, count: int) -> list[float]:
+    """Seconds of the turns of a step and of its settlement."""
+    prices = Prices()
+    policy = Policy(config(users), Limits(prices.most_a_step(2048, 400_000), longest=8192.0, tau=1e9), prices)
+    standings = [policy.standing(a) for a in policy.config.accounts]
+    for i in range(queued):
+        policy.queued(standings[i % users])
+    for standing in standings[:slots]:
+        policy.admitted(standing)
+    taken: list[float] = []
+    for step in range(count):
+        began = time.perf_counter()
+        turns = Turns(policy, float(step))
+        turns.admitting = False
+        left, ran = 2048, []
+        while left > 0 and (turn := turns.next()) is not None:
+            ran.append(turn.standing)
+            left -= 1
+            turns.served(4.0, more=False, seconds=20e-6)
+        provisional = turns.close()
+        policy.commit(len(ran), [Charge(s, 0, 1, 1000) for s in ran], provisional)
+        taken.append(time.perf_counter() - began)
+        assert len(ran) == slots
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=1000)
+    parser.add_argument("--queued", type=int, default=10_000)
+    parser.add_argument("--slots", type=int, default=256)
+    given = parser.parse_args()
+    for name, taken in (
+        ("a decision", decisions(given.users, given.queued, 2000)),
+        (f"a step of {given.slots} turns", steps(given.users, given.queued, given.slots, 300)),
+    ):
+        low, high = min(taken) * 1e6, statistics.quantiles(taken, n=100)[-1] * 1e6
+        print(
+            f"{name}: median {statistics.median(taken) * 1e6:.0f} us, least {low:.0f}, p99 {high:.0f}, n={len(taken)}"
+        )
+
+
+if __name__ == "__main__":
+    main()

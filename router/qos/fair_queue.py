@@ -1,0 +1,312 @@
+"""The dispatcher's waiting room in the policy's order: tiers, accounts by virtual time, users of an account in turn.
+
+Requests leave it for a lease (`granted`) or for good (`remove`). A lease counts with what it will probably be charged
+until it has ended, and from then on with what was executed: nobody gains by asking for little or by being cancelled.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from router.qos.config import QosConfig, Tier
+from router.qos.ledger import Charge
+from router.qos.members import Members
+from router.qos.outlook import Errors, Outlook, Pace
+from router.qos.policy import Limits, Policy
+from router.qos.standing import Standing
+
+_SAMPLE = 8  # one request in so many teaches how good predictions are: a position costs a look at all accounts
+
+Item = TypeVar("Item")
+
+
+class Facts(NamedTuple):
+    """What the order depends on. `tier` is the API key's, for users without a line; `units` will probably be charged.
+
+    `accepted`: a replay; it goes before its user's other requests and is never refused or shed.
+    """
+
+    user: str
+    tier: str
+    units: float
+    arrived: float
+    accepted: bool = False
+
+
+@dataclass(slots=True)
+class _Entry(Generic[Item]):
+    item: Item
+    facts: Facts
+    standing: Standing
+    predicted: float = 0.0  # seconds, by position; 0: not looked at
+    queued: float = 0.0
+
+
+class FairQueue(Generic[Item]):
+    """Items by id. `describe` gives an item's facts, `clock` monotonic seconds; `limit` bounds all that wait."""
+
+    def __init__(
+        self,
+        config: QosConfig,
+        limits: Limits,
+        *,
+        describe: Callable[[Item], Facts],
+        clock: Callable[[], float],
+        limit: int,
+    ) -> None:
+        self.policy = Policy(config, limits)
+        self._describe, self._clock, self._limit = describe, clock, limit
+        self._waiting: dict[str, _Entry[Item]] = {}
+        self._aside: dict[str, _Entry[Item]] = {}
+        self._leased: dict[str, tuple[Standing, float]] = {}
+        self._members: dict[Standing, Members] = {}
+        self._oldest: dict[str, list[tuple[float, str]]] = {}  # by tier with a max_wait: all that wait, a heap
+        self._lanes: dict[str, str] = {}  # by tier: the overdue request that holds a lease
+        self._tier_count: dict[str, int] = {}
+        self._user_count: dict[tuple[str, str], int] = {}  # by (tier, user)
+        self._pushed = 0
+        self._pace = Pace()
+        self._errors: dict[str, Errors] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._waiting
+
+    def __iter__(self) -> Iterator[Item]:
+        """All that wait, in the order they were queued."""
+        return (entry.item for entry in self._waiting.values())
+
+    # in and out
+
+    def refusal(self, item: Item) -> str | None:
+        """Why `item` must not wait here, in words; None if it may. Accepted work always may."""
+        facts = self._describe(item)
+        if facts.accepted:
+            return None
+        tier = self.policy.config.account(facts.user, facts.tier).tier
+        if self._user_count.get((tier.name, facts.user), 0) >= tier.max_queued_per_user:
+            return f"{tier.max_queued_per_user} of your requests wait already"
+        if self._tier_count.get(tier.name, 0) >= tier.max_queued:
+            return f"{tier.max_queued} requests wait in tier {tier.name} already"
+        if len(self._waiting) >= self._limit and self._to_shed(tier) is None:
+            return f"{len(self._waiting)} requests wait already"
+        return None
+
+    def shed(self, item: Item) -> Item | None:
+        """What leaves so that `item` may wait: the youngest of the lowest tier, once the room is full; taken out."""
+        if len(self._waiting) < self._limit:
+            return None
+        facts = self._describe(item)
+        item_id = self._to_shed(self.policy.config.account(facts.user, facts.tier).tier)
+        return None if facts.accepted or item_id is None else self.remove(item_id)
+
+    def push(self, item_id: str, item: Item) -> None:
+        """Queue `item`; its id must not be queued already (ValueError). Limits are for `refusal` to see to."""
+        if item_id in self._waiting:
+            raise ValueError(f"{item_id} waits already")
+        facts = self._describe(item)
+        standing = self.policy.standing(self.policy.config.account(facts.user, facts.tier))
+        entry = self._waiting[item_id] = _Entry(item, facts, standing, queued=self._clock())
+        self.policy.queued(standing)
+        self._enter(item_id, entry)
+        self._pushed += 1
+        if self._pushed % _SAMPLE == 0:
+            entry.predicted = self._position(item_id) * self._pace.seconds
+
+    def remove(self, item_id: str) -> Item | None:
+        """Take `item_id` out for good, wherever it stands; None if it does not wait."""
+        entry = self._waiting.pop(item_id, None)
+        if entry is None:
+            return None
+        self._leave(item_id, entry)
+        self.policy.withdrawn(entry.standing)
+        return entry.item
+
+    def granted(self, item_id: str) -> None:
+        """`item_id` leaves for a lease."""
+        entry = self._waiting.pop(item_id)
+        standing, tier = entry.standing, entry.standing.account.tier
+        self._leave(item_id, entry, units=entry.facts.units)
+        self.policy.admitted(standing)
+        self._lease(item_id, standing, entry.facts.units)
+        now = self._clock()
+        if tier.max_wait is not None and now - entry.facts.arrived >= tier.max_wait:
+            self._lanes.setdefault(tier.name, item_id)
+        self._pace.released(now, more=bool(self._waiting))
+        self._errors.setdefault(tier.name, Errors()).add(entry.predicted, now - entry.queued)
+
+    def adopt(self, item_id: str, item: Item) -> None:
+        """`item` holds a lease that was granted before this queue knew of it."""
+        facts = self._describe(item)
+        standing = self.policy.standing(self.policy.config.account(facts.user, facts.tier))
+        standing.resident += 1
+        self._lease(item_id, standing, facts.units)
+
+    def ended(self, item_id: str, prefill: int = 0, decode: int = 0, kv_read: int = 0) -> None:
+        """The lease is over: what was executed, in tokens, is charged, and no more. Unknown ids are left alone."""
+        held = self._leased.pop(item_id, None)
+        if held is None:
+            return
+        standing, expected = held
+        tier = standing.account.tier.name
+        if self._lanes.get(tier) == item_id:
+            del self._lanes[tier]
+        self.policy.ended(standing)
+        self.policy.floors.served({tier: -expected}, self._active())  # it counted when it was granted
+        self.policy.commit(prefill + decode, [Charge(standing, prefill, decode, kv_read)], {standing: expected})
+
+    def set_aside(self, item_id: str) -> None:
+        """It is passed over until `put_back`."""
+        entry = self._aside[item_id] = self._waiting.pop(item_id)
+        self._leave(item_id, entry)
+        entry.standing.queued -= 1
+        self.policy.place(entry.standing)
+
+    def put_back(self) -> None:
+        """All that was set aside waits again; nobody is lifted for it."""
+        for item_id, entry in self._aside.items():
+            self._waiting[item_id] = entry
+            entry.standing.queued += 1
+            self.policy.place(entry.standing)
+            self._enter(item_id, entry)
+        self._aside.clear()
+
+    # the order
+
+    def peek(self) -> Item | None:
+        """What is released next: an overdue request, a tier below its floor, then the first tier's least account."""
+        item_id = self.first()
+        return None if item_id is None else self._waiting[item_id].item
+
+    def first(self) -> str | None:
+        """Its id."""
+        if not self._waiting:
+            return None
+        overdue = self._overdue()
+        if overdue is not None:
+            return overdue
+        standing: Standing | None = None
+        for band in self.policy.bands.values():
+            least = band.first_waiting()
+            if least is not None:
+                standing = standing or least
+                if self.policy.floors.owed(band.tier) > 0.0:
+                    standing = least
+                    break
+        assert standing is not None, "requests wait, but no account does"
+        return self._members[standing].first()
+
+    def outlook(self, item_id: str) -> Outlook:
+        """Where a waiting request stands, and how long it will probably wait from now on. Raises KeyError."""
+        entry = self._waiting[item_id]
+        position = self._position(item_id)
+        return self._errors_of(entry).outlook(position, position * self._pace.seconds)
+
+    def ahead(self, item: Item) -> int:
+        """What waits in its tier and in those above."""
+        facts = self._describe(item)
+        rank = self.policy.config.account(facts.user, facts.tier).tier.rank
+        return sum(n for name, n in self._tier_count.items() if self._rank(name) <= rank)
+
+    def replace(self, config: QosConfig) -> None:
+        """`config` holds from now on, for what waits too. Service and virtual times stand; nothing is dropped."""
+        entries = list(self._waiting.items())
+        for item_id, entry in entries:
+            self._leave(item_id, entry)
+            entry.standing.queued -= 1
+        self.policy.replace(config)
+        self._members.clear()
+        self._oldest.clear()
+        moved = []
+        for item_id, entry in entries:
+            standing = self.policy.standing(config.account(entry.facts.user, entry.facts.tier))
+            if standing is entry.standing:
+                standing.queued += 1
+                self.policy.place(standing)
+                self._enter(item_id, entry)
+            else:
+                moved.append((item_id, entry, standing))
+        for item_id, entry, standing in moved:
+            entry.standing = standing
+            self.policy.queued(standing)
+            self._enter(item_id, entry)
+
+    # inside
+
+    def _enter(self, item_id: str, entry: _Entry[Item]) -> None:
+        standing, facts = entry.standing, entry.facts
+        tier = standing.account.tier
+        members = self._members.get(standing)
+        if members is None:
+            members = self._members[standing] = Members()
+        members.push(facts.user, item_id, (not facts.accepted, facts.arrived))
+        if tier.max_wait is not None:
+            heapq.heappush(self._oldest.setdefault(tier.name, []), (facts.arrived, item_id))
+        self._count(tier, facts.user, 1)
+
+    def _leave(self, item_id: str, entry: _Entry[Item], units: float = 0.0) -> None:
+        self._members[entry.standing].remove(entry.facts.user, item_id, units)
+        self._count(entry.standing.account.tier, entry.facts.user, -1)
+
+    def _count(self, tier: Tier, user: str, change: int) -> None:
+        self._tier_count[tier.name] = self._tier_count.get(tier.name, 0) + change
+        key = (tier.name, user)
+        left = self._user_count.get(key, 0) + change
+        if left:
+            self._user_count[key] = left
+        else:
+            del self._user_count[key]
+
+    def _lease(self, item_id: str, standing: Standing, units: float) -> None:
+        self._leased[item_id] = (standing, units)
+        self.policy.expect(standing, units)
+        self.policy.floors.served({standing.account.tier.name: units}, self._active())
+
+    def _active(self) -> list[str]:
+        return [band.tier for band in self.policy.bands.values() if band.first_waiting() is not None]
+
+    def _overdue(self) -> str | None:
+        now = self._clock()
+        for tier in self.policy.config.tiers:
+            heap = self._oldest.get(tier.name)
+            while heap and heap[0][1] not in self._waiting:
+                heapq.heappop(heap)
+            if heap and tier.name not in self._lanes and now - heap[0][0] >= (tier.max_wait or 0.0):
+                return heap[0][1]
+        return None
+
+    def _to_shed(self, newcomer: Tier) -> str | None:
+        """The youngest request of the lowest tier below `newcomer`."""
+        lowest = max((self._rank(name) for name, n in self._tier_count.items() if n), default=-1)
+        if lowest <= newcomer.rank:
+            return None
+        for item_id, entry in reversed(self._waiting.items()):
+            if entry.standing.account.tier.rank == lowest and not entry.facts.accepted:
+                return item_id
+        return None
+
+    def _position(self, item_id: str) -> int:
+        """How many will have been released with it, if nobody else comes: of its tier as quotas go, of others all."""
+        entry = self._waiting[item_id]
+        standing = entry.standing
+        mine = self._members[standing].ahead(entry.facts.user, item_id) + 1
+        position = float(mine)
+        for number, band in self.policy.bands.items():
+            if number < standing.band:
+                position += band.queued
+            elif number == standing.band:
+                for other in band.waiters():
+                    if other is not standing:
+                        position += min(other.queued, mine * other.weight / standing.weight)
+        return round(position)
+
+    def _rank(self, tier: str) -> int:
+        return next((t.rank for t in self.policy.config.tiers if t.name == tier), -1)
+
+    def _errors_of(self, entry: _Entry[Item]) -> Errors:
+        return self._errors.setdefault(entry.standing.account.tier.name, Errors())
