@@ -23,6 +23,7 @@ from router.http.identity import NoKeys
 from router.keys.resolver import KeyResolver
 from router.metrics import Metrics
 from router.metrics_page import FrontMetrics
+from router.remote_answers import RemoteAnswers
 from router.sessions import Sessions
 
 MAX_ONGOING = 100_000  # Serve must never queue: the dispatcher does, in order
@@ -49,6 +50,7 @@ class Ingress:
             status,
             metrics=metrics,
             page=self._metrics.page,
+            answers=RemoteAnswers(dispatcher),
             identity=KeyResolver(self._keys) if self._keys else NoKeys(loopback_only=not config.http.no_auth),
         )
 

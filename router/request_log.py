@@ -43,5 +43,11 @@ def log_refused(identity: Identity, route: str, code: str) -> None:
     log.info("request refused", extra={"fields": fields})
 
 
+def log_kept(identity: Identity, route: str) -> None:
+    """The answer was one that had been kept."""
+    fields = {"owner": identity.owner, "tier": identity.tier, "route": route}
+    log.info("request answered before", extra={"fields": fields})
+
+
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1e3, 1)

@@ -22,7 +22,7 @@ from router.protocol.errors import HttpRefusal, answer_for, code_of, echo, is_re
 from router.protocol.json_entry import parse_object
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.validation import validate
-from router.request_log import log_finished, log_refused
+from router.request_log import log_finished, log_kept, log_refused
 from router.text.offload import TextPool
 from workers.api.errors import ConfigError, EchelonError, InvalidRequest, ModelNotFound, RequestError
 
@@ -108,9 +108,18 @@ class Service:
         try:
             return await self._job(route, body, identity)
         except RequestError as e:
-            self.metrics.refused(code_of(e))
-            log_refused(identity, route, code_of(e))
+            self.count_refusal(route, identity, e)
             raise
+
+    def count_kept(self, route: str, identity: Identity) -> None:
+        """A request got the answer that was kept for its idempotency key."""
+        self.metrics.requests.labels(identity.tier, "kept").inc()
+        log_kept(identity, route)
+
+    def count_refusal(self, route: str, identity: Identity, error: EchelonError) -> None:
+        """A request ended with `error` before there was a meter for it."""
+        self.metrics.refused(code_of(error))
+        log_refused(identity, route, code_of(error))
 
     async def _job(self, route: str, body: bytes, identity: Identity) -> Job:
         kind = BODIES.get(route)

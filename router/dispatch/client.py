@@ -14,9 +14,11 @@ from router.dispatch.lease import (
     DISPATCH_CODEC,
     Acquire,
     Cancel,
+    Claimed,
     FrontPages,
     Granted,
     HeldLease,
+    Keep,
     LeaseLost,
     Outcome,
     Refusal,
@@ -25,6 +27,7 @@ from router.dispatch.lease import (
     ReplicaTable,
     Reregister,
     Settle,
+    Verdict,
 )
 from workers.api.channel import Channel, dial
 from workers.api.errors import (
@@ -96,6 +99,7 @@ class DispatcherClient:
         self._numbers = count(1)
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self.on_opened: list[Callable[[], None]] = []  # called on each connection, to tell what the dispatcher forgot
         self.table = ReplicaTable((), 0)
         self.table_at = float("-inf")  # when it came, monotonic
 
@@ -181,6 +185,10 @@ class DispatcherClient:
         try:
             async with asyncio.timeout(seconds):
                 return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                self._unread(answer.result())
+            raise
         except TimeoutError as e:
             raise ConnectionError(f"the dispatcher has not answered for {seconds} s") from e
         finally:
@@ -198,6 +206,8 @@ class DispatcherClient:
         held = [HeldLease(replace(h.request, age=now - h.since), h.replica_id) for h in self._held.values()]
         waits = sorted(self._waiting.values(), key=lambda w: w.since)
         channel.send(Reregister(tuple(held), tuple(replace(w.request, age=now - w.since) for w in waits)))
+        for hook in self.on_opened:
+            hook()
 
     def received(self, channel: Channel, message: object) -> None:
         """An answer, a loss, or the table."""
@@ -215,10 +225,12 @@ class DispatcherClient:
                     lost.on_lost(message)
             case ReplicaTable():
                 self.table, self.table_at = message, monotonic()
-            case FrontPages():
+            case FrontPages() | Claimed():
                 asked = self._asked.get(message.number)
                 if asked is not None and not asked.done():
                     asked.set_result(message)
+                else:
+                    self._unread(message)
             case _:
                 channel.close(f"a dispatcher does not send {type(message).__name__}")
 
@@ -250,6 +262,11 @@ class DispatcherClient:
     def _send(self, message: Acquire | Settle | Cancel) -> None:
         if self._channel is not None:
             self._channel.send(message)
+
+    def _unread(self, message: FrontPages | Claimed) -> None:
+        """Whoever asked has left; what it would have been first to run, the next one may."""
+        if isinstance(message, Claimed) and message.verdict is Verdict.FIRST:
+            self.tell(Keep(message.key, b"", b""))
 
     def _fail_waiting(self, reason: str) -> None:
         for wait in self._waiting.values():

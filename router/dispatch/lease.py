@@ -175,6 +175,45 @@ class FrontPages:
     pages: tuple[tuple[str, bytes], ...]
 
 
+class Verdict(enum.StrEnum):
+    """What a claim of an idempotency key comes to."""
+
+    FIRST = "first"  # run it, and send `Keep` at the end
+    KEPT = "kept"  # here is the answer
+    RUNNING = "running"
+    OTHER_BODY = "other_body"
+    FULL = "full"  # too many run
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request with an idempotency key came. `key` and `body` are digests; with `wait`, one that runs is awaited."""
+
+    number: int  # of the verdict; 0 = it runs here since before the connection was made: no verdict
+    key: bytes
+    body: bytes
+    wait: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The verdict on the claim of this number."""
+
+    number: int
+    key: bytes
+    verdict: Verdict
+    answer: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What was claimed has ended, with this answer; an empty one is not kept."""
+
+    key: bytes
+    body: bytes
+    answer: bytes
+
+
 DISPATCH_CODEC = FrameCodec(
     {
         **BASE_MESSAGES,
@@ -189,5 +228,8 @@ DISPATCH_CODEC = FrameCodec(
         24: FrontPage,
         25: AskPages,
         26: FrontPages,
+        27: Claim,
+        28: Claimed,
+        29: Keep,
     }
 )

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from random import Random
 from time import monotonic
 
+from router.dispatch.answers import KeptAnswers, Told
 from router.dispatch.dispatcher import Dispatcher, DispatcherConfig, Reply
 from router.dispatch.lease import (
     DISPATCH_CODEC,
     Acquire,
     AskPages,
     Cancel,
+    Claim,
     FrontPage,
     FrontPages,
+    Keep,
     ReplicaTable,
     Reregister,
     Settle,
@@ -57,6 +60,7 @@ class DispatcherServer:
     ) -> None:
         self._secret, self._host, self._port, self._name = secret, host, port, name
         self.dispatcher = Dispatcher(config, clock=monotonic, rng=rng or Random())
+        self._answers = KeptAnswers(monotonic, config.orphan_grace)
         self._registered: dict[str, _Registration] = {}
         self._ingresses: dict[str, Channel] = {}
         self._pages: dict[str, bytes] = {}  # by ingress
@@ -197,6 +201,10 @@ class DispatcherServer:
                 self._answer(self.dispatcher.reregister(channel.peer, message))
             case FrontPage():
                 self._pages[channel.peer] = message.page
+            case Claim():
+                self._tell(self._answers.claim(channel.peer, message))
+            case Keep():
+                self._tell(self._answers.keep(channel.peer, message))
             case AskPages():
                 others = tuple((name, page) for name, page in self._pages.items() if name != channel.peer)
                 channel.send(FrontPages(message.number, others))
@@ -209,6 +217,7 @@ class DispatcherServer:
             log.info("ingress %s is gone: %s", channel.peer, reason)
             del self._ingresses[channel.peer]
             self._pages.pop(channel.peer, None)
+            self._answers.client_gone(channel.peer)
             self._answer(self.dispatcher.client_gone(channel.peer))
 
     # inside
@@ -218,6 +227,12 @@ class DispatcherServer:
             channel = self._ingresses.get(reply.client)
             if channel is not None:  # else it re-registers when it comes back, and learns it then
                 channel.send(reply.message)
+
+    def _tell(self, told: Told) -> None:
+        for client, message in told:
+            channel = self._ingresses.get(client)
+            if channel is not None:
+                channel.send(message)
 
     def _broadcast(self) -> None:
         table = self.status()
@@ -230,6 +245,7 @@ class DispatcherServer:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._answer(self.dispatcher.tick())
+            self._tell(self._answers.tick())
             for replica_id in self.dispatcher.canaries():
                 self._registered[replica_id].observer.send_canary()
             if monotonic() - self._table_at >= TABLE_SECONDS:

@@ -24,6 +24,7 @@ from router.http.entry import read_body
 from router.http.exchange import Exchange
 from router.http.gate import Gate, error_response
 from router.http.identity import Identity, IdentityResolver, NoKeys
+from router.http.once import Answers, Once, key_of
 from router.http.status import Status
 from router.metrics import CONTENT_TYPE, Metrics
 from router.protocol.errors import HttpRefusal, echo
@@ -41,20 +42,25 @@ def create_app(
     identity: IdentityResolver | None = None,
     metrics: Metrics | None = None,
     page: Callable[[], Awaitable[bytes]] | None = None,
+    answers: Answers | None = None,
     draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
     now: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The application. `identity` None = no keys, loopback only; `draw_seed` seeds requests that bring none.
 
-    `page` gives what /metrics shows; None = the numbers of this front and of the engines.
+    `page` gives what /metrics shows; None = the numbers of this front and of the engines. `answers` keeps those of
+    requests with an idempotency key; None = the header is ignored.
     Errors have OpenAI's body and every answer an `x-request-id`. Raises ConfigError when two models share a name.
     """
     service = Service(models, generator, config=config, draw_seed=draw_seed, now=now, metrics=metrics)
+    once = None if answers is None else Once(answers)
     show = page or functools.partial(asyncio.to_thread, local_page, service.metrics, EngineMetrics(status))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        if once is not None:
+            await once.close()
         service.close()
 
     app = FastAPI(title="Echelon", version="1", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
@@ -62,20 +68,35 @@ def create_app(
     app.add_exception_handler(EchelonError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
-    async def exchange(request: Request, route: str) -> Response:
+    async def generate(request: Request, route: str) -> Response:
         owner: Identity = request.state.identity
-        job = await service.job(route, await read_body(request, config), owner)
-        return Exchange(job, generator, service.meter(job), config.stalled_seconds)
+        body = await read_body(request, config)
+        key = None if once is None else key_of(request.headers, owner.owner, route)
+        job = await service.job(route, body, owner)
+
+        if once is not None and key is not None:
+            try:
+                kept = await once.claim(key, body, stream=job.stream)
+            except EchelonError as e:
+                service.count_refusal(route, owner, e)
+                raise
+            if kept is not None:
+                service.count_kept(route, owner)
+                return kept
+        exchange = Exchange(job, generator, service.meter(job), config.stalled_seconds)
+        if once is None or key is None:
+            return exchange
+        return once.first(key, body, exchange, stream=job.stream)
 
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatBody), tags=["openai"])
     async def chat_completions(request: Request) -> Response:
         """A chat's answer, as one body or as a stream of events."""
-        return await exchange(request, "/v1/chat/completions")
+        return await generate(request, "/v1/chat/completions")
 
     @app.post("/v1/completions", openapi_extra=_body_of(CompletionBody), tags=["openai"])
     async def completions(request: Request) -> Response:
         """The continuation of one or more prompts, as one body or as a stream of events."""
-        return await exchange(request, "/v1/completions")
+        return await generate(request, "/v1/completions")
 
     @app.get("/v1/models", tags=["openai"])
     async def list_models(request: Request) -> Response:

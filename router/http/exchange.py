@@ -106,10 +106,22 @@ class Exchange(Response):
             if outlet.stalled:  # what is left of the answer is dropped, and the server closes the connection
                 self._meter.failed("client_stalled")
                 log.warning("generation %s: unread for %g s", self._job.requests[0].id, self._patience)
-            self._meter.close()
-            log_finished(self._job, self._meter, self._reading.usage().cached_tokens)
+            self._end()
         if not work.cancelled():
             work.result()
+
+    async def whole(self) -> Response:
+        """The whole answer, or its error's; nobody who goes away stops it."""
+        batches = open_batches(self._generator, self._job.requests)
+        try:
+            return await self._collect(batches)
+        finally:
+            await close(batches)
+            self._end()
+
+    def _end(self) -> None:
+        self._meter.close()
+        log_finished(self._job, self._meter, self._reading.usage().cached_tokens)
 
     async def _run(self, scope: Scope, receive: Receive, send: _Outlet) -> None:
         batches = open_batches(self._generator, self._job.requests)
