@@ -45,10 +45,6 @@ class Canary:
         """Whether none is out, and neither a step nor a canary was seen for `every` seconds."""
         return not self.is_out and now - max(self.stepped_at, self.sent_at) > every
 
-    def overdue(self, now: float, limit: float) -> bool:
-        """Whether one is out for longer than `limit` seconds."""
-        return self.is_out and now - self.sent_at > limit
-
     def send(self, now: float) -> None:
         """One is on its way."""
         self.is_out, self.sent_at = True, now

@@ -150,8 +150,7 @@ class Replica:
 
     def watch(self, now: float, suspect_seconds: float) -> None:
         """Suspect a replica that makes no progress for much longer than its steps take; let old knowledge fade."""
-        limit = max(suspect_seconds, 10.0 * self.step_seconds)
-        if now - self.progress_at > limit or self.canary.overdue(now, limit):
+        if now - self.progress_at > max(suspect_seconds, 10.0 * self.step_seconds):
             self.suspect = True
         if self.observed is not None and now - self.observed_at > _OBSERVED_STALE:
             self.observed = None

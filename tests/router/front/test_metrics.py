@@ -24,7 +24,10 @@ from .fakes import FakeGenerator, FakeStatus
 
 def samples(page):
     """Every sample of a page by (name, labels); the page must parse, and each family stand in it once."""
-    families = list(text_string_to_metric_families(page.decode() if isinstance(page, bytes) else page))
+    page = page.decode() if isinstance(page, bytes) else page
+    comments = [line for line in page.splitlines() if line.startswith("#")]
+    assert len(set(comments)) == len(comments)
+    families = list(text_string_to_metric_families(page))
     assert len({f.name for f in families}) == len(families)
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for f in families for s in f.samples}
 
