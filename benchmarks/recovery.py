@@ -1,4 +1,4 @@
-"""How long a death shows: kill -9 of a rank or of a supervisor, while idle and under a stream, of one of two replicas.
+"""How long a death shows: kill -9 or SIGSTOP of a rank, kill -9 of a supervisor, of one of two replicas.
 
     python benchmarks/recovery.py --trials 5
 
@@ -50,6 +50,11 @@ def kill_rank(row: Any) -> None:
     os.kill(row.info.pid, signal.SIGKILL)
 
 
+def stop_rank(row: Any) -> None:
+    """SIGSTOP to rank 0: it hangs."""
+    os.kill(row.info.pid, signal.SIGSTOP)
+
+
 def kill_supervisor(row: Any) -> None:
     """SIGKILL to the replica's Serve process."""
     ray.kill(ray.get_actor(f"SERVE_REPLICA::{REPLICAS_APP}#demo#{row.info.id}", namespace="serve"))
@@ -96,6 +101,8 @@ def main() -> None:
             ("rank, idle: next request", kill_rank, False),
             ("supervisor, idle: next request", kill_supervisor, False),
             ("rank, streaming: longest pause", kill_rank, True),
+            ("rank stopped, idle: next request", stop_rank, False),
+            ("rank stopped, streaming: longest pause", stop_rank, True),
         ):
             trials = [trial(base_url, kill, streaming=streaming) for _ in range(args.trials)]
             for what, values in (("", [t[0] for t in trials]), (" / two replicas again", [t[1] for t in trials])):
