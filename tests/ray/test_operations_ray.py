@@ -76,8 +76,7 @@ def test_the_gateways_requests_are_on_the_page(cluster: Any) -> None:
 
     from echelon import connect
 
-    connected = ray.get(connect().generate.remote("What is 3 + 4?", max_tokens=8))
-    assert connected.text
+    ray.get(connect().generate.remote("What is 3 + 4?", max_tokens=8, temperature=0, ignore_eos=True))
 
     def shown() -> list[Any]:
         return [s for s in page(cluster).get("vllm:generation_tokens_total", []) if "gateway-" in s.labels["front"]]
