@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from typing import Any
 
@@ -47,7 +48,7 @@ class JsonFormatter(logging.Formatter):
 
 def set_up_logs(level: str, form: str) -> None:
     """Our loggers write to stderr, from `level` (one of LEVELS) on, as `form` (one of FORMATS). Again changes them."""
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(sys.__stderr__)  # Serve puts a logger of its own in place of sys.stderr
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     ours = logging.getLogger("echelon")
     for old in ours.handlers[:]:

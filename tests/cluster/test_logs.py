@@ -60,7 +60,7 @@ def test_no_request_no_id() -> None:
     assert TextFormatter().format(record()) == "2023-11-14T22:13:20.250Z INFO echelon.x said 3"
 
 
-def test_set_up_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_set_up_twice_logs_once(capfd: pytest.CaptureFixture[str]) -> None:
     ours = logging.getLogger("echelon")
     before = (ours.handlers[:], ours.level, ours.propagate)
     try:
@@ -68,7 +68,7 @@ def test_set_up_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None:
         set_up_logs("warning", "json")
         logging.getLogger("echelon.x").info("quiet")
         logging.getLogger("echelon.x").warning("loud")
-        assert [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()] == ["loud"]
+        assert [json.loads(line)["message"] for line in capfd.readouterr().err.splitlines()] == ["loud"]
     finally:
         ours.handlers, ours.level, ours.propagate = before
 
