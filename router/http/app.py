@@ -64,7 +64,9 @@ def create_app(
         service.close()
 
     app = FastAPI(title="Echelon", version="1", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
-    app.add_middleware(Gate, resolver=identity or NoKeys(), edge_secret=config.edge_secret)
+    app.add_middleware(
+        Gate, resolver=identity or NoKeys(), edge_secret=config.edge_secret, count=service.metrics.refused
+    )
     app.add_exception_handler(EchelonError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
 

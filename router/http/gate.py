@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.http.edge import IncomingBody, believe_proxy
 from router.http.identity import IdentityResolver
-from router.protocol.errors import HttpRefusal, answer_for, echo
+from router.protocol.errors import HttpRefusal, answer_for, code_of, echo
 from router.request_context import REQUEST_ID
 from workers.api.errors import EchelonError
 
@@ -60,13 +61,21 @@ class Gate:
     """ASGI middleware. Puts "request_id" and "identity" into the scope's state.
 
     A client's own `x-request-id` is kept when it is 1 to 128 characters of letters, digits and `._:/+=@-`.
-    `edge_secret` is what the proxy in front shows, to be believed whose request it hands on.
+    `edge_secret` is what the proxy in front shows, to be believed whose request it hands on. `count` is called with the
+    code of every refusal made here.
     """
 
-    def __init__(self, app: ASGIApp, resolver: IdentityResolver, edge_secret: str = "") -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        resolver: IdentityResolver,
+        edge_secret: str = "",
+        count: Callable[[str], None] = lambda code: None,
+    ) -> None:
         self._app = app
         self._resolver = resolver
         self._edge_secret = edge_secret.encode()
+        self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection's scope."""
@@ -107,6 +116,7 @@ class Gate:
         except EchelonError as e:
             if started:
                 raise
+            self._count(code_of(e))
             await error_response(e)(scope, receive, send_named)
         except ClientDisconnect:
             log.debug("request %s: the client left while it sent", request_id)

@@ -16,7 +16,7 @@ from router.http.config import FrontConfig, ServedModel
 from router.http.status import ReplicaRow
 from router.metrics import MAX_LABELS, TTFT_BUCKETS, Label, Metrics
 from router.metrics_page import merged
-from workers.api.errors import Overloaded
+from workers.api.errors import NotAuthorized, Overloaded
 from workers.api.replica import LoadReport
 
 from .fakes import FakeGenerator, FakeStatus
@@ -166,3 +166,17 @@ async def test_a_slow_scrape_does_not_hold_others_up(tokenizer):
         others_went_on.set()
         assert (await scrape).status_code == 200
     assert status.in_time
+
+
+async def test_a_refusal_at_the_gate_counts(tokenizer):
+    class Nobody:
+        def resolve(self, headers, client):
+            raise NotAuthorized("Incorrect API key provided.", code="invalid_api_key")
+
+    metrics = Metrics()
+    models = [ServedModel("m", tokenizer, 256)]
+    app = create_app(FrontConfig(), models, FakeGenerator(tokenizer), FakeStatus(), identity=Nobody(), metrics=metrics)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+        assert (await client.get("/v1/models")).status_code == 401
+        assert (await client.get("/health")).status_code == 200
+    assert value(metrics, "echelon_refusals_total", reason="invalid_api_key") == 1
