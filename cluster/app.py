@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 
@@ -126,11 +127,7 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
     replica_config = config.replica_config(choose_device(config))
     progress(f"starting Serve and {config.model.replicas} replicas of {config.model_name} on {replica_config.device}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    if address is None:
-        config.edge_settings(edge_secret(secret)).write(edge_file())
-    # In an own Ray only HAProxy listens beyond this machine: Serve's own ports have neither deadlines, TLS nor caps.
-    http = HTTPOptions(host="127.0.0.1" if address is None else config.http.host, port=config.http.port)
-    serve.start(proxy_location=ProxyLocation.EveryNode, http_options=http)
+    start_serve(config, secret, own_ray=address is None)
     replicas = replica_application(
         replica_config,
         revision=config.model.revision,
@@ -153,13 +150,33 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
     return RunningCluster(url, config.model_name, ray.get_runtime_context().gcs_address, secret)
 
 
+def start_serve(config: ClusterConfig, secret: str, *, own_ray: bool) -> None:
+    """Start Serve with its HTTP front. Raises EchelonError where HAProxy's configuration is refused.
+
+    In an own Ray only HAProxy listens beyond this machine: Serve's own HTTP ports have neither deadlines, TLS nor caps.
+    """
+    if own_ray:
+        config.edge_settings(edge_secret(secret)).write(edge_file())
+    http = HTTPOptions(host="127.0.0.1" if own_ray else config.http.host, port=config.http.port)
+    try:
+        serve.start(proxy_location=ProxyLocation.EveryNode, http_options=http)
+    except (RuntimeError, RayError):
+        refuse_unfit_edge()
+        raise
+
+
+def refuse_unfit_edge() -> None:
+    """Raise EchelonError with the reason when HAProxy's last start was refused."""
+    if why := refusal_of(edge_file()):
+        raise EchelonError(why)
+
+
 def watch_start(progress: Progress) -> bool:
     """Report how the start goes; true once both applications run. Raises EchelonError with the cause when one failed.
 
     A look costs Serve's controller time that the replicas need: not more often than every other second.
     """
-    if why := refusal_of(edge_file()):
-        raise EchelonError(why)
+    refuse_unfit_edge()
     status = serve.status().applications
     states = [status[name].status for name in (REPLICAS_APP, FRONT_APP) if name in status]
     messages = deployment_messages(status)

@@ -1,10 +1,11 @@
-"""`echelon serve` as a user runs it: its own process, its own Ray, keys, the line, the curl line, and the end of it."""
+"""`echelon serve` as a user runs it: its own process, its own Ray, keys, TLS, the lines it prints, and its end."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from router.keys.ring import make_key
 
 pytestmark = pytest.mark.ray
 
+TLS = Path(__file__).parents[1] / "cluster" / "tls"
 ECHELON = str(Path(sys.executable).with_name("echelon"))
 
 
@@ -29,8 +31,11 @@ def test_serve_answers_prints_and_stops(tmp_path: Path) -> None:
     env["ECHELON_STATE_DIR"] = str(tmp_path)
     keys, key = tmp_path / "keys.yaml", make_key()
     entry = add_key(keys, key, "anna")
+    for name in ("cert.pem", "key.pem"):
+        shutil.copy(TLS / name, tmp_path)
+    flags = ["--name", "mine", "--api-keys", "keys.yaml", "--tls-cert", "cert.pem", "--tls-key", "key.pem"]
     server = subprocess.Popen(
-        [ECHELON, "serve", "demo", "--port", str(port), "--name", "mine", "--api-keys", "keys.yaml"],
+        [ECHELON, "serve", "demo", "--port", str(port), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -46,7 +51,7 @@ def test_serve_answers_prints_and_stops(tmp_path: Path) -> None:
             assert line, "".join(lines)
             lines.append(line)
         text = "".join(lines)
-        assert f"Echelon is serving http://127.0.0.1:{port}/v1 (model mine)" in text
+        assert f"Echelon is serving https://127.0.0.1:{port}/v1 (model mine)" in text
         curl = re.search(r"^\s*(curl .*)$", text, re.MULTILINE)
         assert curl
 
@@ -64,6 +69,8 @@ def test_serve_answers_prints_and_stops(tmp_path: Path) -> None:
             time.sleep(0.2)
         assert "revoked" in answer["error"]["message"]
         assert key not in text
+        plain = subprocess.run(["curl", "-sS", f"http://127.0.0.1:{port}/v1/models"], check=False, timeout=60)
+        assert plain.returncode != 0
         stopped = subprocess.run(
             [ECHELON, "stop", "--port", str(port)], env=env, capture_output=True, text=True, check=True, timeout=60
         )
