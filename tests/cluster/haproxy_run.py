@@ -51,7 +51,9 @@ def recorded(name: str, **values: object) -> str:
 
 
 class _Backend(BaseHTTPRequestHandler):
-    """Says what reached it. `/pauses` answers in two parts, with `gap` seconds before each; `/breaks` not at all."""
+    """Says what reached it. `/pauses` answers in two parts, with `gap` seconds before each; `/breaks` not at all;
+    `/floods` sends until nobody takes it.
+    """
 
     protocol_version = "HTTP/1.1"
     server: _BackendServer
@@ -67,6 +69,8 @@ class _Backend(BaseHTTPRequestHandler):
             self.close_connection = True
         elif self.path == "/pauses":
             self._pause()
+        elif self.path == "/floods":
+            self._flood()
         else:
             seen = {
                 "method": self.command,
@@ -106,6 +110,17 @@ class _Backend(BaseHTTPRequestHandler):
             time.sleep(self.server.gap)
             self.wfile.write(part)
             self.wfile.flush()
+
+    def _flood(self) -> None:
+        self.send_response(200)
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while True:
+                self.wfile.write(b"10000\r\n" + bytes(65536) + b"\r\n")
+        except OSError:
+            self.server.seen.append("/floods was cut")
 
     def log_message(self, *_: object) -> None:
         pass
