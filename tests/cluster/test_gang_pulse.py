@@ -1,0 +1,85 @@
+"""Who is to blame when a rank hangs: the gang's pulse, with ranks that are no actors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from cluster import gang as gang_module
+from cluster.gang import Gang
+
+
+class Method:
+    """What an actor's method looks like to its caller."""
+
+    def __init__(self, call: Callable[[], Awaitable[Any]]) -> None:
+        self.remote = call
+
+
+class Rank:
+    """Runs until `end` is set; answers pings with `step_age`, or not at all while it is `stopped`."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self.step_age = 0.0
+        self.pings = 0
+        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.run = Method(lambda: self.end)
+        self.ping = Method(self._ping)
+
+    async def _ping(self) -> float:
+        self.pings += 1
+        while self.stopped:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return self.step_age
+
+
+def gang_of(*ranks: Rank, patience: float = 0.1) -> Gang:
+    gang = Gang.__new__(Gang)  # the constructor starts actors
+    gang.ranks, gang.pids, gang._patience = list(ranks), [100 + i for i in range(len(ranks))], patience  # type: ignore[arg-type]
+    return gang
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gang_module, "PULSE_SECONDS", 0.01)
+    monkeypatch.setattr(gang_module, "LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(gang_module, "ANSWER_SECONDS", 0.2)
+
+
+async def running(gang: Gang, *ranks: Rank) -> asyncio.Task[str]:
+    """`gang.run`, which has seen some pulses of each rank and goes on."""
+    run = asyncio.create_task(gang.run())
+    seen = [rank.pings for rank in ranks]
+    while any(rank.pings < before + 3 for rank, before in zip(ranks, seen, strict=True)):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert not run.done()
+    return run
+
+
+async def test_a_stopped_rank_is_named() -> None:
+    ranks = Rank(), Rank()
+    run = await running(gang_of(*ranks), *ranks)
+    ranks[1].stopped = True
+    assert await run == "rank 1 (pid 101) has not answered for 0.1 s"
+
+
+async def test_a_rank_in_one_step_for_too_long_is_named() -> None:
+    rank = Rank()
+    rank.step_age = 0.05  # long, not too long
+    run = await running(gang_of(rank), rank)
+    rank.step_age = 7.0
+    assert await run == "rank 0 (pid 100) is in one step for 7 s"
+
+
+async def test_a_rank_that_ends_is_told_by_its_end() -> None:
+    ranks = Rank(), Rank()
+    run = await running(gang_of(*ranks, patience=60.0), *ranks)
+    ranks[1].stopped = True
+    ranks[0].end.set_exception(RuntimeError("a step failed"))
+    assert await run == "rank 1 does not answer; rank 0 ended: RuntimeError: a step failed"
+    await asyncio.sleep(0)
+    assert "_pulse" not in {getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks()}
