@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from router.generation import Trace
+from router.step_histogram import StepHistogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TTFT_BUCKETS = (
@@ -149,13 +150,10 @@ class Metrics:
         self.ttft = Histogram(
             "vllm:time_to_first_token_seconds", "Time to the first token.", both, buckets=TTFT_BUCKETS, registry=r
         )
-        self.itl = Histogram(
-            "vllm:inter_token_latency_seconds",
-            "Time between two steps of one answer.",
-            both,
-            buckets=ITL_BUCKETS,
-            registry=r,
+        self.itl = StepHistogram(
+            "vllm:inter_token_latency_seconds", "Time between two steps of one answer.", both, ITL_BUCKETS
         )
+        r.register(self.itl)
         self.e2e = Histogram(
             "vllm:e2e_request_latency_seconds",
             "Time from request to the end of its answer.",

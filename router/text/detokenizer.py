@@ -26,21 +26,48 @@ class Detokenizer(Protocol):
         """The rest, once no more tokens come: bytes that never became a character are U+FFFD."""
 
 
-class ByteDetokenizer:
-    """For tokenizers whose tokens are bytes. `token_bytes` gives a token's bytes; tokens in `skipped` give none."""
+class TokenTexts(dict[int, str | None]):
+    """The text of every token whose bytes are whole characters, None of the others; `skipped` tokens have "".
+
+    All answers of a tokenizer share one: after a while most tokens cost a look-up.
+    """
 
     def __init__(self, token_bytes: Callable[[int], bytes], skipped: Collection[int]) -> None:
-        self._bytes = token_bytes
-        self._skipped = skipped
+        super().__init__(dict.fromkeys(skipped, ""))
+        self.token_bytes = token_bytes
+
+    def __missing__(self, token_id: int) -> str | None:
+        try:
+            text = self.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            text = None
+        self[token_id] = text
+        return text
+
+
+class ByteDetokenizer:
+    """For tokenizers whose tokens are bytes."""
+
+    def __init__(self, texts: TokenTexts) -> None:
+        self._texts = texts
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._open = False  # inside a character
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Text that `token_ids` complete."""
-        token_bytes, skipped = self._bytes, self._skipped
-        return self._utf8.decode(b"".join([token_bytes(i) for i in token_ids if i not in skipped]))
+        texts = self._texts
+        ids = tuple(token_ids)
+        if not self._open:
+            pieces = [texts[i] for i in ids]
+            if None not in pieces:
+                return "".join(pieces)  # type: ignore[arg-type]  # not one is None
+        text = self._utf8.decode(b"".join([b"" if texts[i] == "" else texts.token_bytes(i) for i in ids]))
+        self._open = bool(self._utf8.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """The rest; bytes of an unfinished character become U+FFFD."""
+        self._open = False
         return self._utf8.decode(b"", True)
 
 

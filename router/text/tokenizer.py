@@ -10,7 +10,7 @@ import tokenizers
 from router.text.bounds import TokenBound
 from router.text.chat import ChatEncoder
 from router.text.checkpoint import read_backend, read_facts
-from router.text.detokenizer import ByteDetokenizer, ContextDetokenizer, Detokenizer
+from router.text.detokenizer import ByteDetokenizer, ContextDetokenizer, Detokenizer, TokenTexts
 from router.text.encoding import check_bound, ids_of
 from router.text.rendering import DirectRenderer, Renderer
 from router.text.template_pool import TemplatePool
@@ -44,6 +44,8 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.token_bytes = TokenBytes(backend)
+        self._texts = TokenTexts(self.token_bytes, self.special_ids)
+        self._texts_with_specials = TokenTexts(self.token_bytes, ())
         self._bound = TokenBound(backend, self.token_bytes)
         self.chat = ChatEncoder(backend, renderer, self._bound) if renderer else None
 
@@ -90,7 +92,7 @@ class Tokenizer:
         """A fresh incremental decoder for one answer."""
         skipped = self.special_ids if skip_special_tokens else frozenset[int]()
         if self.token_bytes.is_byte_level:
-            return ByteDetokenizer(self.token_bytes, skipped)
+            return ByteDetokenizer(self._texts if skip_special_tokens else self._texts_with_specials)
         return ContextDetokenizer(
             lambda ids: self._backend.decode(ids, skip_special_tokens=False), self.token_bytes.is_byte, skipped
         )
