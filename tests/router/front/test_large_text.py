@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -53,12 +53,27 @@ def backends() -> dict[str, tokenizers.Tokenizer]:
         vocab_size=330, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
     spaces.train_from_iterator([" " * 64, "────────" * 4, "aaaa  bbbb"] * 5, trainer)
+    composed = tokenizers.Tokenizer(models.BPE())
+    composed.normalizer = normalizers.NFC()
+    composed.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    composed.decoder = decoders.ByteLevel()
+    composed.train_from_iterator(["\u1ec7 " * 64], trainer)
+    runs = tokenizers.Tokenizer(
+        models.BPE(
+            vocab={p: i for i, p in enumerate([*(f"<0x{b:02X}>" for b in range(256)), "▁", "▁▁", "a"])},
+            merges=[("▁", "▁")],
+            byte_fallback=True,
+        )
+    )
+    runs.normalizer = normalizers.Replace(" ", "▁")
     greedy = make_backend()
     greedy.add_special_tokens([AddedToken("<mask>", lstrip=True, rstrip=True)])
     return {
         "bytes": make_backend(),
         "nfc": nfc,
         "nfkc": nfkc,
+        "composed": composed,
+        "runs": runs,
         "spaces": spaces,
         "greedy": greedy,
         "pieces": sentencepiece_like()._backend,
@@ -93,6 +108,10 @@ PARTS = st.sampled_from(
 @pytest.mark.parametrize("name", BACKENDS)
 @given(parts=st.lists(PARTS, min_size=1, max_size=6), times=st.integers(1, 4000))
 @settings(max_examples=40, deadline=None)
+@example(parts=["<mask>", " " * 40], times=4000)
+@example(parts=["e\u0323\u0302"], times=9000)
+@example(parts=["▁▁▁▁"], times=9000)
+@example(parts=[" " * 40], times=2000)
 def test_the_bound_never_refuses_what_fits(name, parts, times):
     text = "".join(parts) * times
     count = len(BACKENDS[name].encode(text))
