@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 
 class Series:
@@ -43,7 +42,7 @@ class StepHistogram(Collector):
     def collect(self) -> Iterable[Metric]:
         """For the page."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
-        names = [floatToGoString(b) for b in (*self._bounds, float("inf"))]
+        names = [*(repr(float(b)) for b in self._bounds), "+Inf"]
         for values, series in self._series.items():
             running, buckets = 0, []
             for name, count in zip(names, series.counts, strict=True):
