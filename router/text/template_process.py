@@ -30,7 +30,7 @@ class RenderLimits:
     cpu_seconds: float = 1.0
     wall_seconds: float = 10.0  # a process that is stopped or swapped out uses no CPU time
     start_seconds: float = 60.0
-    memory_bytes: int = 512 << 20  # of address space, the interpreter's own 40 MB included
+    memory_bytes: int = 512 << 20  # of address space, the interpreter's own 30 MB included
     characters: int = 16 << 20  # of one prompt
     processes: int = 2
     waiting: int = 4096  # conversations; beyond it 429
