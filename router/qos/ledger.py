@@ -68,7 +68,10 @@ class Ledger:
         """A step ran `executed` tokens; `charges` say for whom. What they leave open shows in `missing`."""
         self.executed += executed
         for standing, prefill, decode, kv_read, overhead in charges:
-            totals = self.accounts.setdefault(standing.account.key, Totals())
+            key = standing.account.key
+            totals = self.accounts.get(key)
+            if totals is None:
+                totals = self.accounts[key] = Totals()
             totals.prefill += prefill
             totals.decode += decode
             totals.kv_read += kv_read

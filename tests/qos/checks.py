@@ -118,9 +118,13 @@ def check_shares(quotas: dict[str, float], *, seconds: float = 60.0, **planner: 
     """G3: shares of useful service equal quotas under backlog; quota 0 gets leftovers only. Returns the worst error."""
     make, rng = Names(), random.Random(7)
     jobs: list[Job] = []
-    for user in quotas:
-        for _ in range(200 + int(30 * seconds * quotas[user] / sum(quotas.values()))):
-            jobs += make(user, rng.choice((20, 200, 1500)), rng.choice((10, 60, 200)))
+    for number, (user, quota) in enumerate(quotas.items()):
+        left = 200_000 + 50_000 * seconds * quota / sum(quotas.values())  # units, more than it can get
+        while left > 0:
+            prompt = rng.choice(((20, 200, 1500), (1000, 4000), (10, 50))[number % 3])
+            output = rng.choice(((10, 60, 200), (5, 20), (100, 300))[number % 3])
+            jobs += make(user, prompt, output)
+            left -= prompt + 2 * output
     engine = run(tiers(quotas), jobs, until=seconds, **planner)
     assert {j.user for j in engine.waiting} == set(quotas), "somebody ran out of work"
     total, weights = sum(engine.units.values()), sum(quotas.values())

@@ -34,7 +34,7 @@ def test_g2_from_a_common_start() -> None:
     "quotas", [{"a": 95, "b": 5}, {"a": 50, "b": 50}, {"a": 30, "b": 30, "c": 40}, {"a": 60, "b": 40, "z": 0}], ids=str
 )
 def test_g3_shares_equal_quotas(quotas: dict[str, float]) -> None:
-    checks.check_shares(quotas, seconds=8.0)
+    checks.check_shares(quotas, seconds=5.0)
 
 
 @pytest.mark.slow
@@ -98,10 +98,10 @@ def test_g2_gap_and_no_livelock_on_any_traffic(seed: int) -> None:
 @pytest.mark.slow
 def test_g2_on_many_traces() -> None:
     worst = 0.0
-    for seed in range(100, 300):
+    for seed in range(100, 200):
         quotas, made, pool, slots = traffic(seed, users=2 + seed % 5, jobs=20 + seed % 60)
         worst = max(worst, checks.check_gaps(quotas, made, pool=pool, slots=slots))
-    print(f"200 traces, the greatest gap {worst:.3f} of its bound")
+    print(f"100 traces, the greatest gap {worst:.3f} of its bound")
 
 
 # planted defects
