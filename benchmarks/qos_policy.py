@@ -3,8 +3,8 @@
     python benchmarks/qos_policy.py [--users 1000] [--queued 10000] [--slots 256]
 
 A decision is one request through the waiting room: pushed, found first, granted, ended with its charge. The turns are
-those of a step in which `slots` accounts decode, all others wait, no slot is free, and the step is settled. Times are the
-CPU's, not the clock's: other work on the machine does not count.
+those of a step in which `slots` accounts decode, all others wait, no slot is free, and the step is settled. Times are
+of the CPU: what else runs on the machine counts less.
 """
 
 from __future__ import annotations
