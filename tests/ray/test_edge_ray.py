@@ -19,15 +19,17 @@ BODY = json.dumps({"model": "demo", "prompt": "Hello!", "max_tokens": 1}).encode
 
 def exchange(url: str, sent: bytes) -> bytes:
     """All that comes back for `sent` until the server closes."""
-    parts = urlsplit(url)
-    assert parts.hostname
-    assert parts.port
-    with socket.create_connection((parts.hostname, parts.port), timeout=60) as s:
+    with connect(url) as s:
         s.sendall(sent)
         data = b""
         while piece := s.recv(65536):
             data += piece
     return data
+
+
+def connect(url: str) -> socket.socket:
+    parts = urlsplit(url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=60)
 
 
 def post(*headers: str, length: int = len(BODY)) -> bytes:
@@ -52,10 +54,24 @@ def test_a_body_that_never_ends(cluster: Any) -> None:
     assert (status, error["code"]) == (408, "request_timeout")
 
 
+def test_a_body_that_waits_to_be_asked_for(cluster: Any) -> None:
+    with connect(cluster.base_url) as s:
+        s.sendall(post("expect: 100-continue"))
+        assert s.recv(65536).startswith(b"HTTP/1.1 100")
+        s.sendall(BODY)
+        assert s.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_clients_that_leave_while_they_send(cluster: Any) -> None:
+    for cut in range(1, len(BODY), 7):
+        with connect(cluster.base_url) as s:
+            s.sendall(post() + BODY[:cut])
+    assert cluster.post("/completions", json.loads(BODY))[0] == 200  # and the ledgers are checked after it
+
+
 def test_a_body_over_the_cap_in_chunks(cluster: Any) -> None:
-    parts = urlsplit(cluster.base_url)
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    with socket.create_connection((parts.hostname, parts.port), timeout=60) as s:
+    with connect(cluster.base_url) as s:
         s.sendall(head + b"transfer-encoding: chunked\r\n\r\n")
         shown = b""
         try:
