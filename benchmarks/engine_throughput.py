@@ -38,6 +38,7 @@ from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
 from workers.api.request import EngineRequest, SamplingParams
 from workers.engine.core import Engine
 from workers.execution import runner as runner_module
+from workers.execution.padded import PaddedInputs
 from workers.rank import Rank
 
 PADDED_BATCH = 64
@@ -95,7 +96,10 @@ class Parts:
             (engine._committer, "commit", "commit"),
             (rank.runner, "submit", "submit"),
             (rank.runner, "_run", "run"),
-            (rank.runner.state, "prepare", "inputs"),
+            (rank.runner.state, "flatten", "inputs"),
+            (rank.runner.state, "upload", "inputs"),
+            (rank.runner.state, "upload_changes", "inputs"),
+            (PaddedInputs, "fill", "inputs"),
             (runner_module, "sample", "sampling"),
             (rank.runner, "_result", "results"),
         ]
@@ -198,6 +202,7 @@ def load_ours(args: argparse.Namespace) -> Rank:
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         step_ahead=args.step_ahead,
+        cuda_graphs=args.cuda_graphs,
         prefix_caching=args.workload == ["W5"],
     )
     if args.model == "llama-8b":
@@ -271,6 +276,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--threaded", action="store_true", help="CPU: run steps in a thread beside the planning")
     parser.add_argument("--step-ahead", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192)

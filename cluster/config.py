@@ -56,6 +56,7 @@ class EngineSection(Section):
     cache_bytes_cpu: Positive = 256 << 20
     prefix_caching: bool = True
     step_ahead: bool = True
+    cuda_graphs: bool = True
 
 
 class HttpSection(Section):

@@ -136,7 +136,8 @@ def attend(
 ) -> torch.Tensor:
     """`paged_prefill` in torch, computed in fp32; cu_query None: one query a sequence. On CUDA it waits for the device.
 
-    The output is zeros where a sequence has no keys, and for tokens of no sequence.
+    The output is zeros where a sequence has no keys, and for tokens behind all sequences; those before the first are
+    left alone.
     """
     _, block_size, kv_heads, size = key_cache.shape
     memo = {} if memo is None else memo
@@ -151,10 +152,13 @@ def attend(
             group=q.shape[1] // kv_heads,
             window=window,
         )
-        memo[window] = tiles
-    out = torch.zeros_like(q, memory_format=torch.contiguous_format) if out is None else out.zero_()
+        memo[window] = starts[0], tiles
+    first, tiles = memo[window]
+    if out is None:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out[first:].zero_()
     caches = [cache.view(-1, kv_heads, size) for cache in (key_cache, value_cache)]
-    for tile in memo[window]:
+    for tile in tiles:
         _attend(q, caches, tile, scale, out)
     return out
 

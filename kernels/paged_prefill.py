@@ -30,7 +30,7 @@ def paged_prefill_reference(
     out: torch.Tensor | None = None,
     memo: Memo | None = None,
 ) -> torch.Tensor:
-    """`paged_prefill` in torch; tokens past cu_query[B] are zeros."""
+    """`paged_prefill` in torch; tokens past cu_query[B] become zeros."""
     return attend(q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window, out, memo)
 
 
@@ -75,6 +75,8 @@ def _prefill_kernel(
     starts = tl.load(cu_query_ptr + index, mask=index < batch, other=0)
     begun = (starts // BLOCK_Q + index <= tile) & (index < batch)
     b = tl.sum(begun.to(tl.int32), axis=0) - 1
+    if b < 0:
+        return
     start = tl.load(cu_query_ptr + b)
     count = tl.load(cu_query_ptr + b + 1) - start
     begin = (tile - (start // BLOCK_Q + b)) * BLOCK_Q
@@ -171,9 +173,10 @@ def paged_prefill(
     kv_lens [B] int32: the queries of a sequence are the last of its kv_len positions; max_query and max_kv: bounds of
     the two lengths, on the host; window: how many positions a query sees, its own included, 0 for all. Returns [T, H,
     D] in the dtype of q, written to `out` if given. Block table entries and cache contents past kv_len (and before the
-    first window) are never used; they may be -1 and NaN. q, out and the caches have adjacent channels. Tokens past
-    cu_query[B] are padding, whose output is not defined. memo: a dict kept for the layers of a step, if their tables,
-    lengths and shapes are the same: the reference then finds its way through the cache once.
+    first window) are never used; they may be -1 and NaN. q, out and the caches have adjacent channels. Tokens before
+    cu_query[0] are left alone; those past cu_query[B] are padding, whose output is not defined. memo: a dict kept for
+    the layers of a step, if their tables, lengths and shapes are the same: the reference then finds its way through the
+    cache once.
     """
     if use_triton(q):
         if out is None:

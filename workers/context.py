@@ -33,13 +33,14 @@ class DecodeBatch:
 
 @dataclass(frozen=True, slots=True)
 class PrefillBatch:
-    """The sequences of several query tokens. As `DecodeBatch`; cu_query [B + 1] int32 counts from their first token."""
+    """The sequences of several query tokens. As `DecodeBatch`; cu_query [B + 1] int32 counts from token `first`."""
 
     block_tables: torch.Tensor
     kv_lens: torch.Tensor
     cu_query: torch.Tensor
     max_query: int
     max_kv: int
+    first: int
     memo: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -47,6 +48,7 @@ class PrefillBatch:
 class AttentionMetadata:
     """Where the T tokens of a step stand. Decodes come first: token i < num_decodes is row i of `decode`.
 
+    In a padded step some of these rows have kv_len 0: their tokens may be those of `prefill`, or nobody's.
     slots [T] int64: block * S + offset, negative for a token whose key and value are not stored.
     """
 

@@ -1,6 +1,7 @@
 """`Rank`: one process of a replica, from its config to a runner that has run.
 
-Start-up is accounted for by phase, in `phases` and in the log: config, weights, cache, warmup (seconds).
+Start-up is accounted for by phase, in `phases` and in the log: config, weights, cache, warmup, and on a GPU graphs
+(seconds).
 """
 
 from __future__ import annotations
@@ -88,6 +89,9 @@ class Rank:
             self.runner = self._make_runner(caches, threaded=threaded)
         with self._phase("warmup"):
             self._warm_up()
+        if self._captures:
+            with self._phase("graphs"):
+                self.runner.capture(config.engine.max_num_batched_tokens)
         per_block = block_bytes(self.specs, config.engine.block_size)
         log.info(
             "rank %d: %s on %s in %s, %s of weights, %d KV blocks (%s), context %d; %s",
@@ -116,6 +120,11 @@ class Rank:
         started = time.perf_counter()
         yield
         self.phases[name] = time.perf_counter() - started
+
+    @property
+    def _captures(self) -> bool:
+        """Whether steps become CUDA graphs. Not with several ranks: collectives in graphs were never tried."""
+        return self.config.engine.cuda_graphs and self.device.type == "cuda" and self.groups.tp.size == 1
 
     def _make_runner(self, caches: list[LayerCache], *, threaded: bool) -> Runner:
         state = BatchState(

@@ -17,7 +17,8 @@ import torch
 from workers.api.errors import EngineFault
 from workers.context import AttentionMetadata, DecodeBatch, PrefillBatch
 from workers.engine.plan import StepPlan
-from workers.execution.sampling_state import SamplingBatch, SamplingState
+from workers.execution.flat import Changes, FlatStep, flatten
+from workers.execution.sampling_state import Finish, SamplingBatch, SamplingState
 from workers.execution.upload import Array, Uploader
 
 
@@ -26,8 +27,7 @@ class StepInputs:
     """One step on the device.
 
     input_ids [T] int32, positions [T] int64. `emit_index` [E] int64 are the tokens after which one is drawn (None: all
-    of them in order), `emit_at` [E] int64 the places of the drawn tokens in the flat token table, `emit_slots` their
-    slots on the host.
+    of them in order), `emit_at` [E] int64 the places of the drawn tokens in the flat token table.
     """
 
     input_ids: torch.Tensor
@@ -35,7 +35,6 @@ class StepInputs:
     attention: AttentionMetadata
     emit_index: torch.Tensor | None
     emit_at: torch.Tensor
-    emit_slots: tuple[int, ...]
     sampling: SamplingBatch
 
 
@@ -60,18 +59,20 @@ class BatchState:
         self.block_size, self.device = block_size, device
         self.width = max_model_len + 1  # the last token drawn may stand just behind the context
         self.max_blocks = -(-self.width // block_size)
+        self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
         self.sampling = SamplingState(max_num_seqs, vocab_size)
         self._uploader = Uploader(device)
-        self._tables = np.zeros((max_num_seqs, self.max_blocks), np.int32)
+        rows = max_num_seqs + 1  # the last row is nobody's: padding reads and writes there
+        self._tables = np.zeros((rows, self.max_blocks), np.int32)
         self._held = [0] * max_num_seqs
         self._shared = device.type == "cpu"
         if self._shared:
-            self._tokens = np.zeros((max_num_seqs, self.width), np.int32)
+            self._tokens = np.zeros((rows, self.width), np.int32)
             self.token_table = torch.from_numpy(self._tokens)
-            self._block_table = torch.from_numpy(self._tables)
+            self.block_table = torch.from_numpy(self._tables)
         else:
-            self.token_table = torch.zeros((max_num_seqs, self.width), dtype=torch.int32, device=device)
-            self._block_table = torch.zeros((max_num_seqs, self.max_blocks), dtype=torch.int32, device=device)
+            self.token_table = torch.zeros((rows, self.width), dtype=torch.int32, device=device)
+            self.block_table = torch.zeros((rows, self.max_blocks), dtype=torch.int32, device=device)
         self.flat_tokens = self.token_table.view(-1)
 
     def write_tokens(self, at: torch.Tensor, tokens: torch.Tensor) -> None:
@@ -80,54 +81,38 @@ class BatchState:
 
     def prepare(self, plan: StepPlan) -> StepInputs:
         """Apply the plan's changes and build its step. Raises EngineFault on a plan that cannot be run."""
+        return self.upload(self.flatten(plan))
+
+    def flatten(self, plan: StepPlan) -> FlatStep:
+        """Apply the plan's changes on the host. Raises EngineFault on a plan that cannot be run."""
         if not plan.scheduled:
             raise EngineFault(f"the plan of step {plan.step} schedules nothing")
-        upload = _Upload()
-        changes = self._apply(plan, upload)
-        table = np.array([(s.slot, s.start, s.count, s.emit) for s in plan.scheduled], np.int64)
-        seq_slots, starts, counts, emits = np.ascontiguousarray(table.T)
-        ends = starts + counts
-        decodes = int((counts == 1).sum())
-        if (counts[:decodes] != 1).any() or emits.max() > 1:
-            raise EngineFault(f"the plan of step {plan.step} is out of order, or emits several tokens a sequence")
-        max_kv = int(ends.max())
-        if max_kv >= self.width:
-            raise EngineFault(f"the plan of step {plan.step} runs past the context of {self.width - 1} tokens")
+        changes = self._apply(plan)
+        return flatten(plan, self._tables, block_size=self.block_size, width=self.width, changes=changes)
 
-        if decodes == len(counts):
-            rows, positions = seq_slots, starts
-        else:
-            rows = np.repeat(seq_slots, counts)
-            first = np.cumsum(counts) - counts
-            positions = np.arange(len(rows)) + np.repeat(starts - first, counts)
-        token_at = upload.give(rows * self.width + positions)
-        position = upload.give(positions)
-        blocks = self._tables[rows, positions // self.block_size].astype(np.int64)
-        slots = upload.give(blocks * self.block_size + positions % self.block_size)
-        seqs = upload.give(seq_slots)
-        lens = upload.give(ends.astype(np.int32))
-        query = counts[decodes:]
+    def upload(self, flat: FlatStep) -> StepInputs:
+        """The step on the device, without padding."""
+        upload, decodes, query = _Upload(), flat.decodes, flat.query
+        changes = self._give_changes(flat, upload)
+        token_at, position, slots, seqs = map(upload.give, (flat.token_at, flat.positions, flat.slots, flat.seqs))
+        lens = upload.give(flat.lens.astype(np.int32))
         cu_query = upload.give(np.concatenate(([0], np.cumsum(query))).astype(np.int32)) if len(query) else 0
-
-        emitting = emits > 0
-        everyone = decodes == len(counts) and bool(emitting.all())
-        emit_slots = seq_slots if everyone else seq_slots[emitting]
-        drawn_at = ends if everyone else ends[emitting]
-        emit_index = None if everyone else upload.give((np.cumsum(counts) - 1)[emitting])
-        emit_at = upload.give(emit_slots * self.width + drawn_at)
-        finish = self.sampling.select(emit_slots, drawn_at, upload.give) if len(emit_slots) else None
+        emit_index = None if flat.emit_index is None else upload.give(flat.emit_index)
+        emit_at = upload.give(flat.emit_at)
+        finish = self._select(flat, upload)
 
         t = self._uploader.upload(upload.arrays)
         if changes is not None:
             self._change(*(t[i] for i in changes))
-        span = -(-max_kv // self.block_size)
-        tables = self._block_table[:, :span].index_select(0, t[seqs])
+        span = -(-int(flat.lens.max()) // self.block_size)
+        tables = self.block_table[:, :span].index_select(0, t[seqs])
         decode = prefill = None
         if decodes:
-            decode = DecodeBatch(tables[:decodes], t[lens][:decodes], int(ends[:decodes].max()))
+            decode = DecodeBatch(tables[:decodes], t[lens][:decodes], int(flat.lens[:decodes].max()))
         if len(query):
+            longest = int(flat.lens[decodes:].max())
             prefill = PrefillBatch(
-                tables[decodes:], t[lens][decodes:], t[cu_query], int(query.max()), int(ends[decodes:].max())
+                tables[decodes:], t[lens][decodes:], t[cu_query], int(query.max()), longest, first=decodes
             )
         return StepInputs(
             input_ids=self.flat_tokens.index_select(0, t[token_at]),
@@ -135,12 +120,26 @@ class BatchState:
             attention=AttentionMetadata(t[slots], decodes, decode, prefill),
             emit_index=None if emit_index is None else t[emit_index],
             emit_at=t[emit_at],
-            emit_slots=tuple(emit_slots.tolist()),
-            sampling=SamplingBatch() if finish is None else finish(t),
+            sampling=finish(t),
         )
 
-    def _apply(self, plan: StepPlan, upload: _Upload) -> tuple[int, int, int, int] | None:
-        """Changes on the host; on CUDA the same ones as flat (place, value) pairs in the upload."""
+    def upload_changes(self, flat: FlatStep) -> SamplingBatch:
+        """What of a step a captured one does not take in itself: changes of the tables, and sampling parameters."""
+        upload = _Upload()
+        changes, finish = self._give_changes(flat, upload), self._select(flat, upload)
+        t = self._uploader.upload(upload.arrays) if upload.arrays else []
+        if changes is not None:
+            self._change(*(t[i] for i in changes))
+        return finish(t)
+
+    def _select(self, flat: FlatStep, upload: _Upload) -> Finish:
+        return self.sampling.select(flat.emit_slots, flat.drawn_at, upload.give)
+
+    def _give_changes(self, flat: FlatStep, upload: _Upload) -> list[int] | None:
+        return None if flat.changes is None else [upload.give(array) for array in flat.changes]
+
+    def _apply(self, plan: StepPlan) -> Changes | None:
+        """Changes on the host; on CUDA the device's tables need the returned ones too."""
         tokens: list[tuple[int, tuple[int, ...]]] = []
         blocks: list[tuple[int, tuple[int, ...]]] = []
         for slot in plan.removed:
@@ -163,8 +162,7 @@ class BatchState:
             return None
         if not tokens and not blocks:
             return None
-        (token_at, token_ids), (block_at, block_ids) = _pairs(tokens), _pairs(blocks)
-        return upload.give(token_at), upload.give(token_ids), upload.give(block_at), upload.give(block_ids)
+        return (*_pairs(tokens), *_pairs(blocks))
 
     def _append(self, slot: int, blocks: tuple[int, ...]) -> int:
         """Append to a slot's block table; returns the flat place of the first."""
@@ -179,7 +177,7 @@ class BatchState:
         self, token_at: torch.Tensor, token_ids: torch.Tensor, block_at: torch.Tensor, block_ids: torch.Tensor
     ) -> None:
         self.flat_tokens.index_copy_(0, token_at, token_ids)
-        self._block_table.view(-1).index_copy_(0, block_at, block_ids)
+        self.block_table.view(-1).index_copy_(0, block_at, block_ids)
 
 
 def _pairs(runs: list[tuple[int, tuple[int, ...]]]) -> tuple[Array, Array]:

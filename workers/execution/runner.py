@@ -1,7 +1,8 @@
 """`Runner`: runs plans on one rank's device (the engine's `Executor`).
 
 On CUDA a submitted step is queued on the stream and the host goes on; the drawn tokens are copied to pinned memory
-behind an event, and nothing else waits. On the CPU a step runs in one worker thread, or at once in `submit`.
+behind an event, and nothing else waits. After `capture`, steps that fit a captured shape are replayed. On the CPU a
+step runs in one worker thread, or at once in `submit`.
 
 Shapes: T tokens, E emitting rows, V vocabulary.
 """
@@ -20,9 +21,11 @@ from workers.api.errors import EchelonError, EngineFault, OutOfMemory
 from workers.api.request import TokenLogprobs
 from workers.context import ForwardContext, LayerCache, forward_context
 from workers.engine.plan import SlotResult, StepHandle, StepPlan, StepResult
+from workers.execution.flat import FlatStep
+from workers.execution.graphs import CapturedStep, StepGraphs
 from workers.execution.inputs import BatchState, StepInputs
 from workers.execution.sampler import FAULTS, Logprobs, Sampled, sample
-from workers.execution.sampling_state import WantedLogprobs
+from workers.execution.sampling_state import GREEDY, SamplingBatch, WantedLogprobs
 from workers.models.base import CausalModel
 
 
@@ -30,7 +33,8 @@ from workers.models.base import CausalModel
 class _Launched:
     """A step whose results lie on the host, or will once its event has happened."""
 
-    inputs: StepInputs
+    emit_slots: tuple[int, ...]
+    wanted: WantedLogprobs | None
     sampled: Sampled | None
 
 
@@ -76,11 +80,18 @@ class Runner:
     ) -> None:
         self.model, self.caches, self.state = model, tuple(caches), state
         self.rank, self.device, self._collect = rank, state.device, collect
+        self._graphs: StepGraphs | None = None
         self._pool = (
             ThreadPoolExecutor(1, thread_name_prefix=f"echelon-rank{rank}")
             if threaded and self.device.type == "cpu"
             else None
         )
+
+    def capture(self, max_num_batched_tokens: int) -> None:
+        """CUDA only: from now on steps are replayed where they can be. Waits for the device; takes seconds."""
+        graphs = StepGraphs(self.model, self.caches, self.state, max_num_batched_tokens)
+        graphs.capture()
+        self._graphs = graphs
 
     def submit(self, plan: StepPlan) -> StepHandle:
         """Start a step. Never raises for a step's own fault: the handle does."""
@@ -144,18 +155,41 @@ class Runner:
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> _Launched:
         """Queue the step on the device: inputs, forward, draw, token table, copy to the host."""
-        inputs = self.state.prepare(plan)
+        flat = self.state.flatten(plan)
+        captured = None if self._graphs is None else self._graphs.find(flat)
+        if captured is None:
+            sampling, sampled = self._run_eagerly(self.state.upload(flat))
+        else:
+            sampling, sampled = self._replay(captured, flat)
+        if sampled is None or not self._collect:
+            return _Launched((), None, None)
+        return _Launched(tuple(flat.emit_slots.tolist()), sampling.logprobs, self._to_host(sampled))
+
+    def _run_eagerly(self, inputs: StepInputs) -> tuple[SamplingBatch, Sampled | None]:
         context = ForwardContext((inputs.attention,) * len(self.caches), self.caches)
         with forward_context(context):
             hidden = self.model(inputs.input_ids, inputs.positions)
-            if not inputs.emit_slots:
-                return _Launched(inputs, None)
+            if not len(inputs.emit_at):
+                return GREEDY, None
             if inputs.emit_index is not None:
                 hidden = hidden.index_select(0, inputs.emit_index)
             logits = self.model.compute_logits(hidden)
         sampled = sample(logits, inputs.sampling, self.state.token_table)
         self.state.write_tokens(inputs.emit_at, sampled.tokens)
-        return _Launched(inputs, self._to_host(sampled) if self._collect else None)
+        return inputs.sampling, sampled
+
+    def _replay(self, captured: CapturedStep, flat: FlatStep) -> tuple[SamplingBatch, Sampled | None]:
+        """The captured draw is greedy. Where more is asked for, its tokens are replaced before anything reads them."""
+        sampling = self.state.upload_changes(flat)
+        captured.replay(flat)
+        emits, step = len(flat.emit_at), captured.step
+        if not emits:
+            return sampling, None
+        if sampling is GREEDY:
+            return sampling, Sampled(step.tokens[:emits])
+        sampled = sample(step.logits[:emits], sampling, self.state.token_table)
+        self.state.write_tokens(step.inputs.on_device["emit_at"][:emits], sampled.tokens)
+        return sampling, sampled
 
     def _to_host(self, sampled: Sampled) -> Sampled:
         if self.device.type == "cpu":
@@ -167,18 +201,18 @@ class Runner:
         )
 
     def _result(self, plan: StepPlan, launched: _Launched, seconds: float) -> StepResult:
-        sampled, inputs = launched.sampled, launched.inputs
+        sampled, wanted = launched.sampled, launched.wanted
         if sampled is None:
             return StepResult(plan.step, (), seconds)
         tokens = sampled.tokens.tolist()
         logprobs: dict[int, TokenLogprobs] = {}
-        if sampled.logprobs is not None and inputs.sampling.logprobs is not None:
-            logprobs = _read_logprobs(tokens, sampled.logprobs, inputs.sampling.logprobs)
+        if sampled.logprobs is not None and wanted is not None:
+            logprobs = _read_logprobs(tokens, sampled.logprobs, wanted)
         slots = tuple(
             SlotResult(slot, (token,), (logprobs[row],) if row in logprobs else ())
             if token >= 0
             else SlotResult(slot, (), fault=FAULTS[token])
-            for row, (slot, token) in enumerate(zip(inputs.emit_slots, tokens, strict=True))
+            for row, (slot, token) in enumerate(zip(launched.emit_slots, tokens, strict=True))
         )
         return StepResult(plan.step, slots, seconds)
 

@@ -125,7 +125,7 @@ class SamplingState:
 
         Arrays go to the step's upload by `give`; the returned function makes the batch from the uploaded tensors.
         """
-        if self._plain[slots].all():
+        if self._plain[slots].all():  # also where nobody draws
             return lambda _tensors: GREEDY
         params = [self._params[slot] for slot in slots.tolist()]
         rows = [(i, p) for i, p in enumerate(params) if p is not None]

@@ -44,7 +44,7 @@ def _attention(
         q = q.contiguous()  # also: an op must not return its input
     else:
         q = rotary_and_store(q, k, v, positions, cos_sin, cache.key, cache.value, batch.slots, batch.memo)
-    decode, prefill, first = batch.decode, batch.prefill, batch.num_decodes
+    decode, prefill, decodes = batch.decode, batch.prefill, batch.num_decodes
     if prefill is None:
         assert decode is not None
         return paged_decode(
@@ -52,11 +52,12 @@ def _attention(
             memo=decode.memo,
         )  # fmt: skip
     out = torch.empty_like(q)
-    if decode is not None:
+    if decode is not None:  # before the others: rows of padding are zeros, which these then replace
         paged_decode(
-            q[:first], cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
-            out=out[:first], memo=decode.memo,
+            q[:decodes], cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
+            out=out[:decodes], memo=decode.memo,
         )  # fmt: skip
+    first = prefill.first
     paged_prefill(
         q[first:], cache.key, cache.value, prefill.block_tables, prefill.cu_query, prefill.kv_lens,
         prefill.max_query, prefill.max_kv, scale, window, out=out[first:], memo=prefill.memo,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kernels.linear import linear
 from workers.context import embedding_override
 from workers.layers.build import Build
 from workers.quant.method import Part, Span
@@ -72,4 +73,4 @@ class ParallelLMHead(VocabShard):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [T, C] -> logits [T, V] on every rank, in the model's dtype, without the padding."""
-        return self.group.all_gather(F.linear(hidden, self.weight))[:, : self.vocab_size]
+        return self.group.all_gather(linear(hidden, self.weight))[:, : self.vocab_size]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from kernels.linear import linear
 from workers.api.errors import ConfigError
 
 
@@ -130,4 +130,4 @@ class UnquantizedLinear:
 
     def apply(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Matrix product and bias."""
-        return F.linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
+        return linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
