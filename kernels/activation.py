@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from kernels.backend import constexpr, tensor, tl, triton_jit, use_triton
+from kernels.backend import begin, constexpr, early_start, tensor, tl, triton_jit, use_triton
 
 _BLOCK = 1024
 
@@ -22,9 +22,10 @@ def silu_and_mul_reference(x: torch.Tensor) -> torch.Tensor:
 
 @triton_jit
 def _silu_and_mul_kernel(
-    x_ptr: tensor, out_ptr: tensor, x_stride: tensor, channels: tensor, BLOCK_C: constexpr
+    x_ptr: tensor, out_ptr: tensor, x_stride: tensor, channels: tensor, BLOCK_C: constexpr, EARLY: constexpr
 ) -> None:
     """One part of a row a program."""
+    begin(EARLY)
     row = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = channel < channels
@@ -44,6 +45,6 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
         out = torch.empty((tokens, channels), dtype=x.dtype, device=x.device)
         if tokens:
             grid = (tokens, -(-channels // _BLOCK))
-            _silu_and_mul_kernel[grid](x, out, x.stride(0), channels, _BLOCK, num_warps=4)
+            _silu_and_mul_kernel[grid](x, out, x.stride(0), channels, _BLOCK, num_warps=4, **early_start(x))
         return out
     return silu_and_mul_reference(x)

@@ -7,6 +7,7 @@ as it is and `tl` is None: the kernels are then dead code, and `use_triton` neve
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -49,6 +50,28 @@ def use_triton(tensor: torch.Tensor) -> bool:
     if INTERPRETED:
         return tensor.device.type in ("cpu", "cuda")
     return HAS_TRITON and tensor.is_cuda
+
+
+@lru_cache
+def _starts_early(device: torch.device) -> bool:
+    return device.type == "cuda" and not INTERPRETED and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def early_start(tensor: torch.Tensor) -> dict[str, bool]:
+    """Arguments of a launch whose kernel opens with `begin`: programmatic dependent launch where the device has it.
+
+    Such a kernel may start while the one ahead of it in the stream ends. Before `begin` it may read constants only, and
+    write nothing.
+    """
+    return {"EARLY": True, "launch_pdl": True} if _starts_early(tensor.device) else {"EARLY": False}
+
+
+@triton_jit
+def begin(EARLY: constexpr) -> None:
+    """Let the next kernel start, then wait until all kernels ahead have ended."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
 
 
 def next_power_of_two(n: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
+from kernels.backend import begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit, use_triton
 
 
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -43,11 +43,14 @@ def _norm_kernel(
     CHANNELS: constexpr,
     BLOCK_C: constexpr,
     ADD: constexpr,
+    EARLY: constexpr,
 ) -> None:
     """One row a program."""
     row = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BLOCK_C)
     real = channel < CHANNELS
+    weight = tl.load(weight_ptr + channel, mask=real, other=0.0)
+    begin(EARLY)
     x = tl.load(x_ptr + row * x_stride + channel, mask=real, other=0.0)
     if ADD:
         residual = tl.load(residual_ptr + row * residual_stride + channel, mask=real, other=0.0)
@@ -55,7 +58,6 @@ def _norm_kernel(
         tl.store(total_ptr + row * CHANNELS + channel, x, mask=real)
     x32 = x.to(tl.float32)
     normed = x32 * tl.rsqrt(tl.sum(x32 * x32, axis=0) / CHANNELS + eps)
-    weight = tl.load(weight_ptr + channel, mask=real, other=0.0)
     scaled = normed.to(x.dtype).to(tl.float32) * weight.to(tl.float32)
     tl.store(out_ptr + row * CHANNELS + channel, scaled.to(x.dtype), mask=real)
 
@@ -70,7 +72,9 @@ def _launch_norm(
         block = next_power_of_two(channels)
         warps = min(max(block // 512, 1), 16)
         _norm_kernel[(tokens,)](
-            x, residual, weight, out, total, x.stride(0), residual.stride(0), eps, channels, block, add, num_warps=warps
+            *(x, residual, weight, out, total, x.stride(0), residual.stride(0), eps, channels, block, add),
+            num_warps=warps,
+            **early_start(x),
         )
     return out, total
 

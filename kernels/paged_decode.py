@@ -9,12 +9,13 @@ Sources: Dao et al., Flash-Decoding, 2023; Kwon et al., PagedAttention, 2023.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from kernels.attention_tile import attend_tiles
-from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
+from kernels.backend import begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit, use_triton
 from kernels.kv_cache import Memo
 from kernels.paged_dense import attend
 
@@ -66,19 +67,26 @@ def _decode_kernel(
     BLOCK_N: constexpr,
     BLOCK_D: constexpr,
     SPLIT: constexpr,
+    LEAST: constexpr,
+    TAIL: constexpr,
+    EARLY: constexpr,
 ) -> None:
-    """One group of heads of one sequence and one of its splits a program."""
-    b = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1)
+    """One group of heads of one sequence and one of its splits a program. Heads of a sequence, which lie beside each
+    other in the cache, run beside each other. TAIL: the last, part-filled tile has a loop of its own.
+    """
+    kv_head = tl.program_id(0)
+    b = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
+    begin(EARLY)
     kv_len = tl.load(length_ptr + b)
     lowest = kv_len * 0
     if WINDOW > 0:
         lowest = tl.maximum(kv_len - WINDOW, 0)
     # The share of a split follows from the true length, so a captured graph divides any length evenly.
-    share = tl.cdiv(tl.cdiv(kv_len, BLOCK_N) - lowest // BLOCK_N, splits) * BLOCK_N
-    first = lowest // BLOCK_N * BLOCK_N + split * share
-    last = tl.minimum(first + share, kv_len)
+    tiles = tl.cdiv(kv_len, BLOCK_N) - lowest // BLOCK_N
+    share = tl.maximum(tl.cdiv(tiles, splits), LEAST)
+    first = (lowest // BLOCK_N + split * share) * BLOCK_N
+    last = tl.minimum(first + share * BLOCK_N, kv_len)
     if SPLIT and first >= last:
         return
     row = tl.arange(0, BLOCK_M)
@@ -93,7 +101,7 @@ def _decode_kernel(
     table = table_ptr + b * table_row
     keys, values = key_ptr + kv_head * key_head, value_ptr + kv_head * value_head
     whole = first
-    if WINDOW == 0:
+    if TAIL and WINDOW == 0:
         whole = tl.maximum(first, last // BLOCK_N * BLOCK_N)
         acc, total, best = attend_tiles(
             q, acc, total, best, query_at, first, whole, lowest, table, keys, values, key_block, key_slot, value_block,
@@ -104,7 +112,7 @@ def _decode_kernel(
         value_slot, scale, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, True,
     )  # fmt: skip
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    if SPLIT:
+    if SPLIT and tiles > share:
         at = (b * HEADS + head) * splits + split
         tl.store(partial_ptr + at[:, None] * SIZE + channel[None, :], acc, mask=real)
         tl.store(weight_ptr + at, best + tl.log2(total), mask=row < GROUP)
@@ -128,16 +136,21 @@ def _combine_kernel(
     BLOCK_N: constexpr,
     BLOCK_D: constexpr,
     BLOCK_S: constexpr,
+    LEAST: constexpr,
+    EARLY: constexpr,
 ) -> None:
     """One head of one sequence a program: the partial results, weighted by their softmax totals."""
+    begin(EARLY)
     b = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     kv_len = tl.load(length_ptr + b)
     tiles = tl.cdiv(kv_len, BLOCK_N)
     if WINDOW > 0:
         tiles -= tl.maximum(kv_len - WINDOW, 0) // BLOCK_N
-    # Splits past the end of a short sequence have written nothing.
-    used = tl.cdiv(tiles, tl.maximum(tl.cdiv(tiles, splits), 1))
+    # Splits past the end of a short sequence have written nothing, and one that was alone has written the output.
+    used = tl.cdiv(tiles, tl.maximum(tl.cdiv(tiles, splits), LEAST))
+    if used == 1:
+        return
     split = tl.arange(0, BLOCK_S)
     channel = tl.arange(0, BLOCK_D)
     at = (b * HEADS + head) * splits + split
@@ -152,23 +165,47 @@ def _combine_kernel(
     tl.store(out_at, result.to(out_ptr.dtype.element_ty), mask=channel < SIZE)
 
 
+_ENOUGH = 256  # programs that keep a large GPU's memory busy where their lengths are alike
+_PLENTY = 2048  # programs among which long ones do not matter
+
+
 @lru_cache
 def _programs_wanted(device: torch.device) -> int:
-    """How many programs keep the device's memory busy."""
-    return 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16
+    """How many programs keep the device's memory busy where lengths are not alike."""
+    return 32 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16
 
 
-def _tile(q: torch.Tensor) -> int:
-    """Key positions a tile: as many as fit the registers of a Hopper without spills."""
+@dataclass(frozen=True, slots=True)
+class DecodeTuning:
+    """How a launch is cut: key positions a tile, warps, stages of the pipeline, a loop of its own for the tail, and the
+    tiles that a split has at least.
+    """
+
+    tile: int
+    warps: int
+    stages: int
+    tail: bool
+    least: int = 1
+
+
+def _tuning(q: torch.Tensor, kv_heads: int) -> DecodeTuning:
+    """What was fastest on an H100 at 16-bit heads of 128 (benchmarks/decode_attention.py); fp32 must not spill."""
+    size = max(16, next_power_of_two(q.shape[2]))
     if q.dtype == torch.float32:
-        return 32 if q.shape[2] <= 128 else 16
-    return 64
+        return DecodeTuning(32 if q.shape[2] <= 128 else 16, 8 if size > 64 else 4, 3 if size <= 128 else 2, True)
+    if len(q) * kv_heads < _ENOUGH:
+        return DecodeTuning(64, 4, 3, True)
+    # The device is busy without splits: only what is much longer than the others is split.
+    return DecodeTuning(64, 4, 2, False, least=8)
 
 
 def _splits(q: torch.Tensor, kv_heads: int, max_kv: int, window: int) -> int:
     reach = min(max_kv, window) if window else max_kv
     # At least two tiles a split: below that the second kernel costs more than it saves.
-    useful = -(-reach // (2 * _tile(q)))
+    tuning = _tuning(q, kv_heads)
+    if len(q) * kv_heads >= _PLENTY:
+        return 1
+    useful = -(-reach // (max(2, tuning.least) * tuning.tile))
     return max(1, min(_programs_wanted(q.device) // max(1, len(q) * kv_heads), useful, 64))
 
 
@@ -192,7 +229,7 @@ def _launch(
 ) -> None:
     batch, heads, size = q.shape
     _, page, kv_heads, _ = key_cache.shape
-    splits, group, tile = _splits(q, kv_heads, max_kv, window), heads // kv_heads, _tile(q)
+    splits, group, tuning = _splits(q, kv_heads, max_kv, window), heads // kv_heads, _tuning(q, kv_heads)
     block_d = max(16, next_power_of_two(size))
     partials = weights = out
     if splits > 1:
@@ -203,19 +240,22 @@ def _launch(
             workspace[: batch * heads * splits * size],
             workspace[batch * heads * splits * size : needed],
         )
-    _decode_kernel[(batch, kv_heads, splits)](
+    _decode_kernel[(kv_heads, batch, splits)](
         *(q, out, partials, weights, key_cache, value_cache, block_tables, kv_lens, scale * 1.4426950408889634, splits),
         *(*q.stride()[:2], *out.stride()[:2], block_tables.stride(0)),
         *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
-        *(heads, group, size, page, window, max(16, next_power_of_two(group)), tile, block_d, splits > 1),
-        num_warps=8 if q.dtype == torch.float32 and block_d > 64 else 4,
-        num_stages=3 if block_d <= 128 else 2,
+        *(heads, group, size, page, window, max(16, next_power_of_two(group)), tuning.tile, block_d),
+        *(splits > 1, tuning.least, tuning.tail),
+        num_warps=tuning.warps,
+        num_stages=tuning.stages,
+        **early_start(q),
     )
     if splits > 1:
         _combine_kernel[(batch, heads)](
             *(out, partials, weights, kv_lens, splits, *out.stride()[:2]),
-            *(heads, size, window, tile, block_d, next_power_of_two(splits)),
+            *(heads, size, window, tuning.tile, block_d, next_power_of_two(splits), tuning.least),
             num_warps=4,
+            **early_start(q),
         )
 
 

@@ -10,6 +10,8 @@ Sources: Dao et al., FlashAttention-2, 2023; Kwon et al., PagedAttention, 2023.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from kernels.attention_tile import attend_tiles
@@ -120,6 +122,30 @@ def _prefill_kernel(
     tl.store(out_at, acc.to(out_ptr.dtype.element_ty), mask=real)
 
 
+_LONG = 1024  # query tokens of a sequence from which on the greatest tile pays
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTuning:
+    """How a launch is cut: query rows and key positions a tile, stages of the pipeline, warps (of small tiles too)."""
+
+    rows: int
+    tile: int
+    warps: int
+    stages: int
+    warps_of_few: int = 4
+
+
+def _tuning(q: torch.Tensor, max_query: int) -> PrefillTuning:
+    """The largest tiles that a Hopper holds without spilling registers; fp32 has no matrix unit, so small ones."""
+    size = q.shape[2]
+    if q.dtype == torch.float32:
+        return PrefillTuning(32, 32, 4, 2) if size <= 64 else PrefillTuning(32, 16, 8, 2, 8)
+    if size > 128:
+        return PrefillTuning(128, 32, 8, 2, 8)
+    return PrefillTuning(256 if max_query > _LONG else 128, 64, 8, 3)
+
+
 def _launch(
     q: torch.Tensor,
     key_cache: torch.Tensor,
@@ -136,19 +162,17 @@ def _launch(
     _, page, kv_heads, _ = key_cache.shape
     batch, group = len(kv_lens), heads // kv_heads
     block_d = max(16, next_power_of_two(size))
-    # The largest tiles that a Hopper holds without spilling registers; fp32 has no matrix unit and needs small ones.
-    precise, wide = q.dtype == torch.float32, block_d > (64 if q.dtype == torch.float32 else 128)
-    block_m = min(32 if precise else 128, next_power_of_two(max_query * group))
-    block_m = max(16, next_power_of_two(group), block_m)
-    block_n = (32 if precise else 64) // (2 if wide else 1)
+    tuning = _tuning(q, max_query)
+    # A power of two of rows; a group that is none leaves some of them empty.
+    block_m = max(16, next_power_of_two(group), min(tuning.rows, next_power_of_two(max_query * group)))
     block_q = block_m // group
     _prefill_kernel[(tokens // block_q + batch, kv_heads)](
         *(q, out, key_cache, value_cache, block_tables, cu_query, kv_lens, batch, scale * 1.4426950408889634),
         *(*q.stride()[:2], *out.stride()[:2], block_tables.stride(0)),
         *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
-        *(group, size, page, window, next_power_of_two(batch), block_q, block_m, block_n, block_d),
-        num_warps=8 if block_m >= 128 or wide else 4,
-        num_stages=2 if precise or wide else 3,
+        *(group, size, page, window, next_power_of_two(batch), block_q, block_m, tuning.tile, block_d),
+        num_warps=tuning.warps if block_m >= tuning.rows else min(tuning.warps, tuning.warps_of_few),
+        num_stages=tuning.stages,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
+from kernels.backend import begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit, use_triton
 from kernels.kv_cache import Memo, store_kv_reference
 
 
@@ -133,11 +133,13 @@ def _rotary_kernel(
     BLOCK_R: constexpr,
     BLOCK_D: constexpr,
     STORE: constexpr,
+    EARLY: constexpr,
 ) -> None:
     """Some heads of one token a program: first those of q, then those of k with their v.
 
     With STORE, k_out and v_out are the caches; without, k_out is [T, K, D] and v is not looked at.
     """
+    begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     q_tiles = tl.cdiv(HEADS, BLOCK_H)
@@ -196,6 +198,7 @@ def _launch(
             *(heads, kv_heads, size, half, page),
             *blocks,
             num_warps=2,
+            **early_start(q),
         )
     return q_out
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
+from kernels.backend import begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit, use_triton
 
 _WORD = 0xFFFFFFFF
 # The multipliers less 2^32: every product then fits a signed 64-bit integer.
@@ -21,6 +21,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 # Tokens a program.
 _BLOCK_V = 1024
+_BLOCK_GREEDY = 4096
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -239,6 +240,71 @@ def _pick_kernel(best_ptr: tensor, token_ptr: tensor, out_ptr: tensor, parts: te
     _, index = tl.max(score, axis=0, return_indices=True, return_indices_tie_break_left=True)
     token = tl.load(token_ptr + row * parts + tl.minimum(index, parts - 1))
     tl.store(out_ptr + row, token.to(tl.int64))
+
+
+def greedy_reference(logits: torch.Tensor) -> torch.Tensor:
+    """`greedy` in torch."""
+    drawn = logits.argmax(dim=-1)
+    # argmax takes a NaN for the greatest, so a row with one shows it here.
+    best = logits.gather(1, drawn.unsqueeze(1)).squeeze(1)
+    return torch.where(best.isfinite(), drawn, -1)
+
+
+@triton_jit
+def _best_kernel(
+    logits_ptr: tensor,
+    best_ptr: tensor,
+    token_ptr: tensor,
+    logits_row: tensor,
+    vocab: tensor,
+    BLOCK_V: constexpr,
+    EARLY: constexpr,
+) -> None:
+    """The greatest logit of one part of one row a program, +inf where one is not a number, and whose it is."""
+    begin(EARLY)
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    token = part * BLOCK_V + tl.arange(0, BLOCK_V)
+    logits = tl.load(logits_ptr + row * logits_row + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
+    logits = tl.where(logits == logits, logits, float("inf"))  # noqa: PLR0124 (false of a NaN)
+    best, index = tl.max(logits, axis=0, return_indices=True, return_indices_tie_break_left=True)
+    at = row * tl.num_programs(1) + part
+    tl.store(best_ptr + at, best)
+    tl.store(token_ptr + at, part * BLOCK_V + index)
+
+
+@triton_jit
+def _pick_finite_kernel(
+    best_ptr: tensor, token_ptr: tensor, out_ptr: tensor, parts: tensor, BLOCK_P: constexpr, EARLY: constexpr
+) -> None:
+    """The best of its parts, or -1, one row a program."""
+    begin(EARLY)
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, BLOCK_P)
+    score = tl.load(best_ptr + row * parts + part, mask=part < parts, other=float("-inf"))
+    best, index = tl.max(score, axis=0, return_indices=True, return_indices_tie_break_left=True)
+    token = tl.load(token_ptr + row * parts + index)
+    tl.store(out_ptr + row, tl.where(tl.abs(best) < float("inf"), token, -1).to(tl.int64))
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """The token of the greatest logit, of equals the lowest: logits [B, V], tokens adjacent -> [B] int64.
+
+    -1 where that logit is infinite or any is not a number.
+    """
+    if not use_triton(logits):
+        return greedy_reference(logits)
+    batch, vocab = logits.shape
+    parts = -(-vocab // _BLOCK_GREEDY)
+    out = torch.empty(batch, dtype=torch.int64, device=logits.device)
+    if batch:
+        best = torch.empty((batch, parts), dtype=torch.float32, device=logits.device)
+        token = torch.empty((batch, parts), dtype=torch.int32, device=logits.device)
+        early = early_start(logits)
+        grid, block = (batch, parts), next_power_of_two(parts)
+        _best_kernel[grid](logits, best, token, logits.stride(0), vocab, _BLOCK_GREEDY, num_warps=4, **early)
+        _pick_finite_kernel[(batch,)](best, token, out, parts, block, num_warps=1, **early)
+    return out
 
 
 def gumbel_workspace_size(batch: int, vocab: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -53,12 +54,14 @@ def run_padded(rank: Rank, shape_of: Any) -> list[list[int]]:
 
 
 def mixed(flat: FlatStep) -> StepShape:
-    return StepShape.mixed(flat.num_tokens + 5, 9)
+    return replace(StepShape.mixed(flat.num_tokens + 5, 9), prefills=3)
 
 
 def exact_or_mixed(flat: FlatStep) -> StepShape:
     alone = flat.decodes == flat.num_tokens == len(flat.emit_at)
-    return StepShape.decode(flat.num_tokens) if alone else StepShape.mixed(flat.num_tokens, 32)
+    most = min(flat.num_tokens, 9)
+    exact = StepShape(flat.num_tokens, most, len(flat.query) or 1, most)
+    return StepShape.decode(flat.num_tokens) if alone else exact
 
 
 def padded_decode(flat: FlatStep) -> StepShape:
@@ -85,25 +88,36 @@ def test_padded_steps_draw_the_same_and_store_nothing_else(model: str, shape_of:
 
 
 def test_sizes_go_up_to_the_most_and_no_further() -> None:
-    assert sizes(1) == [1]
-    assert sizes(5) == [1, 2, 4, 5]
-    assert sizes(23) == [1, 2, 4, 8, 16, 23]
+    assert sizes(1, {64: 8}) == [1]
+    assert sizes(5, {64: 8}) == [1, 2, 4, 5]
+    assert sizes(23, {64: 8}) == [1, 2, 4, 8, 16, 23]
+    assert sizes(100, {32: 8, 128: 32}) == [1, 2, 4, 8, 16, 24, 32, 64, 96, 100]
     for most in (64, 128, 250, 256, 300, 1024):
-        ladder = sizes(most)
+        ladder = sizes(most, {256: 8, 1024: 16})
         assert ladder == sorted(set(ladder))
         assert ladder[-1] == most
-        assert all(above <= max(below + 32, 2 * below) for below, above in pairwise(ladder))
+        assert all(above <= max(below + 16, 2 * below) for below, above in pairwise(ladder))
 
 
 def test_a_step_finds_the_least_shape_that_holds_it() -> None:
     rank = rank_of("llama", max_num_seqs=20)
     state = rank.runner.state
     graphs = StepGraphs(rank.model, rank.runner.caches, state, limit=64)
-    graphs._decode, graphs._mixed = list(graphs._decode_sizes), list(graphs._mixed_sizes)  # type: ignore[arg-type]
-    flats = [state.flatten(plan) for plan in plans()]
-    # 17 tokens; 18; a decode that draws nothing; 13; decodes alone
-    assert [graphs.find(flat) for flat in flats] == [24, 24, 16, 16, 4, 4]
-    long = state.flatten(StepPlan(9, (), (added(7, prompt(65), (8, 9, 10, 11)),), (run(7, 0, 60, emit=0),)))
-    assert graphs.find(long) == 64  # type: ignore[comparison-overlap]
-    graphs._mixed = graphs._mixed[:-1]
-    assert graphs.find(long) is None
+    found = [graphs.shape_for(state.flatten(plan)) for plan in plans()]
+    # 17 tokens of two prompts; 18; a decode that draws nothing; 13, of them two prompts; decodes alone
+    want = [StepShape.mixed(n, 20) for n in (32, 32, 16, 32)] + [StepShape.decode(4)] * 2
+    assert found == want
+    new = added(7, prompt(90), tuple(range(8, 12)))
+    assert graphs.shape_for(state.flatten(StepPlan(9, (), (new,), (run(7, 0, 64, emit=0),)))) == StepShape.mixed(64, 20)
+    assert graphs.shape_for(state.flatten(StepPlan(9, (7,), (new,), (run(7, 0, 65, emit=0),)))) is None
+
+
+def test_many_short_prompts_fit_no_shape() -> None:
+    rank = rank_of("llama", max_num_seqs=20)
+    state = rank.runner.state
+    graphs = StepGraphs(rank.model, rank.runner.caches, state, limit=64)
+    new = tuple(added(i, prompt(3, seed=i), (i,)) for i in range(5))
+    flat = state.flatten(StepPlan(0, (), new, tuple(run(i, 0, 3) for i in range(5))))
+    assert graphs.shape_for(flat) is None
+    assert not StepShape.mixed(64, 20).holds(flat)
+    assert StepShape.mixed(80, 20).holds(flat)

@@ -11,6 +11,7 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -21,25 +22,34 @@ from workers.execution.padded import PaddedInputs, PaddedStep, StepShape
 from workers.models.base import CausalModel
 
 MOST_TOKENS = 1024  # of a captured step
+# How far apart shapes are: a row more costs little while the weights' reading is what takes the time, more from 256 on.
+_DECODE_STEPS = {256: 8, MOST_TOKENS: 16}
+_MIXED_STEPS = {512: 16, MOST_TOKENS: 32}
+_WARM_TOKENS = 64  # up to here launches differ in more than their size
 
 log = logging.getLogger("echelon.graphs")
 
 
-def sizes(most: int) -> list[int]:
-    """The numbers of tokens up to `most` that steps are padded to, the further apart the less a row more costs."""
-    ladder = [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, most, 32)]
+def sizes(most: int, steps: dict[int, int]) -> list[int]:
+    """Numbers of tokens up to `most` that steps are padded to. `steps`: how far they are apart, up to which number."""
+    ladder, at = [1, 2, 4, 8], 8
+    for until, step in steps.items():
+        ladder += range(at - at % step + step, until + 1, step)
+        at = until
     return [size for size in ladder if size < most] + [most]
 
 
 class CapturedStep:
-    """A padded step and its graph."""
+    """A padded step and its graph. `warm`: it has launches that nobody made before, so it runs once ahead of that."""
 
-    def __init__(self, step: PaddedStep, pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
+    def __init__(self, step: PaddedStep, pool: Any, stream: torch.cuda.Stream, *, warm: bool) -> None:
         self.step, self._graph = step, torch.cuda.CUDAGraph()
-        step.inputs.clear()
-        step.run()  # compiles kernels and makes workspaces, which a capture cannot
-        stream.synchronize()
-        self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        if warm:
+            step.inputs.clear()
+            step.run()
+            stream.synchronize()
+        # Relaxed: a kernel that is still compiled here is also loaded.
+        self._graph.capture_begin(pool=pool, capture_error_mode="relaxed")
         try:
             step.run()
         finally:
@@ -56,32 +66,36 @@ class StepGraphs:
 
     def __init__(self, model: CausalModel, caches: Sequence[LayerCache], state: BatchState, limit: int) -> None:
         self._model, self._caches, self._state = model, caches, state
-        self._decode_sizes = sizes(state.max_num_seqs)
-        self._mixed_sizes = [n for n in sizes(min(limit, MOST_TOKENS)) if n >= 16 or n == limit]
-        self._decode: list[CapturedStep] = []
-        self._mixed: list[CapturedStep] = []
+        seqs, most = state.max_num_seqs, min(limit, MOST_TOKENS)
+        self.decode_shapes = [StepShape.decode(n) for n in sizes(min(seqs, MOST_TOKENS), _DECODE_STEPS)]
+        self.mixed_shapes = [StepShape.mixed(n, seqs) for n in sizes(most, _MIXED_STEPS) if n >= 16 or n == most]
+        self._captured: dict[StepShape, CapturedStep] = {}
 
     def capture(self) -> None:
         """Capture every shape. Nobody else may use the device meanwhile."""
         began, device = time.perf_counter(), self._state.device
-        decode = [StepShape.decode(n) for n in self._decode_sizes]
-        mixed = [StepShape.mixed(n, self._state.max_num_seqs) for n in self._mixed_sizes]
-        needed = max(PaddedInputs.bytes_needed(shape) for shape in (*decode, *mixed))
+        shapes = [*self.decode_shapes, *self.mixed_shapes]
+        needed = max(PaddedInputs.bytes_needed(shape) for shape in shapes)
         buffer = torch.empty(needed, dtype=torch.uint8, device=device)
         pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            for shapes, captured in ((mixed, self._mixed), (decode, self._decode)):
-                for shape in reversed(shapes):
-                    step = PaddedStep(self._model, self._caches, self._state, shape, buffer)
-                    captured.insert(0, CapturedStep(step, pool, stream))
+            for shape in reversed(shapes):
+                step = PaddedStep(self._model, self._caches, self._state, shape, buffer)
+                warm = shape.tokens <= _WARM_TOKENS or not self._captured
+                self._captured[shape] = CapturedStep(step, pool, stream, warm=warm)
         torch.cuda.current_stream(device).wait_stream(stream)
         torch.cuda.empty_cache()  # what the runs before the captures took
-        log.info("%d graphs captured in %.2f s", len(decode) + len(mixed), time.perf_counter() - began)
+        log.info("%d graphs captured in %.2f s", len(shapes), time.perf_counter() - began)
+
+    def shape_for(self, flat: FlatStep) -> StepShape | None:
+        """The least shape that holds `flat`, if there is one."""
+        alone = flat.decodes == flat.num_tokens == len(flat.emit_at)
+        shapes = self.decode_shapes if alone else self.mixed_shapes
+        first = bisect_left(shapes, flat.num_tokens, key=lambda shape: shape.tokens)
+        return next((shape for shape in shapes[first:] if shape.holds(flat)), None)
 
     def find(self, flat: FlatStep) -> CapturedStep | None:
-        """The least captured step that `flat` fits, if there is one."""
-        alone = flat.decodes == flat.num_tokens == len(flat.emit_at)
-        fitting, captured = (self._decode_sizes, self._decode) if alone else (self._mixed_sizes, self._mixed)
-        at = bisect_left(fitting, flat.num_tokens)
-        return captured[at] if at < len(captured) else None
+        """The captured step to run `flat` in, if there is one."""
+        shape = self.shape_for(flat)
+        return None if shape is None else self._captured[shape]

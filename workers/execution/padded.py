@@ -48,9 +48,15 @@ class StepShape:
 
     @staticmethod
     def mixed(tokens: int, max_num_seqs: int) -> StepShape:
-        """Any step of so many tokens."""
+        """A step of so many tokens in all, but not in very many short pieces."""
         most = min(tokens, max_num_seqs)
-        return StepShape(tokens, most, max(1, min(tokens // 2, max_num_seqs)), most)
+        # Every longer sequence that might come costs attention some empty programs.
+        return StepShape(tokens, most, max(1, min(tokens // 16, max_num_seqs)), most)
+
+    def holds(self, flat: FlatStep) -> bool:
+        """Whether `flat` fits."""
+        longer = len(flat.query)
+        return flat.num_tokens <= self.tokens and flat.decodes <= self.decodes and longer <= self.prefills
 
 
 class PaddedInputs:
@@ -81,7 +87,7 @@ class PaddedInputs:
         for name, view in self._views(self._padding).items():
             view[:] = fields[name][2]
         self._device = buffer[: self._size]
-        types = {np.int64: torch.int64, np.int32: torch.int32}
+        types: dict[type, torch.dtype] = {np.int64: torch.int64, np.int32: torch.int32}
         self.on_device = {n: buffer[a:b].view(types[dtype]) for n, (a, b, dtype) in self._spans.items()}
 
     @staticmethod

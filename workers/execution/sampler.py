@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.sampling import apply_penalties, apply_top_k_top_p_min_p, gumbel_argmax
+from kernels.sampling import apply_penalties, apply_top_k_top_p_min_p, greedy, gumbel_argmax
 from workers.execution.sampling_state import Allowed, Draws, Filters, Penalties, SamplingBatch, WantedLogprobs
 
-NOT_FINITE, NOTHING_ALLOWED = -1, -2
+NOT_FINITE, NOTHING_ALLOWED = -1, -2  # the first is also what `greedy` says
 FAULTS = {
     NOT_FINITE: "the model's logits are not finite",
     NOTHING_ALLOWED: "the request's filters allow no token at all",
@@ -43,11 +43,8 @@ class Sampled:
 def sample(logits: torch.Tensor, batch: SamplingBatch, token_table: torch.Tensor) -> Sampled:
     """Draw one token a row. logits [E, V]; token_table [slots, >= L] holds each slot's tokens. Never waits."""
     if batch.draws is None and batch.penalties is None and batch.biases is None and batch.allowed is None:
-        drawn = logits.argmax(dim=-1)
-        # argmax takes a NaN for the greatest, so a row with one shows it here.
-        best = logits.gather(1, drawn.unsqueeze(1)).squeeze(1)
-        tokens = torch.where(best.isfinite(), drawn, NOT_FINITE)
-        return Sampled(tokens, _logprobs(logits, drawn, batch.logprobs))
+        tokens = greedy(logits)
+        return Sampled(tokens, _logprobs(logits, tokens, batch.logprobs))
     work = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     finite = work.amax(dim=-1).isfinite()
     if batch.penalties is not None:
@@ -103,7 +100,7 @@ def _logprobs(logits: torch.Tensor, drawn: torch.Tensor, wanted: WantedLogprobs 
     if wanted is None:
         return None
     logprobs = logits[wanted.rows].float().log_softmax(dim=-1)
-    chosen = logprobs.gather(1, drawn[wanted.rows].unsqueeze(1))
+    chosen = logprobs.gather(1, drawn[wanted.rows].clamp(min=0).unsqueeze(1))  # a fault's are not looked at
     rank = (logprobs > chosen).sum(dim=-1) + 1
     top, top_ids = logprobs.topk(min(max(wanted.counts), logits.shape[1]), dim=-1)
     return Logprobs(chosen.squeeze(1), rank, top, top_ids)

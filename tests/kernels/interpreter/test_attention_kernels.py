@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels import paged_decode as paged_decode_module
 from kernels.paged_decode import decode_workspace_size, paged_decode, paged_decode_reference
 from kernels.paged_prefill import paged_prefill, paged_prefill_reference
 
@@ -52,10 +53,37 @@ def test_decode_splits_a_long_cache_and_leaves_spare_splits_alone(make_case, dev
     check_decode(case, torch.full((size,), torch.nan, device=device), bound=2000)
 
 
+def test_a_large_batch_splits_only_what_is_long(make_case, device, monkeypatch):
+    """Shares have a least size: short sequences are done by one program, long ones by several, in one launch."""
+    monkeypatch.setattr(paged_decode_module, "_programs_wanted", lambda _device: 64)
+    tuning = paged_decode_module.DecodeTuning(32, 4, 2, False, least=3)
+    monkeypatch.setattr(paged_decode_module, "_tuning", lambda _q, _kv_heads: tuning)
+    case = make_case([(1, kv) for kv in (1, 96, 97, 0, 500, 31, 200, 1000)], 4, 2, 32, 16)
+    size = decode_workspace_size(case.q, 2, 1000)
+    workspace = torch.full((size,), torch.nan, device=device)
+    check_decode(case, workspace, bound=1000)
+    weights = workspace[-8 * 4 * 4 :].view(8, 4, 4)  # sequence, head, split
+    written = [int((~row[0].isnan()).sum()) for row in weights]
+    assert written == [0, 0, 2, 0, 4, 0, 3, 4]
+
+
 def test_decode_of_one_part_needs_no_workspace(make_case):
     case = make_case([(1, 20), (1, 33)], 2, 2, 16, 16)
     assert decode_workspace_size(case.q, 2, case.max_kv) == 0
     check_decode(case)
+
+
+def test_prefill_of_prompts_between_other_tokens(make_case, device):
+    """As a padded step has it: the first prompt begins behind tokens of others, unused sequences are empty."""
+    case = make_case([(5, 40), (9, 9), (0, 0), (0, 0)], 4, 2, 32, 16)
+    lead, rest = 7, 6
+    q = torch.full((lead + len(case.q) + rest, 4, 32), torch.nan, device=device)
+    q[lead:-rest] = case.q
+    out = torch.full_like(q, 5.0)
+    caches = (case.key_cache, case.value_cache, case.block_tables)
+    paged_prefill(q, *caches, case.cu_query + lead, case.kv_lens, len(q), case.max_kv, case.scale, out=out)
+    assert (out[:lead] == 5.0).all()
+    torch.testing.assert_close(out[lead:-rest], case.expected(), atol=5e-6, rtol=2e-5)
 
 
 @pytest.mark.parametrize("window", [0, 1, 37])

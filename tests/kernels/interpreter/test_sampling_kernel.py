@@ -8,6 +8,8 @@ import torch
 from kernels.sampling import (
     apply_penalties,
     apply_penalties_reference,
+    greedy,
+    greedy_reference,
     gumbel_argmax,
     gumbel_argmax_reference,
     gumbel_workspace_size,
@@ -92,3 +94,23 @@ def test_penalties(device):
     )
     on_device = [tensor.to(device) for tensor in tensors]
     torch.testing.assert_close(apply_penalties(*on_device), apply_penalties_reference(*on_device), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 4096, 9001])
+def test_greedy_is_the_argmax(device, vocab):
+    logits = rows(6, vocab, device, seed=3)[0].half()  # with equals among them
+    assert torch.equal(greedy(logits), greedy_reference(logits))
+    wide = torch.cat([logits, torch.full_like(logits, torch.inf)], dim=1)[:, :vocab]
+    assert torch.equal(greedy(wide), greedy_reference(logits))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_greedy_names_rows_that_are_not_finite(device, bad):
+    logits = rows(4, 5000, device, seed=4)[0]
+    logits[1, 4500] = bad
+    logits[3] = -torch.inf
+    logits[0, 17] = -torch.inf
+    got = greedy(logits).tolist()
+    assert got == greedy_reference(logits).tolist()
+    assert (got[1], got[3]) == (-1, -1)
+    assert min(got[0], got[2]) >= 0
