@@ -88,9 +88,15 @@ class Runner:
         )
 
     def capture(self, max_num_batched_tokens: int) -> None:
-        """CUDA only: from now on steps are replayed where they can be. Waits for the device; takes seconds."""
+        """CUDA only: from now on steps are replayed where they can be. Waits for the device; takes seconds.
+
+        Raises OutOfMemory.
+        """
         graphs = StepGraphs(self.model, self.caches, self.state, max_num_batched_tokens)
-        graphs.capture()
+        try:
+            graphs.capture()
+        except torch.OutOfMemoryError as e:
+            raise OutOfMemory(f"rank {self.rank}: no room for CUDA graphs: {e}; lower cache_fraction") from e
         self._graphs = graphs
 
     def submit(self, plan: StepPlan) -> StepHandle:
