@@ -28,7 +28,7 @@ class InProcess:
         self.harness = harness
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[tuple[ChoiceDelta, ...]]:
-        asked = _Run(request, [_Choice(s) for s in request.samplings], 0.0).engine_request(0)
+        asked = _Run(request, [_Choice(s) for s in request.samplings], 0.0, len(request.samplings)).engine_request(0)
         self.harness.submit(asked)
         self.harness.drain()
         tokens, last = self.harness.receiver.tokens[asked.id], self.harness.receiver.last[asked.id]
