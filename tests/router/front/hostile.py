@@ -152,6 +152,7 @@ def _mangle(draw: Callable[[Any], Any], raw: bytes) -> bytes:
         return draw(st.sampled_from([b"\xef\xbb\xbf" + raw, text.encode("utf-16"), text.encode("utf-32-le")]))
     if how == "deep":
         opened = draw(st.sampled_from([b"[", b'{"a":'])) * draw(st.sampled_from([60, 66, 1000, 12_000]))
+        at = raw.find(b":", at) + 1  # where a value may begin
         return raw[:at] + opened + raw[at:]
     return draw(st.binary(max_size=400))
 
