@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 END = b"0\r\n\r\n"
+DONE = b"data: [DONE]"
 
 
 def post(path: str, body: dict[str, Any]) -> bytes:
@@ -54,17 +55,19 @@ class _Counter(asyncio.Protocol):
         self._transport.write(self._requests[len(self._streams) - 1])
 
     def data_received(self, data: bytes) -> None:
+        if self.done.done():
+            raise RuntimeError(f"bytes after the end of the last answer: {data[:80]!r}")
         stream = self._streams[-1]
         if not stream.bytes and not data.startswith(b"HTTP/1.1 200"):
             self.done.set_exception(RuntimeError(data[:300].decode("latin-1")))
             return
         stream.bytes += len(data)
         seen = self._tail + data
-        stream.events += seen.count(b"data: ")
+        stream.events += seen.count(b"data: ") - self._tail.count(b"data: ")
         if stream.events >= self._text_event and not stream.first_text:
             stream.first_text = time.perf_counter()
-        self._tail = data[-5:]
-        if seen.endswith(END):
+        self._tail = seen[-64:]
+        if seen.endswith(END) and DONE in seen:
             stream.ended = time.perf_counter()
             self._tail = b""
             if len(self._streams) == len(self._requests):
