@@ -63,10 +63,10 @@ def in_process(engine: Engine, asked: Prompts, tokens: int, tag: str) -> float:
 
 
 def over_http(address: tuple[str, int], asked: Prompts, tokens: int) -> float:
-    """Tokens a second. Raises RuntimeError where a stream brought too few events to be whole."""
+    """Tokens a second. Raises RuntimeError where the streams brought too few events to be whole."""
     played = uvloop.run(play(*address, [[post("/v1/completions", body(p, tokens))] for p in asked]))
-    if min(s.events for s in played.streams) < tokens * 0.8:  # bytes of half a character have no event of their own
-        raise RuntimeError(f"a stream is not whole: {min(s.events for s in played.streams)} events")
+    if played.events < 0.8 * tokens * len(asked):  # a piece of a character has no event of its own
+        raise RuntimeError(f"{played.events} events for {tokens * len(asked)} tokens: streams are not whole")
     return tokens * len(asked) / played.seconds
 
 
