@@ -27,8 +27,10 @@ from workers.api.errors import EchelonError
 
 ECHELON = str(Path(sys.executable).with_name("echelon"))
 # The child makes the terminal its own, so that Ctrl-C reaches it as in a shell.
+# SIGINT as a login shell leaves it: what runs the tests in the background may have them ignore it.
 WITH_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
