@@ -174,7 +174,7 @@ def refuse_unfit_edge() -> None:
 def watch_start(progress: Progress) -> bool:
     """Report how the start goes; true once both applications run. Raises EchelonError with the cause when one failed.
 
-    A look costs Serve's controller time that the replicas need: not more often than every other second.
+    A look costs Serve's controller time that the replicas need: not more often than every few seconds.
     """
     refuse_unfit_edge()
     status = serve.status().applications

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from workers.api.errors import EchelonError
 
 POLL_SECONDS = 0.2
-WATCH_SECONDS = 2.0
+WATCH_SECONDS = 5.0  # a look costs Serve's controller time that the replicas need
 ANSWER_SECONDS = 10.0  # then it asks again: while a request waits in the queue, nobody watches
 FINAL = (400, 401, 403)  # statuses that trying again does not change; 404 is a front that is not there yet
 
