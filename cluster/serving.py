@@ -160,8 +160,9 @@ def await_others(replicas: int, stop: threading.Event, started: float) -> str:
     from cluster.app import POLL_SECONDS, watch_start
 
     try:
-        while not stop.is_set() and not watch_start(lambda text: None):
-            stop.wait(POLL_SECONDS)
+        while not watch_start(lambda text: None):
+            if stop.wait(POLL_SECONDS):
+                return f"not all of the {replicas} replicas were up yet"
     except EchelonError as e:
         return f"not all of the {replicas} replicas are up; the others serve on: {e}"
     return f"all {replicas} replicas are up after {time.monotonic() - started:.1f} s"
