@@ -67,7 +67,7 @@ async def test_the_server_takes_it() -> None:
     server = DispatcherServer(DispatcherConfig(), secret="s")
     await server.start()
     server.reload(make_qos_config(parse_source(GOOD, "f", as_json=False)))
-    assert server.dispatcher._qos is not None
+    assert server.dispatcher.qos is not None
     await server.close()
     await asyncio.sleep(0)
 

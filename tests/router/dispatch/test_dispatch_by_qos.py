@@ -101,7 +101,7 @@ class Site:
 
     @property
     def queue(self) -> FairQueue:  # type: ignore[type-arg]
-        queue = self.dispatcher._fleets["m"].queue
+        queue = self.dispatcher._registry.by_model["m"].queue
         assert isinstance(queue, FairQueue)
         return queue
 
@@ -289,7 +289,7 @@ def test_what_is_set_aside_keeps_its_place_and_its_time() -> None:
     d.acquire("ingress", ask("x", owner="cheap", excluded=("r0",)))
     standing = site.queue.policy.standing(site.queue.policy.config.account("cheap"))
     time, offset = standing.time, standing.offset
-    on_r0 = next(i for i in runs if d._leases[i].replica_id == "r0")
+    on_r0 = next(i for i in runs if d._leases.by_id[i].replica_id == "r0")
     late = site.submit("other")
     replies = d.settle(Settle(on_r0, Outcome.COMPLETED, 10, 20))
     assert [r.message.lease_id for r in replies] == [late]  # r0 is free, but not for x

@@ -1,0 +1,34 @@
+"""Limits of the dispatcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from router.dispatch.latency import Speed
+from router.qos.config import QosConfig
+from workers.api.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherConfig:
+    """Limits of the dispatcher; times in seconds."""
+
+    strategy: str = "min_expected_latency"
+    models: tuple[str, ...] = ()  # names that will have replicas, besides those that register
+    max_waiting: int = 10_000  # requests of one model without a lease
+    replica_grace: float = 5.0  # a request waits this long for a first replica of its model
+    replay_grace: float = 30.0  # and an accepted one this long
+    exclusion_grace: float = 2.0  # after it an excluded replica is taken, if there is no other
+    orphan_grace: float = 5.0  # leases of an ingress that went away
+    recovery: float = 3.0  # after the start, until all ingress replicas have come back
+    suspect_after: float = 3.0  # without progress, or 10 predicted steps if that is longer
+    canary_every: float = 2.0  # an idle replica proves that it can step; infinite = never
+    decode_margin: int = 64  # tokens of room for each choice beyond its prompt
+    seed_speed: Speed = Speed()
+    qos: QosConfig | None = None  # None: first come, first served
+
+    def __post_init__(self) -> None:
+        if self.max_waiting < 1:
+            raise ConfigError(f"max_waiting must be at least 1, got {self.max_waiting}")
+        if self.canary_every <= 0:
+            raise ConfigError(f"canary_every must be positive, got {self.canary_every}")

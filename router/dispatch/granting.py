@@ -1,0 +1,161 @@
+"""Who gets a lease, and where: admission to the waiting room, and the grants as replicas have room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.dispatch.config import DispatcherConfig
+from router.dispatch.fleet import Fleet, Waiting
+from router.dispatch.latency import OutputLengths
+from router.dispatch.lease import Acquire, Granted, LeaseLost, Refusal, Refused
+from router.dispatch.leases import Leases
+from router.dispatch.registry import Registry
+from router.dispatch.strategies import Strategy
+from router.dispatch.table import Demand, Lease
+
+_LOOK_PAST = 32  # waiting requests that only their exclusions hold back are passed over, this many at once
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`message` is for the ingress called `client`."""
+
+    client: str
+    message: Granted | Refused | LeaseLost
+
+
+class Expectations:
+    """What requests will probably need, learned from those that have ended."""
+
+    def __init__(self) -> None:
+        self._outputs = OutputLengths()
+        self.hold_seconds = 2.0  # what a lease lasts
+
+    def demand(self, request: Acquire) -> Demand:
+        """Of `request`, which was not submitted yet."""
+        output = self._outputs.expected(request.owner, request.route, request.max_tokens)
+        left = max(output - request.resumed_tokens / request.choices, 1.0)
+        return Demand(request.prompt_tokens + request.resumed_tokens, left, request.choices)
+
+    def observe(self, request: Acquire, output_tokens: int, seconds: float) -> None:
+        """The lease of `request` was completed after `seconds`; it emitted `output_tokens` over all choices."""
+        if not request.resumed_tokens:
+            self._outputs.observe(request.owner, request.route, output_tokens / request.choices)
+        self.hold_seconds += 0.05 * (seconds - self.hold_seconds)
+
+
+class Granting:
+    """Takes requests in and gives leases out, in the order of each fleet's room, by `strategy`."""
+
+    def __init__(
+        self,
+        config: DispatcherConfig,
+        registry: Registry,
+        leases: Leases,
+        expectations: Expectations,
+        *,
+        strategy: Strategy,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config, self._registry, self._leases = config, registry, leases
+        self._expectations, self._strategy, self._clock = expectations, strategy, clock
+        self._shed: list[Reply] = []
+
+    def admit(self, client: str, request: Acquire) -> Granted | Refused | None:
+        """A lease now, a refusal, or None: the request, which is new, waits."""
+        ends, now = self._leases.ends, self._clock()
+        ends.acquired += 1
+        if not request.accepted and not self._registry.knows(request.model):
+            ends.refused += 1
+            return Refused(request.lease_id, Refusal.UNKNOWN_MODEL, request.model)
+        fleet = self._registry.fleet(request.model)
+        waiting = Waiting(request, client, now - max(request.age, 0.0), now)
+        refusal = self._refusal(waiting, fleet)
+        if refusal is not None:
+            ends.refused += 1
+            return refusal
+        self._make_place(waiting, fleet)
+        fleet.queue.push(request.lease_id, waiting)
+        if fleet.queue.peek() is waiting:  # a replay may come before all others
+            granted = self._try(waiting, fleet, now)
+            if granted is not None:
+                fleet.queue.granted(request.lease_id)
+                return granted
+        return None
+
+    def shed(self) -> list[Reply]:
+        """Refusals of requests that `admit` took out for one of a higher tier; each comes once."""
+        shed, self._shed = self._shed, []
+        return shed
+
+    def release(self, fleet: Fleet | None) -> list[Reply]:
+        """Leases for as many waiting requests as there is room for, in order."""
+        if fleet is None or not fleet.queue:
+            return []
+        queue, now = fleet.queue, self._clock()
+        replies: list[Reply] = []
+        aside = 0
+        while (head := queue.peek()) is not None:
+            granted = self._try(head, fleet, now)
+            if granted is not None:
+                replies.append(Reply(head.client, granted))
+                queue.granted(head.request.lease_id)
+            elif head.request.excluded and aside < _LOOK_PAST:
+                queue.set_aside(head.request.lease_id)
+                aside += 1
+            else:
+                break
+        if aside:
+            queue.put_back()
+        return replies
+
+    def release_all(self) -> list[Reply]:
+        """The same for all fleets."""
+        return [reply for fleet in list(self._registry.fleets) for reply in self.release(fleet)]
+
+    def expire(self) -> list[Reply]:
+        """Refusals of those that have waited for a first replica of their model for too long."""
+        now, replies = self._clock(), []
+        for fleet in self._registry.fleets:
+            if fleet.replicas or not fleet.queue:
+                continue
+            for w in list(fleet.queue):
+                grace = self._config.replay_grace if w.request.accepted else self._config.replica_grace
+                if now - max(fleet.empty_since, w.queued) >= grace:
+                    fleet.queue.remove(w.request.lease_id)
+                    self._leases.ends.refused += 1
+                    text = f"no replica of {fleet.model} came up in {grace:g} s"
+                    replies.append(Reply(w.client, Refused(w.request.lease_id, Refusal.NO_REPLICA, text, grace)))
+        return replies
+
+    def _refusal(self, waiting: Waiting, fleet: Fleet) -> Refused | None:
+        request, queue = waiting.request, fleet.queue
+        text = None if request.accepted else queue.refusal(waiting)
+        if text is None:
+            return fleet.never(request)
+        retry_after = fleet.retry_after(self._expectations.hold_seconds, queue.ahead(waiting))
+        return Refused(request.lease_id, Refusal.OVERLOADED, f"{text} for {request.model}", retry_after)
+
+    def _make_place(self, waiting: Waiting, fleet: Fleet) -> None:
+        out = fleet.queue.shed(waiting)
+        if out is not None:
+            self._leases.ends.refused += 1
+            retry_after = fleet.retry_after(self._expectations.hold_seconds, fleet.queue.ahead(out))
+            text = f"requests of higher tiers took all places to wait for {fleet.model}"
+            self._shed.append(Reply(out.client, Refused(out.request.lease_id, Refusal.OVERLOADED, text, retry_after)))
+
+    def _try(self, waiting: Waiting, fleet: Fleet, now: float) -> Granted | None:
+        """The lease of `waiting`, if a replica has room. It is still in the queue then."""
+        request = waiting.request
+        demand = self._expectations.demand(request)
+        insist = now - waiting.queued >= self._config.exclusion_grace
+        replica = fleet.place(request, demand, self._strategy, insist=insist)
+        if replica is None:
+            return None
+        expected = replica.expected(demand)
+        lease = Lease(request, waiting.client, replica.info.id, waiting.arrived, now)
+        lease.blocks = self._registry.blocks(request, replica.info)
+        lease.concurrent = replica.slots + request.choices
+        self._leases.hold(lease, replica, demand.prefill, now)
+        return Granted(request.lease_id, replica.info, expected, now - waiting.arrived)

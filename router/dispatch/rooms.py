@@ -1,0 +1,73 @@
+"""The waiting rooms of the fleets: first come, first served, or by tiers and quotas, as the QoS configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from router.dispatch.fleet import Waiting
+from router.dispatch.lease import Acquire, Settle
+from router.dispatch.table import Demand
+from router.qos.config import QosConfig
+from router.qos.fair_queue import Facts, FairQueue
+from router.qos.ledger import Prices
+from router.qos.policy import Limits
+from router.qos.queue import Fifo, Ordering, Room, WaitingQueue
+
+_FLOOR_BOUND = 100_000.0  # units, some long leases: what a tier with a floor can be owed at most
+
+
+class Rooms:
+    """Makes rooms, and knows what a request is charged. `demand` tells what a request will probably need."""
+
+    def __init__(
+        self,
+        qos: QosConfig | None,
+        *,
+        demand: Callable[[Acquire], Demand],
+        clock: Callable[[], float],
+        max_waiting: int,
+        ordering: Ordering[Waiting] | None = None,
+    ) -> None:
+        self.qos = qos
+        self._demand, self._clock, self._max_waiting = demand, clock, max_waiting
+        self._ordering: Ordering[Waiting] = ordering or Fifo()
+        self._prices = Prices()
+
+    def make(self) -> Room[Waiting]:
+        """An empty room."""
+        if self.qos is None or not self.qos.enabled:
+            return WaitingQueue(self._ordering, self._max_waiting)
+        limits = Limits(step=_FLOOR_BOUND)
+        return FairQueue(self.qos, limits, describe=self._facts, clock=self._clock, limit=self._max_waiting)
+
+    def replaced(self, room: Room[Waiting], leased: list[Waiting]) -> Room[Waiting]:
+        """`room`, or a new one with all that waits in it, in the order of `qos`; `leased` hold leases already."""
+        if isinstance(room, FairQueue) and self.qos is not None and self.qos.enabled:
+            room.replace(self.qos)
+            return room
+        fresh = self.make()
+        for w in leased:
+            fresh.adopt(w.request.lease_id, w)
+        for w in room:
+            fresh.push(w.request.lease_id, w)
+        return fresh
+
+    def _facts(self, waiting: Waiting) -> Facts:
+        """What the order depends on; the work is what is expected of it now."""
+        request = waiting.request
+        output = round(self._demand(request).output) * request.choices
+        prefill = 0 if request.resumed_tokens else request.prompt_tokens  # a replay's was charged before
+        units = self._prices.units(prefill, output, kv_read(request, output))
+        return Facts(request.owner, request.tier, units, waiting.arrived, request.accepted)
+
+
+def charge(room: Room[Waiting], request: Acquire, settled: Settle) -> None:
+    """The lease of `request` is over; what it executed is charged."""
+    reads = kv_read(request, settled.decode_tokens)
+    room.ended(request.lease_id, settled.prefill_tokens, settled.decode_tokens, reads)
+
+
+def kv_read(request: Acquire, decodes: int) -> int:
+    """Tokens that `decodes` tokens of the answer, over all choices, read: each all before it."""
+    each = decodes / request.choices
+    return round(decodes * (request.prompt_tokens + request.resumed_tokens / request.choices + each / 2))
