@@ -111,11 +111,15 @@ def w2b(rep=0):
     return _uniform("W2b", 256, 128, 256, rep)
 
 
+def w3_lengths():
+    """(prompt, answer) of the 1000 requests."""
+    return list(zip(_lengths("W3", "in", 1000, 220), _lengths("W3", "out", 1000, 200), strict=True))
+
+
 def w3(rep=0, n=1000):
     """The first n of the 1000 requests."""
-    li, lo = _lengths("W3", "in", 1000, 220), _lengths("W3", "out", 1000, 200)
     r = _rng("W3", "tokens", rep)
-    return [{"prompt": _tokens(r, a), "out": b} for a, b in zip(li, lo, strict=True)][:n]
+    return [{"prompt": _tokens(r, a), "out": b} for a, b in w3_lengths()][:n]
 
 
 def w4a(rep=0):

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+
 from simulation import dispatch, scale, what_if
 
 Outcome = tuple[bool, Any]  # (whether all holds, what is written as JSON)

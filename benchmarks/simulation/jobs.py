@@ -1,4 +1,4 @@
-"""`Job`: one request of a simulation, what it asks and what became of it. Times in virtual seconds, counts in tokens."""
+"""`Job`: one request of a simulation, what it asks and what became of it; virtual seconds and tokens."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 from workers.api.request import EngineRequest, SamplingParams
 
-
-PREFIXES = 1 << 31  # token ids from here on are those of shared prefixes
+PREFIXES = 1 << 30  # token ids from here on are those of shared prefixes
 
 
 @dataclass(slots=True, eq=False)

@@ -77,7 +77,7 @@ class Bench:
         self.now = 0.0
         self.live: Counter[str] = Counter()  # requests of each user that have not ended
         self.by_name: dict[str, Job] = {}
-        self.finished: list[Job] = []
+        self._coming: deque[Job] = deque()
         self.each_step: list[Callable[[Bench], None]] = []
         self.at_arrival: Callable[[Job], bool] = lambda job: True  # False: it is refused
 
@@ -104,8 +104,8 @@ class Bench:
             self._end(job)
 
     def run(self, jobs: Iterable[Job], *, until: float = inf, steps: float = inf) -> Bench:
-        """Until all has ended, or a time, or a number of steps."""
-        coming = deque(sorted(jobs, key=lambda j: (j.arrived, j.number)))
+        """Until all has ended, or a time, or a number of steps; jobs that did not come yet come in the next run."""
+        coming = self._coming = deque(sorted((*self._coming, *jobs), key=lambda j: (j.arrived, j.number)))
         engine = self.replica.engine
         while self.now < until and steps > 0:
             while coming and coming[0].arrived <= self.now:
@@ -135,7 +135,6 @@ class Bench:
         if delta.token_ids:
             job.emit(len(delta.token_ids), self.now)
         if delta.finish is not None:
-            self.finished.append(job)
             self._end(job)
 
     def _end(self, job: Job) -> None:

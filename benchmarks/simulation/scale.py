@@ -1,4 +1,4 @@
-"""A thousand replicas and a million requests: the shipped dispatcher decides each lease; replicas are `BatchMachine`s."""
+"""A thousand replicas, a million requests: the shipped dispatcher decides each lease; replicas are `BatchMachine`s."""
 
 from __future__ import annotations
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cache
 from itertools import count
 
 import workloads
+
 from simulation.jobs import Job
 
 
@@ -17,10 +19,10 @@ def poisson(rng: random.Random, rate: float, seconds: float, *, start: float = 0
         yield now
 
 
+@cache
 def chat_lengths() -> list[tuple[int, int]]:
     """The 1,000 pairs (prompt, answer) of workload W3."""
-    rows = workloads.w3()
-    return [(len(row["prompt"]), row["out"]) for row in rows]
+    return workloads.w3_lengths()
 
 
 def chats(seed: int, rate: float, *, number: int, users: int = 100, tiers: tuple[str, ...] = ()) -> Iterator[Job]:
