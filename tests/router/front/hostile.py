@@ -48,6 +48,13 @@ TEXTS = [
     *("wizard", "tool", "system", "developer", "image_url", "text", "auto", "priority", "slow"),
 ]
 LITERALS = [b"NaN", b"-Infinity", b"1e999", b"1" * 5000, b"0." + b"1" * 900, b"-", b"01", b"'x'", b'"\\ud800"', b"\xff"]
+# Each alone makes a body no JSON that we take, wherever it stands; all but the last four may only be values.
+POISONS = [
+    *(b"NaN", b"-NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"1" * 21, b"0." + b"1" * 600, b"+1", b"0x1"),
+    *(b"True", b"None", b"undefined", b"'x'", b'{"a":1,"a":1}', b"[1,]", b'"\n"', b"[" * 70 + b"]" * 70),
+    *(b'"\\ud800"', b'"\\udc00\\ud800"', b'"a\\uDBFFb"', b'"\xed\xa0\x80"'),
+]
+_POISON = "@poison@"
 CONTENT_TYPES = [
     *("application/json", "application/json; charset=utf-8", "APPLICATION/JSON", "application/json; charset=utf-16"),
     *(
@@ -124,6 +131,38 @@ def _mutate(draw: Callable[[Any], Any], body: Any) -> None:
         holder[draw(st.sampled_from(TEXTS))] = holder.pop(last)
 
 
+def _poison(draw: Callable[[Any], Any], body: Any) -> bytes:
+    """Marks one place of `body`; what is to stand there."""
+    places = _places(body)
+    where = draw(st.sampled_from(["place", "place", "field", "inside", "key"])) if places else "field"
+    if where == "key":
+        body[_POISON] = 1
+        return draw(st.sampled_from(POISONS[-4:]))
+    if where == "field":
+        body[draw(st.sampled_from(FIELDS))] = _POISON
+    elif where == "inside":
+        body[draw(st.sampled_from(["metadata", "logit_bias", "stop"]))] = draw(
+            st.sampled_from([{"40": _POISON}, [_POISON], _POISON])
+        )
+    else:
+        *way, last = draw(st.sampled_from(places))
+        holder = body
+        for key in way:
+            holder = holder[key]
+        holder[last] = _POISON
+    return draw(st.sampled_from(POISONS))
+
+
+def poisoned() -> list[Attack]:
+    """Every poison in a chat where nothing else is wrong: in fields whose value is looked at, and in others."""
+    found = []
+    for poison in POISONS:
+        for field in (b'"metadata":{"a":%b}', b'"temperature":%b', b'"stop":[%b]', b'"no_such_field":%b'):
+            body = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":4,' + field % poison + b"}"
+            found.append(Attack(CHAT, body, "application/json", 0))
+    return found
+
+
 def _mangle(draw: Callable[[Any], Any], raw: bytes) -> bytes:
     """One change of the bytes."""
     at = draw(st.integers(0, len(raw)))
@@ -164,9 +203,12 @@ def attacks(draw: Callable[[Any], Any]) -> Attack:
     body = copy.deepcopy(good)
     for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 4]))):
         _mutate(draw, body)
+    poison = _poison(draw, body) if draw(st.integers(0, 4)) == 0 else None
     ascii_only = draw(st.booleans())
     raw = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+    if poison is not None:
+        raw = raw.replace(f'"{_POISON}"'.encode(), poison)
+    for _ in range(0 if poison is not None else draw(st.sampled_from([0, 0, 0, 1, 2]))):
         raw = _mangle(draw, raw)
     if draw(st.integers(0, 9)) == 0:
         path = COMPLETION if path == CHAT else CHAT

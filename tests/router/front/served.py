@@ -16,7 +16,9 @@ import uvicorn
 def serving(app: Any) -> Iterator[tuple[str, int]]:
     """The address at which `app` is served, on the kind of event loop that Ray Serve has."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=1))
+    # Idle connections stay: a test that is held up between two requests finds its own.
+    config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=1, timeout_keep_alive=600)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

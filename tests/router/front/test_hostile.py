@@ -17,10 +17,13 @@ from router.http.config import FrontConfig, ServedModel
 
 from .conftest import base_of
 from .fakes import ANSWER, FakeGenerator, FakeStatus
-from .hostile import CHAT, COMPLETION, HI, Attack, attacks
+from .hostile import CHAT, COMPLETION, HI, Attack, attacks, poisoned
 from .raw_http import Answer, Connection
 from .served import serving
+from .strict_json import judge
 
+NOT_JSON = "We could not parse the JSON body of your request"
+MOST_BYTES = 1 << 16
 NORMAL = json.dumps({"model": "m", "messages": [HI]}).encode()
 ONLOOKER = {"model": "slow", "messages": [HI], "stream": True, "n": 2, "stream_options": {"include_usage": True}}
 
@@ -83,6 +86,20 @@ def check_refusal(answer: Answer) -> None:
     assert error["message"].isprintable()
 
 
+def check_verdict(attack: Attack, answer: Answer) -> None:
+    """A body that is no JSON is refused as such, and for nothing else; one that is, is not."""
+    if answer.status == 413:
+        assert len(attack.body) > MOST_BYTES
+    elif answer.status == 415:
+        assert attack.content_type != "application/json"
+    else:
+        verdict = judge(attack.body)
+        error = {} if answer.status == 200 else answer.json["error"]
+        refused = error.get("message", "").startswith(NOT_JSON)
+        assert not refused or (answer.status, error["param"], error["code"]) == (400, None, None)
+        assert refused != verdict.is_object or (verdict.long_key and error.get("code") == "unknown_parameter")
+
+
 def check_answer(attack: Attack, answer: Answer, tokenizer: Any) -> None:
     """What the fake generator says, as far as the body asked for it."""
     body = json.loads(attack.body)
@@ -132,15 +149,13 @@ def test_generated_bodies_over_a_socket(tokenizer: Any) -> None:
         ServedModel("slow", tokenizer, 256),
         ServedModel("org/base", base_of(tokenizer), 256),
     ]
-    app = create_app(FrontConfig(max_body_bytes=1 << 16), models, generator, FakeStatus())
+    app = create_app(FrontConfig(max_body_bytes=MOST_BYTES), models, generator, FakeStatus())
     seen: dict[int, int] = {}
     with serving(app) as address:
         onlooker = Onlooker(address, len(tokenizer.encode(ANSWER)) + 1)
         onlooker.start()
         connection = Connection(address)
 
-        @given(attacks())
-        @settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         def attack_it(attack: Attack) -> None:
             answer = connection.post(attack.path, attack.body, attack.content_type, attack.pieces)
             seen[answer.status] = seen.get(answer.status, 0) + 1
@@ -149,11 +164,16 @@ def test_generated_bodies_over_a_socket(tokenizer: Any) -> None:
                 check_answer(attack, answer, tokenizer)
             else:
                 check_refusal(answer)
+            check_verdict(attack, answer)
             after = connection.post(CHAT, NORMAL)
             assert after.json["choices"][0]["message"]["content"] == ANSWER
 
+        generated = given(attacks())(attack_it)
+        generated = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))(generated)
         try:
-            attack_it()
+            for attack in poisoned():
+                attack_it(attack)
+            generated()
         finally:
             onlooker.leave.set()
             onlooker.join()
@@ -174,3 +194,13 @@ def test_the_checks_can_fail(tokenizer: Any) -> None:
         check_answer(attack, wrong, tokenizer)
     with pytest.raises(AssertionError):
         check_refusal(Answer(500, {}, b"{}", closes=False))
+    field = {"error": {"message": "Invalid 'a'.", "type": "invalid_request_error", "param": "a", "code": None}}
+    by_field = Answer(400, {}, json.dumps(field).encode(), closes=False)
+    for attack in poisoned():
+        with pytest.raises(AssertionError):
+            check_verdict(attack, wrong)
+        with pytest.raises(AssertionError):
+            check_verdict(attack, by_field)
+    parse = {"error": {"message": f"{NOT_JSON}: x.", "type": "invalid_request_error", "param": None, "code": None}}
+    with pytest.raises(AssertionError):
+        check_verdict(Attack(CHAT, NORMAL, None, 0), Answer(400, {}, json.dumps(parse).encode(), closes=False))
