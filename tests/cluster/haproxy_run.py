@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -258,11 +257,3 @@ def new_edge() -> Edge:
     backend = _BackendServer()
     threading.Thread(target=backend.serve_forever, daemon=True).start()
     return Edge(Path(tempfile.mkdtemp(prefix="edge-", dir="/tmp")), port, stats_port, metrics_port, backend)
-
-
-def await_true(condition: Callable[[], bool], failure: str) -> None:
-    """Return once `condition` holds; fail after 30 seconds."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, failure
-        time.sleep(0.02)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from haproxy_run import SECRET, TLS, Answer, Edge, await_true, new_edge, read_answer, read_end, request, settings
+from haproxy_run import SECRET, TLS, Answer, Edge, new_edge, read_answer, read_end, request, settings
+from watching import await_true, listening
 
 from cluster.tls import context_trusting
 
@@ -70,18 +71,6 @@ def refused(answer: Answer, status: int, code: str | None) -> None:
     assert (answer.status, answer.error["code"]) == (status, code)
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-request-id"]
-
-
-def listening(port: int) -> set[str]:
-    """Addresses, as the kernel writes them, where somebody listens on `port`."""
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with open(table) as f:
-            for line in list(f)[1:]:
-                address, at = line.split()[1].split(":")
-                if int(at, 16) == port and line.split()[3] == "0A":
-                    found.add(address)
-    return found
 
 
 def test_a_client_is_who_it_is(edge: Edge) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from watching import await_true
 
 from cluster.environment import free_port, prepare_ray
 
@@ -74,16 +74,6 @@ class Cluster:
             return idle and ledger.held == 0 and all(r.load.free_blocks == r.load.total_blocks for r in rows)
 
         await_true(settled, "leases, sequences or blocks are left behind")
-
-
-def await_true(condition: Callable[[], bool], failure: str, seconds: float = 60.0) -> None:
-    """Return once `condition` holds; fail with `failure` after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return
-        time.sleep(0.1)
-    pytest.fail(failure)
 
 
 @pytest.fixture(scope="session")

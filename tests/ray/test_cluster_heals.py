@@ -6,15 +6,14 @@ import contextlib
 import os
 import signal
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from watching import await_true
 
 pytestmark = pytest.mark.ray
 
@@ -25,13 +24,6 @@ def health(cluster: Any) -> int:
             return answer.status
     except urllib.error.HTTPError as e:
         return e.code
-
-
-def await_true(condition: Callable[[], bool], failure: str) -> None:
-    deadline = time.monotonic() + 60.0
-    while not condition():
-        assert time.monotonic() < deadline, failure
-        time.sleep(0.1)
 
 
 def kill(pid: int) -> None:

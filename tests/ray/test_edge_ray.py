@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from watching import await_true, listening
 
 pytestmark = pytest.mark.ray
 
@@ -120,18 +120,6 @@ def check_rules(cluster: Any) -> None:
         assert listening(int(os.environ[path])) == {"0100007F"}
 
 
-def listening(port: int) -> set[str]:
-    """Addresses, as the kernel writes them, where somebody listens on `port`."""
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with open(table) as f:
-            for line in list(f)[1:]:
-                address, at = line.split()[1].split(":")
-                if int(at, 16) == port and line.split()[3] == "0A":
-                    found.add(address)
-    return found
-
-
 def test_rules_stand_after_a_new_ingress(cluster: Any) -> None:
     import ray
 
@@ -150,10 +138,7 @@ def test_rules_stand_after_a_new_ingress(cluster: Any) -> None:
         except OSError:  # a connection that the dead one held
             return False
 
-    deadline = time.monotonic() + 60
-    while ingresses().keys() == before.keys() or not answers():
-        assert time.monotonic() < deadline, "no new ingress answers"
-        time.sleep(0.1)
+    await_true(lambda: ingresses().keys() != before.keys() and answers(), "no new ingress answers")
     check_rules(cluster)
 
 

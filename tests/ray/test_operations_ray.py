@@ -5,16 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from watching import await_true
 
 pytestmark = pytest.mark.ray
 
@@ -22,13 +21,6 @@ BODY = json.dumps(
     {"model": "demo", "messages": [{"role": "user", "content": "Say something."}], "temperature": 2.0}
 ).encode()
 LONG_BODY = json.dumps({**json.loads(BODY), "ignore_eos": True, "max_tokens": 600}).encode()
-
-
-def await_true(condition: Callable[[], Any], failure: str) -> None:
-    deadline = time.monotonic() + 60.0
-    while not condition():
-        assert time.monotonic() < deadline, failure
-        time.sleep(0.02)
 
 
 def ask(cluster: Any, key: str, body: bytes = BODY, **headers: str) -> tuple[bytes, bool]:

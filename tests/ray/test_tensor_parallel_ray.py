@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "workers"))  # the demo model's 
 from demo_reference import COUNT, FOLDER, answers
 from demo_requests import Answer, differing, greedy, of_transformers, requests, serve_alone
 from tiny import replica
+from watching import PATIENCE, await_true
 
 from workers.api.channel import Channel, dial
 from workers.api.request import EngineRequest, SamplingParams
@@ -30,7 +30,6 @@ from workers.rank import Rank
 pytestmark = pytest.mark.ray
 
 SECRET = "of this test"
-PATIENCE = 60.0  # seconds; only a hang needs them
 
 
 @dataclass
@@ -109,13 +108,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def await_true(condition: Callable[[], Any], failure: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, failure
-        time.sleep(0.1)
 
 
 def endless(count: int) -> list[EngineRequest]:
