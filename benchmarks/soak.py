@@ -91,10 +91,10 @@ def main() -> None:
         with Progress(*columns) as progress:
             wrong += asyncio.run(load(base_url, args, WARM_UP, progress, "warm-up"))
             wrong += filter(None, [settled(unsettled)])
-            baseline = vitals()
+            baseline = vitals(base_url)
             wrong += asyncio.run(load(base_url, args, 1.0, progress, "soak"))
-        wrong += filter(None, [settled(unsettled), settled(lambda: grown(baseline, vitals()))])
-        for name, now in vitals().items():
+        wrong += filter(None, [settled(unsettled), settled(lambda: grown(baseline, vitals(base_url)))])
+        for name, now in vitals(base_url).items():
             print(f"{name}: {baseline.get(name)}\n{'':{len(name)}}  {now}")
     finally:
         bring_down(own_ray=True)

@@ -108,7 +108,7 @@ class Gateway:
             dispatcher = DispatcherClient(name, secret=self._secret, locate=locate_dispatcher)
             dispatcher.start()
             self._service = Service([self._model], Sessions(dispatcher, EngineLinks(name, secret=self._secret)))
-            self._metrics = FrontMetrics(dispatcher, self._service.metrics.page)
+            self._metrics = FrontMetrics(dispatcher, self._service.metrics)
             self._metrics.start()  # the ingresses show them
         return self._service
 

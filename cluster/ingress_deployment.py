@@ -41,7 +41,7 @@ class Ingress:
         self._sessions = Sessions(dispatcher, EngineLinks(name, secret=secret))
         model = served_model(config, resolve_model(config.model.path, config.model.revision))
         status, metrics = ClusterStatus(dispatcher), Metrics()
-        self._metrics = FrontMetrics(dispatcher, metrics.page, EngineMetrics(status))
+        self._metrics = FrontMetrics(dispatcher, metrics, EngineMetrics(status))
         self._metrics.start()
         self._front = create_app(
             config.front_config(edge_secret(secret)),

@@ -7,6 +7,7 @@ monotonic seconds.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -173,6 +174,7 @@ class Metrics:
             registry=r,
         )
         self.in_flight = Gauge("echelon_front_requests", "Requests that this front is answering.", model, registry=r)
+        self.tasks = Gauge("echelon_front_tasks", "Tasks of this front's event loop, when last looked at.", registry=r)
         self.requests = Counter("echelon_requests", "Requests by their outcome.", ("tier", "outcome"), registry=r)
         self.replica_requests = Counter(
             "echelon_replica_requests", "Requests by the replica they ended on.", ("replica", "outcome"), registry=r
@@ -190,6 +192,10 @@ class Metrics:
     def refused(self, code: str) -> None:
         """A request was refused with the error `code`."""
         self.refusals.labels(self._refusal_label(code)).inc()
+
+    def look(self) -> None:
+        """Count what only the event loop knows; call it there, before `page`."""
+        self.tasks.set(len(asyncio.all_tasks()))
 
     def page(self) -> bytes:
         """Everything, in Prometheus' text format. Any thread."""

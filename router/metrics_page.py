@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from router.dispatch.client import DispatcherClient
 from router.dispatch.lease import AskPages, FrontPage, FrontPages
 from router.engine_metrics import EngineMetrics
+from router.metrics import Metrics
 
 PUSH_SECONDS = 5.0
 ASK_SECONDS = 1.0
@@ -24,10 +25,8 @@ log = logging.getLogger("echelon.metrics")
 class FrontMetrics:
     """The page of one front, `own` its numbers. Pages are written in a thread: they may take some milliseconds."""
 
-    def __init__(
-        self, client: DispatcherClient, own: Callable[[], bytes], engines: EngineMetrics | None = None
-    ) -> None:
-        self._client, self._own, self._engines = client, own, engines
+    def __init__(self, client: DispatcherClient, own: Metrics, engines: EngineMetrics | None = None) -> None:
+        self._client, self._metrics, self._engines = client, own, engines
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -42,7 +41,7 @@ class FrontMetrics:
 
     async def page(self) -> bytes:
         """All fronts' numbers, and the engines'; without a dispatcher those of this front alone."""
-        own = await asyncio.to_thread(self._own)
+        own = await self._own()
         self._client.tell(FrontPage(own))
         others: tuple[tuple[str, bytes], ...] = ()
         try:
@@ -60,7 +59,11 @@ class FrontMetrics:
     async def _push(self) -> None:
         while True:
             await asyncio.sleep(PUSH_SECONDS)
-            self._client.tell(FrontPage(await asyncio.to_thread(self._own)))
+            self._client.tell(FrontPage(await self._own()))
+
+    async def _own(self) -> bytes:
+        self._metrics.look()
+        return await asyncio.to_thread(self._metrics.page)
 
 
 def merged(pages: Sequence[tuple[str, bytes]]) -> bytes:

@@ -29,13 +29,13 @@ def test_streams_are_exact_and_nothing_is_left_behind(cluster: Any) -> None:
 
     asyncio.run(load(SECONDS / 3, LEAVERS // 2))
     cluster.check_ledgers()
-    baseline = vitals()
+    baseline = vitals(cluster.base_url)
     asyncio.run(load(SECONDS, LEAVERS))
     cluster.check_ledgers()
     assert len(wrong) > STREAMS
     assert not any(wrong), next(filter(None, wrong))
     assert sum(left) > len(left) / 2, "too few left in the middle: this says nothing about leavers"
     deadline = time.monotonic() + SETTLE_SECONDS
-    while (held := grown(baseline, vitals())) and time.monotonic() < deadline:
+    while (held := grown(baseline, vitals(cluster.base_url))) and time.monotonic() < deadline:
         time.sleep(0.25)
     assert held == ""

@@ -36,8 +36,8 @@ async def test_any_front_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
         gateway = DispatcherClient("gateway-1", secret=SECRET, locate=cluster._locate)
         gateway.start()
         mine, other = Metrics(), Metrics()
-        front = FrontMetrics(cluster.client, mine.page, EngineMetrics(ClusterStatus(cluster.client)))
-        behind = FrontMetrics(gateway, other.page)
+        front = FrontMetrics(cluster.client, mine, EngineMetrics(ClusterStatus(cluster.client)))
+        behind = FrontMetrics(gateway, other)
         behind.start()
         serve(mine)
         serve(other)
@@ -57,7 +57,7 @@ async def test_without_a_dispatcher_a_front_shows_its_own() -> None:
     async with Cluster() as cluster:
         mine = Metrics()
         serve(mine)
-        front = FrontMetrics(cluster.client, mine.page)
+        front = FrontMetrics(cluster.client, mine)
         await cluster.stop_dispatcher()
         assert tokens(await front.page()) == {"ingress-1": 5}
 
