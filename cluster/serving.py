@@ -68,9 +68,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def refuse_open_house(config: ClusterConfig) -> str:
+def refuse_open_house(config: ClusterConfig, *, joins: bool = False) -> str:
     """Who may ask, in words. Raises ConfigError when HTTP would listen beyond this machine without API keys, and for a
     key file that is not good.
+
+    `joins`: Ray is another's, and so are the proxies that take HTTP: where they listen, and for whom they ask, is not
+    known here.
     """
     host, keys = config.http.host, key_file(config)
     if keys is not None:
@@ -78,6 +81,12 @@ def refuse_open_house(config: ClusterConfig) -> str:
         return f"requests need one of the {count} API keys of {keys}; `echelon keys` changes them"
     if config.http.no_auth:
         return f"--no-auth: no API key is asked for, whoever reaches {host} may use the model"
+    if joins:
+        raise ConfigError(
+            "there are no API keys, and the proxies of a Ray cluster that is joined (--address) may listen beyond this "
+            "machine, whatever --host says: make a key (echelon keys add --owner NAME keys.yaml) and serve with "
+            "--api-keys keys.yaml, or say --no-auth"
+        )
     if not is_loopback(host):
         raise ConfigError(
             f"there are no API keys, so whoever reaches {host} could use the model: make a key (echelon keys add "
@@ -103,7 +112,7 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     """Bring the cluster up, say where it answers, and wait for Ctrl-C or SIGTERM. Raises EchelonError."""
     config = cluster_config(model, flags)
     refuse_if_unfit()
-    who = refuse_open_house(config)
+    who = refuse_open_house(config, joins=address is not None)
     refuse_taken_port(config.http.host, config.http.port)
     http = config.http
     certificate = read_certificate(http.tls_cert, http.tls_key) if http.tls_cert and http.tls_key else None

@@ -49,9 +49,12 @@ def test_a_taken_port_says_what_to_do() -> None:
 def test_without_keys_only_loopback_is_served(host: str) -> None:
     with pytest.raises(ConfigError, match="--no-auth"):
         serving.refuse_open_house(serving.cluster_config("demo", {"host": host}))
-    serving.refuse_open_house(serving.cluster_config("demo", {"host": host, "no_auth": True}))
+    serving.refuse_open_house(serving.cluster_config("demo", {"host": host, "no_auth": True}), joins=True)
     for near in ("127.0.0.1", "::1", "localhost"):
-        serving.refuse_open_house(serving.cluster_config("demo", {"host": near}))
+        config = serving.cluster_config("demo", {"host": near})
+        serving.refuse_open_house(config)
+        with pytest.raises(ConfigError, match="proxies of a Ray cluster"):  # which may listen elsewhere
+            serving.refuse_open_house(config, joins=True)
 
 
 def test_with_keys_every_address_is_served(tmp_path: Path) -> None:
