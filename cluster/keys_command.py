@@ -18,6 +18,9 @@ def add(
     owner: Annotated[str, typer.Option(help="Whom the key's requests count for.")],
     tier: Annotated[str, typer.Option(help="The owner's tier.")] = "",
     models: Annotated[str | None, typer.Option(help="Models it may use, with commas between; default: all.")] = None,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It opens /metrics, and what is said of others' requests.")
+    ] = False,
 ) -> None:
     """Make a key and print it, this once; the file gets its SHA-256."""
     from router.keys.edit import add_key
@@ -25,7 +28,7 @@ def add(
 
     key = make_key()
     names = None if models is None else [name.strip() for name in models.split(",")]
-    entry = add_key(file, key, owner, tier=tier, models=names)
+    entry = add_key(file, key, owner, tier=tier, models=names, admin=admin)
     typer.echo(key)  # alone on stdout, so that a script may take it
     typer.echo(f"key {entry.id} of {owner} is in {file}; it is shown only now", err=True)
 
@@ -38,7 +41,8 @@ def list_keys(file: File) -> None:
     for entry in parse_keys(read_key_file(file), str(file)).entries:
         models = "all models" if entry.models is None else ",".join(sorted(entry.models)) or "no models"
         state = "revoked" if entry.revoked else "good"
-        typer.echo(f"{entry.id}  {state:7}  {entry.owner}  {entry.tier or '-'}  {models}")
+        rights = f"{models}  admin" if entry.admin else models
+        typer.echo(f"{entry.id}  {state:7}  {entry.owner}  {entry.tier or '-'}  {rights}")
 
 
 @app.command()

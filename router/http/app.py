@@ -54,7 +54,7 @@ def create_app(
     """
     service = Service(models, generator, config=config, draw_seed=draw_seed, now=now, metrics=metrics)
     once = None if answers is None else Once(answers)
-    show = page or functools.partial(asyncio.to_thread, local_page, service.metrics, EngineMetrics(status))
+    show = page or functools.partial(local_page, service.metrics, EngineMetrics(status))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -126,16 +126,19 @@ def create_app(
         return _health(status.ready(), status)
 
     @app.get("/metrics", tags=["health"])
-    async def show_metrics() -> Response:
-        """Prometheus' text format."""
+    async def show_metrics(request: Request) -> Response:
+        """Prometheus' text format, for admins: it names all owners."""
+        if not request.state.identity.metrics:
+            raise HttpRefusal(403, "This API key may not read the metrics: give it 'admin: true'.", code="admin_only")
         return Response(await show(), media_type=CONTENT_TYPE)
 
     return app
 
 
-def local_page(metrics: Metrics, engines: EngineMetrics) -> bytes:
-    """What one front knows, without asking others. Any thread."""
-    return metrics.page() + engines.page()
+async def local_page(metrics: Metrics, engines: EngineMetrics) -> bytes:
+    """What one front knows, without asking others; written in a thread."""
+    metrics.look()
+    return await asyncio.to_thread(lambda: metrics.page() + engines.page())
 
 
 def _card(model: ServedModel) -> dict[str, Any]:

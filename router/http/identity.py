@@ -8,21 +8,33 @@ from typing import Protocol
 
 from starlette.datastructures import Headers
 
+from router.protocol.errors import HttpRefusal
 from workers.api.errors import NotAuthorized
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """An owner, its tier, what keeps its prefix cache apart, and the models it may use (None: all)."""
+    """An owner, its tier, what keeps its prefix cache apart, and the models it may use (None: all).
+
+    `metrics`: it may read /metrics, which name all owners. `admin`: it may see and change what is everybody's.
+    """
 
     owner: str = "default"
     tier: str = ""
     salt: bytes = b""
     models: frozenset[str] | None = None
+    metrics: bool = False
+    admin: bool = False
 
     def may_use(self, model: str) -> bool:
         """Whether `model` exists for this owner; one that does not is answered like one that is not served."""
         return self.models is None or model in self.models
+
+
+def require_admin(identity: Identity) -> None:
+    """Raises HttpRefusal (403) where `identity` is no admin's."""
+    if not identity.admin:
+        raise HttpRefusal(403, "This is for admins only: their keys say 'admin: true'.", code="admin_only")
 
 
 class IdentityResolver(Protocol):
@@ -35,6 +47,8 @@ class IdentityResolver(Protocol):
 class NoKeys:
     """Everybody is the owner "default"; without keys only loopback addresses are served, unless told otherwise.
 
+    Whoever is served may read /metrics; loopback is admin.
+
     Behind a proxy on the same machine every client has a loopback address: then the proxy's own bind address decides.
     """
 
@@ -45,7 +59,7 @@ class NoKeys:
         """The default identity. Raises NotAuthorized for an address that is not loopback."""
         if self._loopback_only and not _is_loopback(client):
             raise NotAuthorized("This server has no API keys and therefore answers loopback addresses only.")
-        return Identity()
+        return Identity(metrics=True, admin=_is_loopback(client))
 
 
 def _is_loopback(client: str | None) -> bool:

@@ -21,11 +21,14 @@ LEAST_ID = 6  # digits of a digest that may name a key
 _NO_KEYS = re.compile(rb"^keys:[ \t]*\[[ \t]*\]", re.MULTILINE)
 
 
-def add_key(path: Path, key: str, owner: str, *, tier: str = "", models: Sequence[str] | None = None) -> KeyEntry:
+def add_key(
+    path: Path, key: str, owner: str, *, tier: str = "", models: Sequence[str] | None = None, admin: bool = False
+) -> KeyEntry:
     """Append the entry of `key`; a file that is not there is made for its owner alone. Raises ConfigError."""
     fields: dict[str, object] = {"sha256": digest_of(key.encode()).hex(), "owner": owner}
     fields |= {"tier": tier} if tier else {}
     fields |= {"models": list(models)} if models is not None else {}
+    fields |= {"admin": True} if admin else {}
     try:
         entry = KeyLine.model_validate(fields).entry()
     except ValidationError as e:

@@ -6,6 +6,7 @@
       tier: gold            # optional
       models: [demo]        # optional; without it all models
       revoked: true         # optional
+      admin: true           # optional: it opens /metrics, and what is said of others' requests
 
 Reading it gives nobody a key, so others may read it. Who writes it makes keys, so no one but its owner may.
 """
@@ -40,11 +41,12 @@ class KeyLine(BaseModel):
     tier: Annotated[str, Field(pattern=NAME)] = ""
     models: list[Annotated[str, Field(min_length=1)]] | None = None
     revoked: bool = False
+    admin: bool = False
 
     def entry(self) -> KeyEntry:
         """The same for the ring."""
         models = None if self.models is None else frozenset(self.models)
-        return KeyEntry(bytes.fromhex(self.sha256), self.owner, self.tier, models, self.revoked)
+        return KeyEntry(bytes.fromhex(self.sha256), self.owner, self.tier, models, self.revoked, self.admin)
 
 
 def read_key_file(path: Path) -> bytes:

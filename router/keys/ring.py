@@ -20,13 +20,14 @@ _PLAIN = frozenset(string.ascii_letters + string.digits + "-_.")
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
-    """One key. `digest` is its SHA-256 (32 bytes); `models` None = all that are served."""
+    """One key. `digest` is its SHA-256 (32 bytes); `models` None = all that are served; see `Identity` for `admin`."""
 
     digest: bytes
     owner: str
     tier: str = ""
     models: frozenset[str] | None = None
     revoked: bool = False
+    admin: bool = False
 
     @property
     def id(self) -> str:
@@ -39,9 +40,7 @@ class KeyRing:
 
     def __init__(self, entries: Iterable[KeyEntry]) -> None:
         self.entries = tuple(entries)
-        self._identities = {
-            e.digest: None if e.revoked else Identity(e.owner, e.tier, e.owner.encode(), e.models) for e in self.entries
-        }
+        self._identities = {e.digest: None if e.revoked else _identity(e) for e in self.entries}
 
     def identity(self, key: bytes | None) -> Identity:
         """Whose `key` this is. Raises NotAuthorized: no key (None or empty), an unknown or a revoked one."""
@@ -54,6 +53,17 @@ class KeyRing:
             return identity
         what = "This API key was revoked" if digest in self._identities else "Incorrect API key provided"
         raise NotAuthorized(f"{what}: {masked(key)}.", code="invalid_api_key")
+
+
+def _identity(entry: KeyEntry) -> Identity:
+    return Identity(
+        entry.owner,
+        entry.tier,
+        entry.owner.encode(),
+        entry.models,
+        metrics=entry.admin,
+        admin=entry.admin,
+    )
 
 
 def digest_of(key: bytes) -> bytes:

@@ -4,7 +4,7 @@ error                    status  type                    code
 InvalidRequest           400     invalid_request_error   the error's own
 NotAuthorized            401     invalid_request_error   the error's own
 ModelNotFound            404     invalid_request_error   model_not_found
-HttpRefusal              its own: 404, 405, 408, 413, 414, 415, 431
+HttpRefusal              its own: 403, 404, 405, 408, 413, 414, 415, 431
 Overloaded               429     rate_limit_error        rate_limit_exceeded     + Retry-After
 NoReplica                503     service_unavailable_error  no_replica           + Retry-After
 ReplicaLost              503     service_unavailable_error  replica_lost         + Retry-After

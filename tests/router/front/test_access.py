@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from dataclasses import dataclass, field
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 
 from router.http.app import create_app
 from router.http.config import FrontConfig, ServedModel
 from router.http.gate import OPEN_PATHS
+from router.http.identity import NoKeys, require_admin
 from router.keys.floods import FloodGuard
 from router.keys.resolver import LOG_SECONDS, KeyResolver
 from router.keys.ring import KeyEntry, KeyRing, digest_of, make_key
+from router.protocol.errors import HttpRefusal
 from workers.api.hashing import block_hashes
 
 from .fakes import ANSWER, FakeStatus
 from .test_bad_inputs import CHAT, COMPLETION
 
-GOOD, OTHER, SAME_OWNER, NARROW, REVOKED, STRANGER = (make_key() for _ in range(6))
-KEYS = (GOOD, OTHER, SAME_OWNER, NARROW, REVOKED, STRANGER)
+GOOD, OTHER, SAME_OWNER, NARROW, REVOKED, STRANGER, ADMIN = (make_key() for _ in range(7))
+KEYS = (GOOD, OTHER, SAME_OWNER, NARROW, REVOKED, STRANGER, ADMIN)
 HI = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 BASE = json.dumps(HI).encode()
 
@@ -37,6 +41,7 @@ ENTRIES = (
     entry(OTHER, "ben"),
     entry(NARROW, "carl", models=frozenset({"org/base"})),
     entry(REVOKED, "anna", revoked=True),
+    entry(ADMIN, "olga", admin=True),
 )
 
 
@@ -265,15 +270,33 @@ def text_of(events: str) -> str:
 async def test_every_route_but_health_asks_for_a_key(app, generator):
     seen = set()
     for route in app.routes:
-        path = route.path.replace("{model:path}", "m")
+        path = re.sub(r"\{.*?\}", "m", route.path)
         for method in sorted(route.methods or ()):
             without = await call(app, path=path, method=method)
             assert without.status == (200 if path in OPEN_PATHS else 401), path
             seen.add(path)
     assert seen >= {*OPEN_PATHS, CHAT, COMPLETION, "/v1/models", "/v1/models/m", "/metrics", "/docs", "/openapi.json"}
     assert not generator.requests
-    for path in ("/metrics", "/docs", "/openapi.json", "/v1/models"):
+    for path in ("/docs", "/openapi.json", "/v1/models"):
         assert (await call(app, [bearer(GOOD)], path=path, method="GET")).status == 200
+
+
+async def test_metrics_are_for_admins(app):
+    """They name every owner."""
+    for key in (GOOD, NARROW):
+        refused = await call(app, [bearer(key)], path="/metrics", method="GET")
+        assert (refused.status, refused.error["code"]) == (403, "admin_only")
+    assert (await call(app, [bearer(ADMIN)], path="/metrics", method="GET")).status == 200
+
+
+@pytest.mark.parametrize(("client", "is_admin"), [("127.0.0.1", True), ("10.0.0.9", False), (None, True)])
+def test_without_keys_loopback_is_admin(client, is_admin):
+    who = NoKeys(loopback_only=False).resolve(Headers(), client)
+    assert (who.metrics, who.admin) == (True, is_admin)
+    if not is_admin:
+        with pytest.raises(HttpRefusal) as e:
+            require_admin(who)
+        assert e.value.status == 403
 
 
 @pytest.mark.parametrize("root", ["/health", "/health/live", "/health/ready"])
@@ -378,7 +401,7 @@ async def test_the_owner_reaches_the_engine(app, generator):
     hashes = [block_hashes(r.prompt_ids, 4, salt=r.salt)[0] for r in seen]
     assert hashes[:3] == hashes[3:6]
     assert not set(hashes[:3]) & set(hashes[6:])
-    page = (await call(app, [bearer(GOOD)], path="/metrics", method="GET")).body.decode()
+    page = (await call(app, [bearer(ADMIN)], path="/metrics", method="GET")).body.decode()
     assert 'user="anna"' in page
     assert 'user="ben"' in page
 

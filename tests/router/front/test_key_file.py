@@ -279,10 +279,11 @@ def test_an_added_key_is_in_the_file_and_nothing_else_changes(path, text):
     write(path, text, 0o640)
     before = parse_keys(text.encode(), "x").entries
     key = make_key()
-    added = add_key(path, key, "zoe", tier="gold", models=["demo", "a: b, ]", "7"])
+    added = add_key(path, key, "zoe", tier="gold", models=["demo", "a: b, ]", "7"], admin=True)
     ring = parse_keys(read_key_file(path), "x")
     assert ring.entries == (*before, added)
     zoe = ring.identity(key.encode())
+    assert zoe.admin
     assert (zoe.owner, zoe.tier, zoe.models) == ("zoe", "gold", {"demo", "a: b, ]", "7"})
     assert key not in path.read_text()
     lines = text.splitlines()
