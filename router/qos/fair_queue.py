@@ -13,7 +13,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from router.qos.config import QosConfig, Tier
 from router.qos.ledger import Charge
-from router.qos.members import Members
+from router.qos.members import Members, Place
 from router.qos.outlook import Errors, Outlook, Pace
 from router.qos.policy import Limits, Policy
 from router.qos.standing import Standing
@@ -26,7 +26,8 @@ Item = TypeVar("Item")
 class Facts(NamedTuple):
     """What the order depends on. `tier` is the API key's, for users without a line; `units` will probably be charged.
 
-    `accepted`: a replay; it goes before its user's other requests and is never refused or shed.
+    `accepted`: a replay; it goes before its user's other requests and is never refused or shed. `sub`: which of the
+    user's own users asks; they share its place in turn.
     """
 
     user: str
@@ -34,6 +35,7 @@ class Facts(NamedTuple):
     units: float
     arrived: float
     accepted: bool = False
+    sub: str = ""
 
 
 @dataclass(slots=True)
@@ -244,13 +246,13 @@ class FairQueue(Generic[Item]):
         members = self._members.get(standing)
         if members is None:
             members = self._members[standing] = Members()
-        members.push(facts.user, item_id, (not facts.accepted, facts.arrived))
+        members.push(facts.user, item_id, Place(not facts.accepted, facts.arrived), facts.sub)
         if tier.max_wait is not None:
             heapq.heappush(self._oldest.setdefault(tier.name, []), (facts.arrived, item_id))
         self._count(tier, facts.user, 1)
 
     def _leave(self, item_id: str, entry: _Entry[Item], units: float = 0.0) -> None:
-        self._members[entry.standing].remove(entry.facts.user, item_id, units)
+        self._members[entry.standing].remove(item_id, units)
         self._count(entry.standing.account.tier, entry.facts.user, -1)
 
     def _count(self, tier: Tier, user: str, change: int) -> None:
@@ -294,7 +296,7 @@ class FairQueue(Generic[Item]):
         """How many will have been released with it, if nobody else comes: of its tier as quotas go, of others all."""
         entry = self._waiting[item_id]
         standing = entry.standing
-        mine = self._members[standing].ahead(entry.facts.user, item_id) + 1
+        mine = self._members[standing].ahead(item_id) + 1
         position = float(mine)
         for number, band in self.policy.bands.items():
             if number < standing.band:

@@ -1,93 +1,189 @@
-"""The waiting requests of one account, by user: who was released least goes first, each user's by arrival.
+"""The waiting requests of one account: its users in turn, and the sub-users of each in turn.
 
-An account has several users where a `default` line stands for all without a line of their own. They share its turn; who
-returns from idle has no claim on what was missed.
+An account has several users where a `default` line stands for all without a line of their own; they share its turn. A
+user has several sub-users where its requests name some: they share the user's turn, and nobody gains by naming many.
+Whoever was served least goes first, each one's requests by arrival; who returns from idle has no claim on what was
+missed.
 """
 
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
+MOST_USERS = 10_000  # known at once in one account
+MOST_SUBS = 256  # known at once of one user; later ones share a turn
+_OTHERS = "\0others"
+_REPLAYS = "\0replays"
 _ROOM = 64
 
-Place = tuple[bool, float]  # (not accepted, arrived): the least of a user's requests goes first
+
+class Place(NamedTuple):
+    """Of all requests of one user the accepted ones (replays) go first, then who arrived first."""
+
+    late: bool  # not accepted
+    arrived: float
+
+
+class _Line:
+    """Requests by place."""
+
+    __slots__ = ("_heap", "live")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[Place, int, str]] = []  # dead entries are skipped
+        self.live: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.live)
+
+    def push(self, sub: str, item_id: str, place: Place, number: int) -> None:
+        self.live[item_id] = number
+        heapq.heappush(self._heap, (place, number, item_id))
+
+    def remove(self, item_id: str, units: float) -> None:
+        del self.live[item_id]
+        if len(self._heap) > 2 * len(self.live) + 64:
+            self._heap = [e for e in self._heap if self.live.get(e[2]) == e[1]]
+            heapq.heapify(self._heap)
+
+    def first(self) -> str:
+        while self.live.get(self._heap[0][2]) != self._heap[0][1]:
+            heapq.heappop(self._heap)
+        return self._heap[0][2]
+
+    def ahead(self, item_id: str) -> int:
+        mine = self.live[item_id]
+        return sum(1 for number in self.live.values() if number < mine)
+
+    def entries(self) -> list[tuple[Place, int, str]]:
+        """Those that live."""
+        return [e for e in self._heap if self.live.get(e[2]) == e[1]]
 
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    user: str
+    line: _Line | _Subs
     time: float = 0.0
-    queue: list[tuple[Place, int, str]] = field(default_factory=list)  # a heap; dead entries are skipped
-    live: dict[str, int] = field(default_factory=dict)
-    entry: int = -1  # of its one valid entry among the members
+    entry: int = -1  # of its one valid entry in the order
 
 
-class Members:
-    """Request ids. Start-time fair queueing (Goyal et al., SIGCOMM'96) over users of equal weight."""
+class _Turns:
+    """Start-time fair queueing (Goyal et al., SIGCOMM'96) over members of equal weight; `most` are known by name."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_active", "_clock", "_count", "_home", "_idled", "_members", "_most", "_order")
+
+    def __init__(self, most: int) -> None:
         self._members: dict[str, _Member] = {}
+        self._home: dict[str, _Member] = {}  # by request
         self._order: list[tuple[float, int, _Member]] = []
         self._clock = 0.0  # the time at which the last release started
         self._count = self._active = 0
-        self._most = _ROOM  # members; then the idle are forgotten
+        self._most = most
+        self._idled = 0  # how often a member has, since the idle were forgotten
 
-    def push(self, user: str, item_id: str, place: Place) -> None:
-        """One more request of `user` waits."""
-        self._count += 1
-        member = self._members.get(user)
+    def __len__(self) -> int:
+        return len(self._home)
+
+    def _member(self, name: str) -> _Member:
+        member = self._members.get(name)
         if member is None:
-            member = self._members[user] = _Member(user)
-        if not member.live:
-            self._active += 1
-            member.time = max(member.time, self._clock)
-            self._stand(member)
-        member.live[item_id] = self._count
-        heapq.heappush(member.queue, (place, self._count, item_id))
+            if len(self._members) >= self._most and name != _OTHERS:
+                return self._member(_OTHERS)
+            member = self._members[name] = _Member(_Line(), float("-inf") if name == _REPLAYS else 0.0)
+        return member
 
-    def remove(self, user: str, item_id: str, units: float = 0.0) -> None:
-        """The request waits no more; `units` > 0: it was released, which counts as its user's turn."""
-        member = self._members[user]
-        del member.live[item_id]
+    def _enter(self, member: _Member) -> None:
+        """It had nothing that waits, and will."""
+        self._active += 1
+        if member is not self._members.get(_REPLAYS):
+            member.time = max(member.time, self._clock)
+        self._stand(member)
+
+    def remove(self, item_id: str, units: float) -> None:
+        member = self._home.pop(item_id)
+        member.line.remove(item_id, units)
         if units:
             self._clock = max(self._clock, member.time)
             member.time += units
-        if member.live:
+        if member.line:
             if units:
                 self._stand(member)
         else:
             self._active -= 1
             member.entry = -1
-            if len(self._members) >= self._most:
+            self._idled += 1
+            if self._idled >= max(_ROOM, len(self._members)):
                 self._forget()
-        if len(member.queue) > 2 * len(member.live) + 64:
-            member.queue = [e for e in member.queue if member.live.get(e[2]) == e[1]]
-            heapq.heapify(member.queue)
 
     def first(self) -> str:
-        """The request whose turn it is. Raises IndexError if none waits."""
         while self._order[0][1] != self._order[0][2].entry:
             heapq.heappop(self._order)
-        queue, live = self._order[0][2].queue, self._order[0][2].live
-        while live.get(queue[0][2]) != queue[0][1]:
-            heapq.heappop(queue)
-        return queue[0][2]
+        return self._order[0][2].line.first()
 
-    def ahead(self, user: str, item_id: str) -> int:
-        """About how many requests go before this one: its user's that came earlier, and as many of each other user."""
-        mine = self._members[user].live
-        earlier = sum(1 for number in mine.values() if number < mine[item_id])
-        return earlier + sum(min(len(m.live), earlier + 1) for m in self._members.values() if m.live is not mine)
+    def ahead(self, item_id: str) -> int:
+        member = self._home[item_id]
+        earlier = member.line.ahead(item_id)
+        return earlier + sum(min(len(m.line), earlier + 1) for m in self._members.values() if m is not member)
 
     def _forget(self) -> None:
         """Idle members go, but those who had more than their turn; when nobody waits, nobody is owed anything."""
         if not self._active:
-            self._clock = max(m.time for m in self._members.values())
-        self._members = {u: m for u, m in self._members.items() if m.live or m.time > self._clock}
-        self._most = 2 * len(self._members) + _ROOM
+            self._clock = max(self._clock, *(m.time for m in self._members.values()))
+        self._members = {u: m for u, m in self._members.items() if m.line or m.time > self._clock}
+        self._idled = 0
 
     def _stand(self, member: _Member) -> None:
         self._count += 1
         member.entry = self._count
         heapq.heappush(self._order, (member.time, self._count, member))
+
+
+class _Subs(_Turns):
+    """The sub-users of one user."""
+
+    __slots__ = ()
+
+    def push(self, sub: str, item_id: str, place: Place, number: int) -> None:
+        member = self._member(sub if place.late else _REPLAYS)
+        if not member.line:
+            self._enter(member)
+        member.line.push("", item_id, place, number)
+        self._home[item_id] = member
+
+
+class Members(_Turns):
+    """Request ids of one account."""
+
+    __slots__ = ("_numbers",)
+
+    def __init__(self) -> None:
+        super().__init__(MOST_USERS)
+        self._numbers = 0
+
+    def push(self, user: str, item_id: str, place: Place, sub: str = "") -> None:
+        """One more request of `user` waits, of its sub-user `sub` ("" = of itself)."""
+        self._numbers += 1
+        member = self._member(user)
+        if not member.line:
+            self._enter(member)
+        if sub and isinstance(member.line, _Line):
+            # Most users name no sub-users: theirs is one line, until the first one is named.
+            before, member.line = member.line, _Subs(MOST_SUBS)
+            for known, number, waiting in before.entries():
+                member.line.push("", waiting, known, number)
+        member.line.push(sub, item_id, place, self._numbers)
+        self._home[item_id] = member
+
+    def remove(self, item_id: str, units: float = 0.0) -> None:
+        """The request waits no more; `units` > 0: it was released, which counts as its user's turn."""
+        super().remove(item_id, units)
+
+    def first(self) -> str:
+        """The request whose turn it is. Raises IndexError if none waits."""
+        return super().first()
+
+    def ahead(self, item_id: str) -> int:
+        """About how many requests go before this one: its user's that came earlier, and as many of each other user."""
+        return super().ahead(item_id)
