@@ -120,6 +120,7 @@ class RankActor:
             block_size=self._config.engine.block_size,
             node=ray.get_runtime_context().get_node_id(),
             pid=os.getpid(),
+            max_num_batched_tokens=self._config.engine.max_num_batched_tokens,
         )
         self._server = EngineServer(rank.make_engine(executor), info, self._secret)
         return Started(self._server.start(self._host), os.getpid(), rank.phases)

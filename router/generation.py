@@ -20,6 +20,8 @@ class Trace:
     queue_seconds: float = 0.0  # without a lease, over all attempts
     replica: str = ""  # that had it last
     replays: int = 0
+    expected_first: float = 0.0  # seconds from the last grant to the first token, as predicted; 0: no grant yet
+    first_seconds: float = 0.0  # and as it was; 0: none came
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ E2E_BUCKETS = (
     *(0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
+ERROR_BUCKETS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 MAX_LABELS = 1000
 
 
@@ -128,6 +129,10 @@ class Meter:
         if self.replica:
             m.queue_time.labels(model, tier).observe(self.queue_seconds)
             m.replica_requests.labels(m.replica_label(self.replica), self.outcome).inc()
+        for trace in self._traces:
+            if trace.expected_first and trace.first_seconds:
+                error = abs(trace.expected_first - trace.first_seconds) / trace.first_seconds
+                m.ttft_error.labels(model).observe(error)
         if self.replays:
             m.replays.labels(model).inc(self.replays)
         if self.ttft is not None:  # work was done: it is counted, whoever ended it
@@ -164,6 +169,13 @@ class Metrics:
         )
         self.queue_time = Histogram(
             "vllm:request_queue_time_seconds", "Time without a lease.", both, buckets=TTFT_BUCKETS, registry=r
+        )
+        self.ttft_error = Histogram(
+            "echelon_ttft_prediction_error",
+            "Predicted against actual time from lease to first token: their difference by the actual one.",
+            model,
+            buckets=ERROR_BUCKETS,
+            registry=r,
         )
         self.prompt_tokens = Counter("vllm:prompt_tokens", "Prompt tokens served.", model, registry=r)
         self.generation_tokens = Counter("vllm:generation_tokens", "Tokens generated.", model, registry=r)

@@ -15,6 +15,7 @@ from time import monotonic
 
 from router.dispatch.client import DispatcherClient
 from router.dispatch.lease import Acquire, Granted, LeaseLost, Outcome, Settle
+from router.dispatch.prefixes import PromptHashes, prompt_hashes
 from router.engine_link import EngineLinks, Stream
 from router.generation import ChoiceDelta, GenerationRequest
 from workers.api.errors import EngineFault, NoReplica, Overloaded, ReplicaLost
@@ -79,6 +80,7 @@ class _Run:
     lost_on: tuple[str, ...] = ()  # replicas that went away while they ran it
     excluded: tuple[str, ...] = ()
     errors: int = 0  # that engines declared
+    prompt: PromptHashes | None = None
 
     @property
     def unfinished(self) -> list[int]:
@@ -109,6 +111,8 @@ class _Attempt:
     prefill: int = 0
     decode: int = 0
     cached: int = 0
+    granted_at: float = 0.0
+    first_seconds: float = 0.0  # from the grant to the first token; 0: none came
     numbers: dict[str, int] = field(default_factory=dict)  # of the choices, by the ids of their sequences
     starts: dict[int, int] = field(default_factory=dict)  # tokens that each choice had before
     unbilled: set[int] = field(default_factory=set)  # choices whose last delta has not come
@@ -134,7 +138,15 @@ class _Attempt:
         made = {i: len(choices[i].emitted) - start for i, start in self.starts.items()}
         unbilled = sum(made[i] for i in self.unbilled)
         prefill = self.prefill + (self.prompt_tokens if unbilled and not self.prefill else 0)
-        return Settle(self.lease_id, self.outcome, prefill, self.decode + unbilled, self.cached, sum(made.values()))
+        return Settle(
+            self.lease_id,
+            self.outcome,
+            prefill_tokens=prefill,
+            decode_tokens=self.decode + unbilled,
+            cached_tokens=self.cached,
+            output_tokens=sum(made.values()),
+            first_seconds=self.first_seconds,
+        )
 
 
 class Sessions:
@@ -172,6 +184,8 @@ class Sessions:
                         yield ()
                     while run.left:
                         batch, fault = self._take(run, attempt, await attempt.stream.get())
+                        if not attempt.first_seconds:
+                            attempt.first_seconds = request.trace.first_seconds = monotonic() - attempt.granted_at
                         if batch:
                             yield batch
                         if fault is not None:
@@ -195,6 +209,8 @@ class Sessions:
 
     async def _lease(self, run: _Run, attempt: _Attempt) -> Granted:
         request, unfinished = run.request, run.unfinished
+        if run.prompt is None:
+            run.prompt = await self._hashes(request)
         ask = Acquire(
             lease_id=attempt.lease_id,
             model=request.model,
@@ -208,11 +224,14 @@ class Sessions:
             accepted=run.accepted,
             age=monotonic() - run.since,
             excluded=run.excluded,
+            prompt=run.prompt,
         )
         trace, asked = request.trace, monotonic()
         try:
             granted = await self.dispatcher.acquire(ask, attempt.lost)
             trace.replica, trace.replays = granted.replica.id, run.attempt
+            trace.expected_first, trace.first_seconds = granted.first_seconds, 0.0
+            attempt.granted_at = monotonic()
             return granted
         except Overloaded as e:
             if run.accepted:  # too late to be refused
@@ -220,6 +239,13 @@ class Sessions:
             raise
         finally:
             trace.queue_seconds += monotonic() - asked
+
+    async def _hashes(self, request: GenerationRequest) -> PromptHashes | None:
+        """For the block size of the replicas; None where none is known yet, or the prompt is shorter than a block."""
+        size = next((r.info.block_size for r in self.dispatcher.rows if r.info.model == request.model), 0)
+        if not 0 < size < len(request.prompt_ids):
+            return None
+        return await prompt_hashes(request.prompt_ids, size, salt=request.salt, adapter=request.adapter)
 
     async def _submit(self, run: _Run, attempt: _Attempt, granted: Granted) -> Stream:
         link = await self.links.get(granted.replica)

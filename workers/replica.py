@@ -17,15 +17,20 @@ from typing import Any
 
 from workers.api.channel import Channel, Listener, listen
 from workers.api.errors import ContextLengthExceeded, EngineFault, RequestError
-from workers.api.replica import LoadReport, ReplicaInfo
+from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 from workers.api.request import INVALID, Delta, EngineRequest, FinishReason
 from workers.api.wire import ENGINE_CODEC, Abort, StepFrame, Submit, Welcome
 from workers.engine.core import Engine
 
-OBSERVER = "observer"  # a peer whose name starts so gets loads only
+OBSERVER = "observer"  # a peer whose name starts so gets every load, and the prefix cache's news
 IDLE_REPORT_SECONDS = 0.5
+MOST_NEWS = 4096  # blocks that one report tells of: 32 KiB
 
 log = logging.getLogger("echelon.replica")
+
+
+class _Observed:
+    """An observer is there, and knows nothing yet."""
 
 
 class EngineServer:
@@ -33,12 +38,13 @@ class EngineServer:
 
     def __init__(self, engine: Engine, info: ReplicaInfo, secret: str) -> None:
         self._engine, self._info, self._secret = engine, info, secret
-        self._inbox: deque[tuple[Channel, Submit | Abort | None]] = deque()
+        self._inbox: deque[tuple[Channel, Submit | Abort | _Observed | None]] = deque()
         self._wake = threading.Event()
         self._stopping = False
         self._step_began: float | None = None
         # engine thread only
         self._owner: dict[str, Channel] = {}
+        self._observed = False
         # asyncio thread only
         self._channels: set[Channel] = set()
         self._listener: Listener | None = None
@@ -101,6 +107,9 @@ class EngineServer:
             if message is None:  # the peer is gone
                 for request_id in [i for i, c in self._owner.items() if c is channel]:
                     self._engine.abort(request_id)
+            elif isinstance(message, _Observed):
+                self._observed = True
+                self._engine.tell_cache_anew()
             elif isinstance(message, Abort):
                 for request_id in message.request_ids:
                     self._engine.abort(request_id)
@@ -142,23 +151,29 @@ class EngineServer:
             by_channel.setdefault(channel, []).append(delta)
             if delta.finish is not None:
                 del self._owner[delta.request_id]
-        self._loop.call_soon_threadsafe(self._send, by_channel, self._engine.load())
+        news = self._engine.cache_news(MOST_NEWS) if self._observed else None
+        self._loop.call_soon_threadsafe(self._send, by_channel, self._engine.load(), news)
 
     # asyncio thread
 
-    def _send(self, by_channel: dict[Channel, list[Delta]], load: LoadReport) -> None:
+    def _send(self, by_channel: dict[Channel, list[Delta]], load: LoadReport, news: CacheNews | None) -> None:
         for channel, deltas in by_channel.items():
             channel.send(StepFrame(tuple(deltas), load))
-        frame = None
+        frame = b""
         for channel in self._channels:
             if channel.peer.startswith(OBSERVER):
-                frame = frame or ENGINE_CODEC.encode(StepFrame((), load))
+                if not frame:
+                    told = b"" if news is None else ENGINE_CODEC.encode(news)
+                    frame = told + ENGINE_CODEC.encode(StepFrame((), load))
                 channel.send_frame(frame)
 
     def opened(self, channel: Channel) -> None:
         """A peer with the secret."""
         self._channels.add(channel)
         channel.send(Welcome(self._info))
+        if channel.peer.startswith(OBSERVER):
+            self._inbox.append((channel, _Observed()))
+            self._wake.set()
 
     def received(self, channel: Channel, message: Any) -> None:
         """A command for the engine thread."""

@@ -203,7 +203,9 @@ class DispatcherClient:
         for settled in self._unsent:
             channel.send(settled)
         self._unsent.clear()
-        held = [HeldLease(replace(h.request, age=now - h.since), h.replica_id) for h in self._held.values()]
+        held = [
+            HeldLease(replace(h.request, age=now - h.since, prompt=None), h.replica_id) for h in self._held.values()
+        ]
         waits = sorted(self._waiting.values(), key=lambda w: w.since)
         channel.send(Reregister(tuple(held), tuple(replace(w.request, age=now - w.since) for w in waits)))
         for hook in self.on_opened:

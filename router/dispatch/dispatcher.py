@@ -22,7 +22,7 @@ from router.dispatch.strategies import make_strategy
 from router.dispatch.table import Lease
 from router.qos.config import QosConfig
 from router.qos.queue import Ordering
-from workers.api.replica import LoadReport, ReplicaInfo
+from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 
 __all__ = ["Dispatcher", "DispatcherConfig", "Reply"]
 
@@ -43,7 +43,7 @@ class Dispatcher:
         self._expectations = Expectations()
         self._rooms = Rooms(
             config.qos,
-            demand=self._expectations.demand,
+            output=self._expectations.output,
             clock=clock,
             max_waiting=config.max_waiting,
             ordering=ordering,
@@ -91,6 +91,8 @@ class Dispatcher:
             self._expectations.observe(request, settled.output_tokens, now - lease.granted)
             if replica is not None:
                 replica.observe_lease(lease, now)
+                if settled.first_seconds > 0.0 and lease.first > 0.0:
+                    replica.observe_first(lease, settled.first_seconds)
         elif settled.outcome is Outcome.LOST and replica is not None:
             replica.suspect = True
         charge(self._registry.fleet(request.model).queue, request, settled)
@@ -176,6 +178,12 @@ class Dispatcher:
             return []
         replica.report(report, self._clock())
         return self._release(replica.info.model)
+
+    def cache(self, replica_id: str, news: CacheNews) -> None:
+        """What the prefix cache of `replica_id` gained and lost."""
+        replica = self._registry.get(replica_id)
+        if replica is not None:
+            replica.prefixes.take(news)
 
     def canaries(self) -> list[str]:
         """Replicas that are to make a canary token now; `canary` tells how it went."""

@@ -32,11 +32,15 @@ class Expectations:
         self._outputs = OutputLengths()
         self.hold_seconds = 2.0  # what a lease lasts
 
-    def demand(self, request: Acquire) -> Demand:
-        """Of `request`, which was not submitted yet."""
+    def output(self, request: Acquire) -> float:
+        """Tokens that are still to come, of one choice."""
         output = self._outputs.expected(request.owner, request.route, request.max_tokens)
-        left = max(output - request.resumed_tokens / request.choices, 1.0)
-        return Demand(request.prompt_tokens + request.resumed_tokens, left, request.choices)
+        return max(output - request.resumed_tokens / request.choices, 1.0)
+
+    def demand(self, request: Acquire, now: float) -> Demand:
+        """Of `request`, which asks now."""
+        known = request.prompt_tokens + request.resumed_tokens
+        return Demand(known, self.output(request), request.choices, request.prompt, now)
 
     def observe(self, request: Acquire, output_tokens: int, seconds: float) -> None:
         """The lease of `request` was completed after `seconds`; it emitted `output_tokens` over all choices."""
@@ -148,14 +152,16 @@ class Granting:
     def _try(self, waiting: Waiting, fleet: Fleet, now: float) -> Granted | None:
         """The lease of `waiting`, if a replica has room. It is still in the queue then."""
         request = waiting.request
-        demand = self._expectations.demand(request)
+        demand = self._expectations.demand(request, now)
         insist = now - waiting.queued >= self._config.exclusion_grace
         replica = fleet.place(request, demand, self._strategy, insist=insist)
         if replica is None:
             return None
-        expected = replica.expected(demand)
+        expected, first, uncached = replica.expected(demand), replica.expected_first(demand), replica.uncached(demand)
         lease = Lease(request, waiting.client, replica.info.id, waiting.arrived, now)
         lease.blocks = self._registry.blocks(request, replica.info)
         lease.concurrent = replica.slots + request.choices
-        self._leases.hold(lease, replica, demand.prefill, now)
-        return Granted(request.lease_id, replica.info, expected, now - waiting.arrived)
+        lease.first = first - replica.lag if replica.model.known else 0.0
+        self._leases.hold(lease, replica, uncached, now)
+        cached = demand.prefill - uncached
+        return Granted(request.lease_id, replica.info, expected, now - waiting.arrived, first, cached)

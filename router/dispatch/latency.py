@@ -17,6 +17,7 @@ _FORGET = 0.97  # a step: about 33 steps are remembered
 _OPEN = 100.0  # initial covariance: believe the data, not the seed
 _WINDUP = 1e4  # directions nobody excites must not grow for ever
 _RATE_FORGET = 0.85
+_RECOVERED = 0.25  # of what is believed: a canary as quick as this says that the replica is quick again
 _SURPRISES = 3  # this many steps off by 2x in a row: the speed changed, learn anew
 
 
@@ -70,6 +71,21 @@ class SpeedModel:
             self._observe_decode(report.decode_tokens, report.kv_tokens, seconds)
         else:
             self._observe_prefill(report, seconds)
+        self.speed = self._summary()
+
+    def observe_canary(self, seconds: float) -> None:
+        """A step of one token took `seconds`. If that is far less than believed, all is so much quicker.
+
+        Never more than believed: one step may be slow for any reason, but none is quick by chance.
+        """
+        believed = self.speed.step(1, 0)
+        if not self._decode_steps or not 0.0 < seconds < _RECOVERED * believed:
+            return
+        k = seconds / believed
+        self._w = [k * w for w in self._w]
+        self._usual *= k
+        self._prefill_seconds *= k
+        self._p = self._opened()
         self.speed = self._summary()
 
     def _observe_decode(self, sequences: int, kv_tokens: int, seconds: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from router.dispatch.prefixes import PromptHashes
 from workers.api.replica import LoadReport, ReplicaInfo
 from workers.api.wire import BASE_MESSAGES, FrameCodec
 
@@ -61,7 +62,7 @@ class Acquire:
     accepted: bool = False
     age: float = 0.0
     excluded: tuple[str, ...] = ()  # replica ids, avoided while another replica is registered
-    block_hashes: tuple[bytes, ...] = ()  # of the prompt's full blocks; empty = not told
+    prompt: PromptHashes | None = None  # None = not told
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class Granted:
     replica: ReplicaInfo
     expected_seconds: float  # to the last token, as predicted when granted
     waited_seconds: float
+    first_seconds: float = 0.0  # to the first token, as predicted when granted
+    cached_tokens: int = 0  # of the prompt, as predicted when granted
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Settle:
     decode_tokens: int = 0  # executed
     cached_tokens: int = 0
     output_tokens: int = 0  # emitted under this lease
+    first_seconds: float = 0.0  # from the grant to the first token; 0: none came
 
 
 @dataclass(frozen=True, slots=True)

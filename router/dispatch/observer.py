@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from router.dispatch.canary import canary_fault, canary_request
 from workers.api.channel import Channel, dial
 from workers.api.errors import WireError
-from workers.api.replica import LoadReport, ReplicaInfo
+from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 from workers.api.wire import ENGINE_CODEC, StepFrame, Submit, Welcome
 
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.05, 1.0  # seconds
@@ -26,6 +26,9 @@ class Watcher(Protocol):
 
     def replica_load(self, replica_id: str, load: LoadReport) -> None:
         """A step report."""
+
+    def replica_cache(self, replica_id: str, news: CacheNews) -> None:
+        """What its prefix cache gained and lost."""
 
     def replica_canary(self, replica_id: str, fault: str | None) -> None:
         """The canary has ended; `fault` says what came instead of its token."""
@@ -117,6 +120,8 @@ class Observer:
                     if delta.request_id == self._canary and delta.finish is not None:
                         self._canary = ""
                         self._watcher.replica_canary(self.info.id, canary_fault(delta))
+        elif isinstance(message, CacheNews):
+            self._watcher.replica_cache(self.info.id, message)
         elif isinstance(message, Welcome) and self._welcomed is not None and not self._welcomed.done():
             self._welcomed.set_result(message.info)
             if message.info.id == self.info.id and not self._closing:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from router.dispatch.fleet import Waiting
 from router.dispatch.lease import Acquire, Settle
-from router.dispatch.table import Demand
 from router.qos.config import QosConfig
 from router.qos.fair_queue import Facts, FairQueue
 from router.qos.ledger import Prices
@@ -17,19 +16,19 @@ _FLOOR_BOUND = 100_000.0  # units, some long leases: what a tier with a floor ca
 
 
 class Rooms:
-    """Makes rooms, and knows what a request is charged. `demand` tells what a request will probably need."""
+    """Makes rooms, and knows what a request is charged. `output` tells how many tokens a choice will have."""
 
     def __init__(
         self,
         qos: QosConfig | None,
         *,
-        demand: Callable[[Acquire], Demand],
+        output: Callable[[Acquire], float],
         clock: Callable[[], float],
         max_waiting: int,
         ordering: Ordering[Waiting] | None = None,
     ) -> None:
         self.qos = qos
-        self._demand, self._clock, self._max_waiting = demand, clock, max_waiting
+        self._output, self._clock, self._max_waiting = output, clock, max_waiting
         self._ordering: Ordering[Waiting] = ordering or Fifo()
         self._prices = Prices()
 
@@ -55,7 +54,7 @@ class Rooms:
     def _facts(self, waiting: Waiting) -> Facts:
         """What the order depends on; the work is what is expected of it now."""
         request = waiting.request
-        output = round(self._demand(request).output) * request.choices
+        output = round(self._output(request)) * request.choices
         prefill = 0 if request.resumed_tokens else request.prompt_tokens  # a replay's was charged before
         units = self._prices.units(prefill, output, kv_read(request, output))
         return Facts(request.owner, request.tier, units, waiting.arrived, request.accepted)

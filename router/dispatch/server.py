@@ -28,7 +28,7 @@ from router.dispatch.ledger import Ledger
 from router.dispatch.observer import Observer
 from router.qos.config import QosConfig
 from workers.api.channel import Channel, Listener, listen
-from workers.api.replica import LoadReport, ReplicaInfo
+from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 
 TICK_SECONDS = 0.1
 TABLE_SECONDS = 0.5
@@ -162,6 +162,9 @@ class DispatcherServer:
 
     def replica_load(self, replica_id: str, load: LoadReport) -> None:  # noqa: D102
         self._answer(self.dispatcher.load(replica_id, load))
+
+    def replica_cache(self, replica_id: str, news: CacheNews) -> None:  # noqa: D102
+        self.dispatcher.cache(replica_id, news)
 
     def replica_canary(self, replica_id: str, fault: str | None) -> None:  # noqa: D102
         if fault is not None:

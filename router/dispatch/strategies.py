@@ -26,11 +26,15 @@ class MinExpectedLatency:
 
     def choose(self, candidates: Sequence[Replica], demand: Demand) -> Replica:
         """One of `candidates`."""
-        prefill, output, choices = demand.prefill, demand.output, demand.choices
+        prefill, output, choices, now = demand.prefill, demand.output, demand.choices, demand.at
+        told = demand.prompt is not None
         best, least = candidates[0], float("inf")
         for r in candidates:  # Replica.expected, written out: this loop is most of a decision
             step = r.step_seconds + r.seq_seconds * choices + r.kv_seconds * prefill
-            seconds = r.queue_seconds + prefill * r.token_seconds + output * step
+            own = r.uncached(demand) if told else prefill
+            seconds = r.lag + r.queue_seconds + own * r.token_seconds + output * step
+            if r.step_ends > now:
+                seconds += r.step_ends - now
             if seconds < least or (seconds == least and r.slots < best.slots):
                 best, least = r, seconds
         return best

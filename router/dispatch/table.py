@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from router.dispatch.canary import Canary
 from router.dispatch.latency import Speed, SpeedModel, blend
 from router.dispatch.lease import Acquire, ReplicaRow, ReplicaState
+from router.dispatch.prefixes import PrefixIndex, PromptHashes
 from workers.api.replica import LoadReport, ReplicaInfo
 
 _REPORT_LAG = 0.02  # seconds from a grant until the engine's reports can count it
 _TRY_NEW = 0.5  # an unmeasured replica is believed to be this much quicker, so that it is tried
 _STALE = 10.0  # seconds without a step until what was learned begins to fade, and to have faded
 _OBSERVED_STALE = 30.0  # seconds
+_HICCUP = 0.05  # seconds that a report may be late for nothing
+_LAG_SHARE = 0.003  # of a prediction: how far one lease, after the first ones, moves what is learned of its error
 
 
 @dataclass(slots=True)
@@ -27,15 +30,18 @@ class Lease:
     granted: float
     blocks: int = 0
     concurrent: int = 1  # slots in use with it, when it was granted
+    first: float = 0.0  # seconds to the first token, as expected when granted, without the learned lag; 0: not known
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a request will need, in tokens; `output` is expected and of one choice."""
+    """What a request will need, in tokens; `output` is expected and of one choice. `at`: when it asks, in seconds."""
 
     prefill: int
     output: float
     choices: int
+    prompt: PromptHashes | None = None  # to tell what is cached; None = not told
+    at: float = 0.0
 
 
 def blocks_needed(request: Acquire, block_size: int, margin: int) -> int:
@@ -52,10 +58,10 @@ class Replica:
     """
 
     __slots__ = (
-        "block_size", "blocks", "canary", "draining", "fleet", "free_blocks", "free_slots", "index", "info",
-        "kv_seconds", "leases", "load", "model", "observed", "observed_at", "progress_at", "queue_seconds",
-        "recovering", "seq_seconds", "slots", "step_seconds", "suspect", "taught_at", "token_seconds", "trusted",
-        "unreported", "unreported_tokens",
+        "block_size", "blocks", "canary", "draining", "firsts", "fleet", "free_blocks", "free_slots", "index", "info",
+        "kv_seconds", "lag", "leases", "load", "model", "observed", "observed_at", "prefixes", "progress_at",
+        "queue_seconds", "recovering", "reported_at", "seq_seconds", "slots", "step_ends", "step_seconds", "suspect",
+        "taught_at", "token_seconds", "trusted", "unreported", "unreported_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -68,7 +74,10 @@ class Replica:
         self.trusted = trusted  # the seed was given, not guessed
         self.fleet = seed
         self.draining = self.suspect = self.recovering = False
-        self.progress_at = self.taught_at = now
+        self.progress_at = self.taught_at = self.reported_at = now
+        self.lag = 0.0  # seconds by which first tokens come later than the rest of the model says
+        self.firsts = 0  # leases that it was learned from
+        self.prefixes = PrefixIndex(info.num_blocks)
         self.canary = Canary()
         self.slots = sum(lease.request.choices for lease in leases.values())
         self.blocks = sum(lease.blocks for lease in leases.values())
@@ -94,10 +103,13 @@ class Replica:
         elif self.model.known and not self.leases:
             speed = blend(speed, self.fleet, min((now - self.taught_at - _STALE) / _STALE, 1.0))
         backlog, kv = load.prefill_backlog + self.unreported_tokens, load.kv_tokens + self.unreported_tokens
-        self.token_seconds = 1.0 / speed.prefill_rate
-        self.queue_seconds = backlog / speed.prefill_rate
-        self.seq_seconds, self.kv_seconds = speed.per_seq, speed.per_kv
-        self.step_seconds = speed.step(max(load.running, self.slots), kv)
+        slow, self.step_ends = self._under_way(speed, now)
+        step = speed.step(load.running, load.kv_tokens)  # that every chunk of a prefill takes besides its tokens
+        chunk = info.max_num_batched_tokens
+        self.token_seconds = slow * (1.0 / speed.prefill_rate + (step / chunk if chunk else 0.0))
+        self.queue_seconds = backlog * self.token_seconds
+        self.seq_seconds, self.kv_seconds = slow * speed.per_seq, slow * speed.per_kv
+        self.step_seconds = slow * speed.step(max(load.running, self.slots), kv)
         if self.suspect or self.draining:
             self.free_slots = self.free_blocks = 0
             return
@@ -107,10 +119,36 @@ class Replica:
         self.free_slots = info.max_num_seqs - slots
         self.free_blocks = info.num_blocks - blocks
 
+    def _under_way(self, speed: Speed, now: float) -> tuple[float, float]:
+        """(how many times slower than `speed` it is now, when the step under way will have ended).
+
+        A step that is late says so before any report does; it is expected to take as long again as it has.
+        """
+        load, since = self.load, now - self.reported_at
+        if not load.planned_prefill and not load.planned_decode:
+            return 1.0, self.reported_at
+        seconds = speed.step(load.planned_decode, load.kv_tokens) + load.planned_prefill / speed.prefill_rate
+        if since <= 2.0 * seconds + _HICCUP:
+            return 1.0, self.reported_at + seconds
+        return since / seconds, now + since
+
+    def uncached(self, demand: Demand) -> int:
+        """Prompt tokens of `demand` that are to be computed here: at least one."""
+        prompt = demand.prompt
+        if prompt is None or prompt.block_size != self.block_size:
+            return demand.prefill
+        return max(demand.prefill - self.prefixes.cached(prompt), 1)
+
     def expected(self, demand: Demand) -> float:
         """Seconds until the last token of `demand`, this request counted in."""
         step = self.step_seconds + self.seq_seconds * demand.choices + self.kv_seconds * demand.prefill
-        return self.queue_seconds + demand.prefill * self.token_seconds + demand.output * step
+        return self.expected_first(demand) + (demand.output - 1.0) * step
+
+    def expected_first(self, demand: Demand) -> float:
+        """Seconds until the first token of `demand`: the step under way, the prefills ahead, its own, and a step."""
+        step = self.step_seconds + self.seq_seconds * demand.choices + self.kv_seconds * demand.prefill
+        wait = max(self.step_ends - demand.at, 0.0) + self.lag
+        return max(wait + self.queue_seconds + self.uncached(demand) * self.token_seconds + step, 0.0)
 
     def add(self, lease_id: str, lease: Lease, prefill: int, now: float) -> None:
         """The lease holds its slots and blocks here from now on."""
@@ -133,7 +171,11 @@ class Replica:
         """Take in what the engine said after a step."""
         idle = load.running + load.waiting == 0
         stepped = load.step != self.load.step
+        if stepped or not self.load.planned_prefill + self.load.planned_decode:
+            self.reported_at = now
         if stepped:
+            if self.canary.is_out:
+                self.model.observe_canary(load.step_seconds)
             if self.load.step >= 0:  # else it is the first report, of a step long ago
                 self.canary.stepped_at = now
             if not self.canary.is_out:  # a prompt of one token says nothing of the speed of others
@@ -175,6 +217,16 @@ class Replica:
         seconds = (now - lease.granted) / lease.concurrent
         self.observed = seconds if self.observed is None else 0.8 * self.observed + 0.2 * seconds
         self.observed_at = now
+
+    def observe_first(self, lease: Lease, seconds: float) -> None:
+        """The first token of `lease` came `seconds` after the grant. The lag follows the median of what is unexplained.
+
+        By a small step in the right direction, whatever the size of the error: rare ones are large.
+        """
+        error = seconds - lease.first - self.lag
+        self.firsts += 1
+        change = max(_LAG_SHARE, 0.25 / self.firsts) * lease.first
+        self.lag += max(min(error, change), -change)
 
     def row(self, now: float) -> ReplicaRow:
         """For status pages and metrics."""

@@ -11,8 +11,10 @@ from typing import Any
 from engine_runs import Harness, request
 from fake_executor import oracle
 
+from router.dispatch.prefixes import _cut
 from workers.api.channel import Channel, dial
-from workers.api.replica import ReplicaInfo
+from workers.api.hashing import SHORT_BYTES, block_hashes
+from workers.api.replica import CacheNews, ReplicaInfo
 from workers.api.request import Delta, EngineRequest, FinishReason
 from workers.api.wire import ENGINE_CODEC, StepFrame, Submit
 from workers.replica import EngineServer
@@ -97,3 +99,37 @@ async def test_a_replay_without_room_ends_by_length() -> None:
         assert (client.ended["replayed"].finish, client.ended["replayed"].position) == (FinishReason.LENGTH, 6)
         assert client.ended["fresh"].finish is FinishReason.ERROR
         assert "context" in (client.ended["fresh"].error or "")
+
+
+class NewsReader(Client):
+    """An observer, or one who is not, that keeps the news."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.news: list[CacheNews] = []
+
+    def received(self, channel: Channel, message: Any) -> None:
+        if isinstance(message, CacheNews):
+            self.news.append(message)
+        super().received(channel, message)
+
+
+async def test_observers_alone_hear_what_the_prefix_cache_holds_the_late_ones_too() -> None:
+    harness = Harness()
+    async with serving(harness) as (client, channel):
+        port = channel._transport.get_extra_info("peername")[1]  # type: ignore[union-attr]
+        readers = [NewsReader() for _ in range(3)]
+        names = ["ingress", "observer/first", "observer/late"]
+        for reader, name in zip(readers[:2], names, strict=False):
+            await dial("127.0.0.1", port, codec=ENGINE_CODEC, secret=SECRET, name=name, handler=reader)
+        channel.send(Submit((GOOD,)))
+        await client.until_ended("good")
+        await dial("127.0.0.1", port, codec=ENGINE_CODEC, secret=SECRET, name=names[2], handler=readers[2])
+        held = sorted(digest[:SHORT_BYTES] for digest in block_hashes([*range(1, 9), *client.tokens["good"][:-1]], 4))
+        for reader in readers[1:]:
+            async with asyncio.timeout(10):
+                while not reader.news or sorted(_cut(reader.news[-1].gained)) != held:
+                    reader.changed.clear()
+                    await reader.changed.wait()
+            assert reader.news[-1].anew
+        assert not readers[0].news

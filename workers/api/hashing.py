@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from workers.api.request import MediaSegment
 
 HASH_BYTES = 16
+SHORT_BYTES = 8  # of a hash, where it only guides a choice and nothing is shared by it
 
 
 def root_hash(salt: bytes = b"", adapter: str | None = None) -> bytes:
@@ -31,6 +32,22 @@ def extend_hash(parent: bytes, token_ids: Sequence[int], media: Sequence[bytes] 
     return h.digest()
 
 
+def chained_hashes(
+    token_ids: Sequence[int],
+    block_size: int,
+    *,
+    salt: bytes = b"",
+    adapter: str | None = None,
+    media: Sequence[MediaSegment] = (),
+) -> Iterator[bytes]:
+    """Hashes of all full blocks of `token_ids`, first to last, each made when it is asked for."""
+    parent = root_hash(salt, adapter)
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
+        digests = [m.digest for m in media if m.start < start + block_size and start < m.start + m.length]
+        parent = extend_hash(parent, token_ids[start : start + block_size], digests)
+        yield parent
+
+
 def block_hashes(
     token_ids: Sequence[int],
     block_size: int,
@@ -39,10 +56,5 @@ def block_hashes(
     adapter: str | None = None,
     media: Sequence[MediaSegment] = (),
 ) -> list[bytes]:
-    """Hashes of all full blocks of `token_ids`, first to last."""
-    parent, out = root_hash(salt, adapter), []
-    for start in range(0, len(token_ids) - block_size + 1, block_size):
-        digests = [m.digest for m in media if m.start < start + block_size and start < m.start + m.length]
-        parent = extend_hash(parent, token_ids[start : start + block_size], digests)
-        out.append(parent)
-    return out
+    """The same, all at once."""
+    return list(chained_hashes(token_ids, block_size, salt=salt, adapter=adapter, media=media))

@@ -21,6 +21,7 @@ class ReplicaInfo:
     block_size: int
     node: str = ""
     pid: int = 0
+    max_num_batched_tokens: int = 0  # of a step; 0 = not told
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +43,17 @@ class LoadReport:
     prefix_queries: int = 0  # prompt tokens looked up in the prefix cache, since the start
     prefix_hits: int = 0  # and found
     requests: RequestCounts = RequestCounts()
+    planned_prefill: int = 0  # of the step under way, whose tokens are in no backlog any more
+    planned_decode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheNews:
+    """What a prefix cache has gained and lost since the last news; of blocks, the first SHORT_BYTES of their hashes.
+
+    `anew`: it begins from nothing, whatever was told before.
+    """
+
+    gained: bytes = b""
+    lost: bytes = b""
+    anew: bool = False

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from workers.api.config import EngineConfig
 from workers.api.errors import EngineFault, InvalidRequest
-from workers.api.replica import LoadReport
+from workers.api.replica import CacheNews, LoadReport
 from workers.api.request import Delta, EngineRequest, FinishReason
 from workers.engine.commit import Committer
 from workers.engine.ledger import check_ledgers
@@ -116,6 +116,7 @@ class Engine:
     def load(self) -> LoadReport:
         """The state after the last step."""
         roster, stats = self.roster, self.stats
+        under_way = None if self._in_flight is None else self._in_flight.step
         return LoadReport(
             step=stats.steps,
             step_seconds=stats.step_seconds,
@@ -132,7 +133,17 @@ class Engine:
             prefix_queries=stats.prefix_queries,
             prefix_hits=stats.prefix_hits,
             requests=stats.requests(len(roster.live)),
+            planned_prefill=0 if under_way is None else under_way.num_tokens - under_way.num_decodes,
+            planned_decode=0 if under_way is None else under_way.num_decodes,
         )
+
+    def cache_news(self, most: int) -> CacheNews | None:
+        """What the prefix cache gained and lost since the last call, at most `most` blocks of it; None if nothing."""
+        return self.roster.cache.journal.take(most)
+
+    def tell_cache_anew(self) -> None:
+        """The next `cache_news` begin from nothing: somebody new listens."""
+        self.roster.cache.journal.begin_anew()
 
     def check_ledgers(self) -> None:
         """Raises AssertionError, with what is wrong, unless every block and every request is accounted for."""

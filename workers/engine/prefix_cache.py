@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from workers.api.hashing import extend_hash, root_hash
 from workers.engine.block_pool import BlockPool
+from workers.engine.cache_journal import CacheJournal
 from workers.engine.sequence import Sequence
 
 
@@ -19,6 +20,7 @@ class PrefixCache:
         self._block_size = block_size
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
+        self.journal = CacheJournal(self._block_of.keys, 4 * pool.num_blocks)
         pool.on_evict.append(self._evicted)
 
     def __len__(self) -> int:
@@ -52,6 +54,7 @@ class PrefixCache:
                 self._block_of[digest] = block
                 self._hash_of[block] = digest
                 self._pool.keep(block)
+                self.journal.gained(digest)
         sequence.registered = full
 
     def forget(self, sequence: Sequence) -> None:
@@ -77,7 +80,9 @@ class PrefixCache:
         return hashes[index]
 
     def _evicted(self, block: int) -> None:
-        del self._block_of[self._hash_of.pop(block)]
+        digest = self._hash_of.pop(block)
+        del self._block_of[digest]
+        self.journal.lost(digest)
 
     def check(self) -> None:
         """Raises AssertionError unless hashes and blocks are one to one and the pool keeps exactly those blocks."""

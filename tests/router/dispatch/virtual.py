@@ -7,6 +7,7 @@ from itertools import count
 
 from router.dispatch.dispatcher import Dispatcher, DispatcherConfig
 from router.dispatch.lease import Acquire, Granted, LeaseLost, Outcome, Refused, Settle
+from router.dispatch.prefixes import PromptHashes
 from workers.api.replica import LoadReport, ReplicaInfo
 
 _NUMBERS = count()
@@ -31,8 +32,15 @@ def info(replica_id: str, model: str = "m", *, slots: int = 4, blocks: int = 100
     return ReplicaInfo(replica_id, model, "host", 1, context, slots, num_blocks=blocks, block_size=16)
 
 
-def ask(lease_id: str | None = None, *, prompt: int = 32, max_tokens: int = 64, **rest: object) -> Acquire:
-    fields: dict[str, object] = {"model": "m", **rest}
+def ask(
+    lease_id: str | None = None,
+    *,
+    prompt: int = 32,
+    max_tokens: int = 64,
+    prompt_hashes: PromptHashes | None = None,
+    **rest: object,
+) -> Acquire:
+    fields: dict[str, object] = {"model": "m", "prompt": prompt_hashes, **rest}
     name = lease_id or f"lease{next(_NUMBERS)}"
     return Acquire(lease_id=name, prompt_tokens=prompt, max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
 
