@@ -29,14 +29,20 @@ def seconds(run: object) -> float:
     return statistics.median(times)
 
 
-def main() -> None:
+def measure() -> dict[str, float]:
+    """GB/s of a copy (read plus write) and TFLOP/s of a bf16 product, on the current device."""
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     a, b = (torch.randn(SIDE, SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     copy, product = seconds(lambda: target.copy_(source)), seconds(lambda: a @ b)
+    return {"copy_GB_per_s": 2 * COPY_BYTES / copy / 1e9, "bf16_TFLOP_per_s": 2 * SIDE**3 / product / 1e12}
+
+
+def main() -> None:
+    found = measure()
     print(
-        f"{torch.cuda.get_device_name()}: copy {2 * COPY_BYTES / copy / 1e9:.0f} GB/s read plus write, "
-        f"bf16 {SIDE}^3 {2 * SIDE**3 / product / 1e12:.0f} TFLOP/s"
+        f"{torch.cuda.get_device_name()}: copy {found['copy_GB_per_s']:.0f} GB/s read plus write, "
+        f"bf16 {SIDE}^3 {found['bf16_TFLOP_per_s']:.0f} TFLOP/s"
     )
 
 

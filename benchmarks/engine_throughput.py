@@ -19,38 +19,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import workloads
+from load.engine_target import folder_of, load_rank
+from load.options import add_shared, engine_config
+from load.transformers_target import GenerateTarget, load_model
+from load.work import Pacing, Work, make_work
 
-from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
 from workers.api.request import EngineRequest, SamplingParams
 from workers.engine.core import Engine
 from workers.execution import runner as runner_module
 from workers.execution.padded import PaddedInputs
 from workers.rank import Rank
-
-PADDED_BATCH = 64
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo-model"
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Prompt ids and the number of tokens to generate, a request."""
-
-    prompt: tuple[int, ...]
-    out: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +115,6 @@ class Parts:
         return {name: (wall, cpu) for name, (wall, cpu) in spent.items()}
 
 
-def make_work(name: str, *, rep: int, divide: int, vocab: int, equal: bool) -> list[Work]:
-    """The requests of workload `name`; `equal` gives all of them the mean lengths."""
-    requests = workloads.ALL[name](rep)
-    rng = random.Random(f"{name}-{rep}")
-    lengths = [(max(1, len(r["prompt"]) // divide), max(1, r["out"] // divide)) for r in requests]
-    if equal:
-        lengths = [(sum(i for i, _ in lengths) // len(lengths), sum(o for _, o in lengths) // len(lengths))] * len(
-            lengths
-        )
-    if vocab >= workloads.VOCAB and divide == 1 and not equal:
-        return [Work(tuple(r["prompt"]), r["out"]) for r in requests]
-    return [Work(tuple(rng.randrange(10, vocab - 10) for _ in range(i)), o) for i, o in lengths]
-
-
 def run_ours(rank: Rank, work: list[Work]) -> Run:
     """All requests at once through a fresh engine."""
     engine = rank.make_engine()
@@ -171,56 +146,11 @@ def run_ours(rank: Rank, work: list[Work]) -> Run:
     return Run(seconds, cpu, tokens, steps, device, ttft, host, exposed, parts.finished(waited))
 
 
-def run_transformers(model: Any, work: list[Work]) -> Run:
+def run_transformers(peer: GenerateTarget, work: list[Work]) -> Run:
     """The same requests through `generate`, in batches of 64 padded on the left to the longest."""
-    begin, cpu = time.perf_counter(), time.process_time()
-    for at in range(0, len(work), PADDED_BATCH):
-        batch = work[at : at + PADDED_BATCH]
-        width, out = max(len(w.prompt) for w in batch), max(w.out for w in batch)
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, w in enumerate(batch):
-            ids[row, width - len(w.prompt) :] = torch.tensor(w.prompt)
-            mask[row, width - len(w.prompt) :] = 1
-        ids, mask = ids.to(model.device), mask.to(model.device)
-        with torch.inference_mode():
-            model.generate(
-                ids, attention_mask=mask, max_new_tokens=out, min_new_tokens=out, do_sample=False, pad_token_id=0
-            )
-    return Run(time.perf_counter() - begin, time.process_time() - cpu, sum(w.out for w in work))
-
-
-def folder_of(model: str) -> Path:
-    """A checkpoint's folder."""
-    return DEMO if model == "demo" else Path(model)
-
-
-def load_ours(args: argparse.Namespace) -> Rank:
-    """The rank to measure."""
-    engine = EngineConfig(
-        block_size=args.block_size,
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        step_ahead=args.step_ahead,
-        cuda_graphs=args.cuda_graphs,
-        prefix_caching=args.workload == ["W5"],
-    )
-    if args.model == "llama-8b":
-        folder = Path(tempfile.mkdtemp(prefix="llama-8b-"))
-        config = {**workloads.CONFIG, "num_hidden_layers": args.layers or workloads.CONFIG["num_hidden_layers"]}
-        (folder / "config.json").write_text(json.dumps(config))
-        model = ModelConfig(str(folder), args.model, load_format="dummy", dtype=args.dtype)
-    else:
-        model = ModelConfig(str(folder_of(args.model)), args.model, dtype=args.dtype)
-    return Rank(ReplicaConfig(model, engine), threads=args.threads, threaded=args.threaded)
-
-
-def load_peer(args: argparse.Namespace, rank: Rank) -> Any:
-    """transformers on the same device, in the same dtype."""
-    from transformers import AutoModelForCausalLM
-
-    dtype = next(rank.model.parameters()).dtype
-    return AutoModelForCausalLM.from_pretrained(folder_of(args.model), dtype=dtype).to(rank.device).eval()
+    cpu = time.process_time()
+    run = peer.run(work, Pacing(), lambda: None)
+    return Run(run.seconds, time.process_time() - cpu, sum(w.out for w in work))
 
 
 def report(name: str, requests: int, ours: list[Run], theirs: list[Run]) -> str:
@@ -271,22 +201,23 @@ def main() -> None:
     parser.add_argument("--divide", type=int, default=1, help="divide all lengths")
     parser.add_argument("--requests", type=int, default=0, help="only the first so many")
     parser.add_argument("--equal", action="store_true", help="all lengths the mean")
-    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--peer", action="store_true", help="run transformers too")
-    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--threaded", action="store_true", help="CPU: run steps in a thread beside the planning")
-    parser.add_argument("--step-ahead", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--block-size", type=int, default=16)
-    parser.add_argument("--max-num-seqs", type=int, default=256)
-    parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
-    parser.add_argument("--layers", type=int, default=0, help="llama-8b: only so many")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--json", type=Path, help="write all runs here")
+    add_shared(parser)
     args = parser.parse_args()
 
-    rank = load_ours(args)
-    peer = load_peer(args, rank) if args.peer else None
+    rank = load_rank(
+        args.model,
+        engine_config(args),
+        dtype=args.dtype,
+        layers=args.layers,
+        threads=args.threads,
+        threaded=args.threaded,
+    )
+    dtype = next(rank.model.parameters()).dtype
+    peer = None
+    if args.peer:
+        peer = GenerateTarget(load_model(folder_of(args.model), dtype=dtype, device=rank.device, random=False))
     rows: list[dict[str, Any]] = []
     for name in args.workload:
         ours: list[Run] = []
@@ -301,7 +232,6 @@ def main() -> None:
         print(report(name, len(work), ours, theirs))
         rows.append({"workload": name, "ours": [asdict(r) for r in ours], "transformers": [asdict(r) for r in theirs]})
     where = torch.cuda.get_device_name() if rank.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    dtype = next(rank.model.parameters()).dtype
     print(f"{args.model} in {dtype}, {where}, torch {torch.__version__}; {' '.join(sys.argv[1:])}")
     if args.json:
         args.json.write_text(json.dumps({"device": where, "arguments": sys.argv[1:], "rows": rows}, default=str))
