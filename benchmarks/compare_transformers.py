@@ -14,10 +14,9 @@ import argparse
 import workloads
 from load.engine_target import RANDOM_8B, EngineTarget, folder_of, load_rank
 from load.options import Target, add_shared, add_work, engine_config, measure, works
-from load.records import Run, show, summary, write
+from load.records import Run, make_console, show, summary, write
 from load.transformers_target import ContinuousTarget, GenerateTarget, load_model
 from load.work import Pacing
-from rich.console import Console
 
 PEERS = {"generate": GenerateTarget, "continuous": ContinuousTarget}
 COLUMNS = ("requests_per_s", "output_tok_per_s", "input_tok_per_s", "ftl_ms_mean")
@@ -42,7 +41,7 @@ def main() -> None:
 
         return AutoTokenizer.from_pretrained(folder_of(args.model))
 
-    console = Console()
+    console = make_console()
     with console.status(f"loading {args.model} twice"):
         rank = load_rank(args.model, engine_config(args), dtype=args.dtype, layers=args.layers, threads=args.threads)
         theirs = load_model(

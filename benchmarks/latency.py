@@ -17,9 +17,8 @@ from itertools import product
 from load.engine_target import EngineTarget, load_rank
 from load.http_target import HttpTarget
 from load.options import Target, add_shared, engine_config, measure
-from load.records import show, summary, write
+from load.records import make_console, show, summary, write
 from load.work import Pacing, Work, fixed_work
-from rich.console import Console
 
 COLUMNS = ("ftl_ms_min", "ftl_ms_mean", "ftl_ms_max", "itl_ms_p50", "itl_ms_p75", "itl_ms_p95", "itl_ms_p99",
            "output_tok_per_s")  # fmt: skip
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--name", help="URL: the model's name there (default: the first one listed)")
     add_shared(parser)
     args = parser.parse_args()
-    console = Console()
+    console = make_console()
     target: Target
     if args.model.startswith(("http://", "https://")):
         web = HttpTarget(args.model, args.name, decode=None)

@@ -17,8 +17,7 @@ from typing import Any
 
 from load.http_target import HttpTarget
 from load.options import add_pacing, add_work, measure, pacing_of, works
-from load.records import show, summary, write
-from rich.console import Console
+from load.records import make_console, show, summary, write
 
 COLUMNS = ("requests_per_s", "output_tok_per_s", "total_tok_per_s", "ftl_ms_min", "ftl_ms_mean", "ftl_ms_max",
            "ftl_ms_p99", "itl_ms_p50", "itl_ms_p95", "itl_ms_p99", "cached_tokens")  # fmt: skip
@@ -45,7 +44,7 @@ def main() -> None:
             raise SystemExit("--dataset and --text need --tokenizer FOLDER")
         return AutoTokenizer.from_pretrained(args.tokenizer)
 
-    console = Console()
+    console = make_console()
     target = HttpTarget(
         args.url, args.model, decode=tokenizer().decode if args.text else None, ignore_eos=args.ignore_eos
     )

@@ -13,8 +13,7 @@ import argparse
 
 from load.engine_target import EngineTarget, folder_of, load_rank
 from load.options import add_pacing, add_shared, add_work, engine_config, measure, pacing_of, works
-from load.records import show, summary, write
-from rich.console import Console
+from load.records import make_console, show, summary, write
 
 COLUMNS = ("requests_per_s", "output_tok_per_s", "input_tok_per_s", "ftl_ms_mean", "tpot_ms_mean", "cached_tokens")
 
@@ -31,7 +30,7 @@ def main() -> None:
 
         return AutoTokenizer.from_pretrained(folder_of(args.model))
 
-    console = Console()
+    console = make_console()
     with console.status(f"loading {args.model}"):
         rank = load_rank(args.model, engine_config(args), dtype=args.dtype, layers=args.layers, threads=args.threads)
     target = EngineTarget(rank)

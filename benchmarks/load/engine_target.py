@@ -15,6 +15,7 @@ import workloads
 from load.records import Record, Run
 from load.work import Pacing, Work
 from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
+from workers.api.errors import InvalidRequest
 from workers.api.request import EngineRequest, FinishReason, SamplingParams
 from workers.rank import Rank
 
@@ -68,9 +69,14 @@ class EngineTarget:
                 at, _ = waiting.pop()
                 records[at].began = now
                 params = SamplingParams(work[at].out, temperature=0.0)
-                engine.submit(EngineRequest(str(at), work[at].prompt, params))
-                running += 1
-            if not engine.has_work:
+                try:
+                    engine.submit(EngineRequest(str(at), work[at].prompt, params))
+                except InvalidRequest as error:
+                    records[at].error = str(error)
+                    done()
+                else:
+                    running += 1
+            if waiting and not engine.has_work:
                 time.sleep(max(0.0, begin + waiting[-1][1] - time.perf_counter()))
                 continue
             deltas = engine.step()

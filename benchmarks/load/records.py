@@ -106,6 +106,12 @@ def complain(runs: Sequence[Run]) -> None:
         raise SystemExit(f"{len(errors)} of {asked} requests failed, the first: {errors[0]}")
 
 
+def make_console() -> Console:
+    """Wide enough for the tables where nobody watches."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
 def progress_bar(console: Console) -> Progress:
     """The bar that all of these programs draw."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

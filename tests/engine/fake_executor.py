@@ -87,13 +87,17 @@ class FakeExecutor:
         self.plans.append(plan)
         self._change(plan)
         self._check_shape(plan)
-        results = [r for s in plan.scheduled if (r := self._run(s.slot, s.start, s.count, s.emit)) is not None]
+        for run in plan.scheduled:  # as in a layer: all keys and values of a step are stored before any is read
+            self._store(run.slot, run.start, run.count, run.emit)
+        self._check_shared()
+        results = [self._draw(run.slot) for run in plan.scheduled if run.emit]
         return FakeHandle(self, StepResult(plan.step, tuple(results), 0.001))
 
     def _change(self, plan: StepPlan) -> None:
         assert len(set(plan.removed)) == len(plan.removed)
         for slot in plan.removed:
             del self.slots[slot]  # KeyError: it was empty
+        held = {b for s in self.slots.values() for b in s.blocks}
         for new in plan.added:
             assert new.slot not in self.slots, f"slot {new.slot} is taken"
             assert 0 <= new.slot < self.max_num_seqs
@@ -102,15 +106,15 @@ class FakeExecutor:
             hit = len(new.blocks) * self.block_size
             assert hit < len(new.token_ids), "a hit covers the whole prompt"
             self.slots[new.slot] = Slot(list(new.token_ids), new.num_prompt, new.sampling, list(new.blocks), hit)
-            self._read(self.slots[new.slot], hit)
-        held = {b for s in self.slots.values() for b in s.blocks}
         for run in plan.scheduled:
             for block in run.new_blocks:
                 assert block not in held, f"block {block} is given to slot {run.slot} but held"
                 held.add(block)
                 self.store[block] = [None] * self.block_size  # stale KV must not help
             self.slots[run.slot].blocks.extend(run.new_blocks)
-        # A block of two tables is a full block of a common prefix, and nobody writes there.
+
+    def _check_shared(self) -> None:
+        """A block of two tables is a full block of a common prefix, and nobody writes there."""
         owners: dict[int, tuple[int, int]] = {}
         for slot, state in self.slots.items():
             for index, block in enumerate(state.blocks):
@@ -131,7 +135,7 @@ class FakeExecutor:
         first_longer = next((i for i, c in enumerate(counts) if c > 1), len(counts))
         assert all(c > 1 for c in counts[first_longer:]), f"single tokens come first, got {counts}"
 
-    def _run(self, slot: int, start: int, count: int, emit: int) -> SlotResult | None:
+    def _store(self, slot: int, start: int, count: int, emit: int) -> None:
         state = self.slots[slot]
         end = start + count
         assert start == state.computed, f"slot {slot}: starts at {start}, {state.computed} are computed"
@@ -143,10 +147,12 @@ class FakeExecutor:
             assert cell[position % self.block_size] is None, f"slot {slot}: position {position} is written twice"
             cell[position % self.block_size] = (position, state.tokens[position])
         state.computed = end
-        if not emit:
-            return None
-        assert end < self.context, "planned beyond the context"
-        assert end - state.num_prompt < state.sampling.max_tokens, "planned beyond max_tokens"
+        assert end < self.context or not emit, "planned beyond the context"
+        assert end - state.num_prompt < state.sampling.max_tokens or not emit, "planned beyond max_tokens"
+
+    def _draw(self, slot: int) -> SlotResult:
+        state = self.slots[slot]
+        end = state.computed
         read = self._read(state, end)
         if self.fault(state.sampling.seed, end):
             state.tokens.append(0)  # what a rank puts there is garbage

@@ -225,7 +225,7 @@ def test_a_result_that_is_not_the_plans_fails_the_engine(answer: StepResult) -> 
 
 def test_the_load_report_says_what_is_there() -> None:
     harness = Harness(max_num_seqs=2, max_num_batched_tokens=20, step_ahead=False)
-    harness.submit(*(request(name, PROMPT, 4, seed=i) for i, name in enumerate("abc")))
+    harness.submit(*(request(name, [i % 2, *PROMPT[1:]], 4, seed=i) for i, name in enumerate("abc")))
     assert harness.engine.load().prefill_backlog == 48
     harness.step()
     load = harness.engine.load()

@@ -35,6 +35,29 @@ def test_a_hit_is_of_full_blocks_and_never_the_whole_prompt(known: int, found: i
     assert last.executed_decode == 2
 
 
+def test_a_prefix_that_many_bring_at_once_is_computed_once() -> None:
+    """Also in the step that computes it, and also where that takes several steps."""
+    for budget in (256, 20):
+        harness = Harness(max_num_batched_tokens=budget)
+        asked = [request(str(i), [*PROMPT, 40 + i], 3) for i in range(5)]
+        last = run(harness, *asked)
+        assert [last[r.id].cached_tokens for r in asked] == [0, 16, 16, 16, 16]
+        assert sum(last[r.id].executed_prefill for r in asked) == 16 + 5
+        if budget == 256:
+            assert len(harness.executor.plans[0].scheduled) == 5
+        for r in asked:
+            assert harness.receiver.tokens[r.id] == oracle(r, 128)[0]
+
+
+def test_what_was_planned_may_be_hit_after_its_sequence_has_left() -> None:
+    harness = Harness()
+    harness.submit(request("gone", [*PROMPT, 1, 2], 8))
+    harness.step()
+    harness.engine.abort("gone")
+    last = run(harness, request("next", [*PROMPT, 3, 4], 2))["next"]
+    assert last.cached_tokens == 16
+
+
 def test_emitted_tokens_are_found_by_the_next_turn() -> None:
     harness = Harness()
     run(harness, request("turn 1", PROMPT, 9))

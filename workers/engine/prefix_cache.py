@@ -1,6 +1,9 @@
 """Which blocks hold which prefixes. A block's hash covers all before it (`workers.api.hashing`), so a hit is exact.
 
-A block is registered once it is full, its tokens are known and its KV is computed; it is never written again.
+A block is registered once it is full, its tokens are known and a plan says to compute it; it is never written again.
+Plans run in their order, and in every layer a step stores all its keys and values before any of its queries reads some:
+so a sequence may hit, even in the same step, what another one is about to compute, and a prefix that many requests
+bring at once is computed once.
 """
 
 from __future__ import annotations
@@ -41,13 +44,10 @@ class PrefixCache:
             hits.append(block)
         return hits
 
-    def register(self, sequence: Sequence, computed: int) -> None:
-        """The full blocks among the first `computed` positions can be hit. A hash keeps the block that it has."""
-        full = computed // self._block_size
-        if not self.enabled:
-            sequence.registered = full
-            return
-        for index in range(sequence.registered, full):
+    def register(self, sequence: Sequence, planned: int) -> None:
+        """The full blocks among the first `planned` positions can be hit. A hash keeps the block that it has."""
+        full = max(planned // self._block_size, sequence.registered)
+        for index in range(sequence.registered, full) if self.enabled else ():
             digest = self._hash(sequence, index)
             if digest not in self._block_of:
                 block = sequence.blocks[index]

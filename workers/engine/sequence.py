@@ -58,7 +58,7 @@ class Sequence:
         self.blocks: list[int] = []
         self.planned = 0
         self.hashes: list[bytes] = []  # of its first full blocks, each computed once; they outlive preemption
-        self.registered = 0  # blocks known to be full and computed in this residency, hits included
+        self.registered = 0  # full blocks of known tokens, planned or computed in this residency, hits included
         self.preemptions = 0
         # Positions below `accounted` were charged, or found in the cache, once. Running one again is overhead. A replay
         # starts behind its last token: the replica before has run (and charged) the others.
