@@ -13,7 +13,7 @@ from collections import deque
 
 from simulation.jobs import Job
 from simulation.replica import BLOCK, Shape
-from workers.api.replica import LoadReport
+from workers.api.replica import CacheNews, LoadReport
 from workers.api.request import Delta, FinishReason
 
 _TOKEN = (7,)
@@ -82,6 +82,10 @@ class BatchMachine:
     def load(self) -> LoadReport:
         """After the last step."""
         return self._last
+
+    def news(self) -> CacheNews | None:
+        """It has no prefix cache."""
+        return None
 
     def _ended(self) -> list[int]:
         ended = []

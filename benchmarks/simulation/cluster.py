@@ -11,10 +11,10 @@ from typing import Protocol
 
 from router.dispatch.dispatcher import Dispatcher, DispatcherConfig, Reply
 from router.dispatch.lease import Acquire, Granted, Outcome, Refused, Settle
+from router.dispatch.prefixes import prompt_hashes_now
 from simulation.jobs import Job
 from simulation.replica import BLOCK, Shape, VirtualReplica
-from workers.api.hashing import block_hashes
-from workers.api.replica import LoadReport, ReplicaInfo
+from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 from workers.api.request import Delta
 from workers.engine.queue import Ordering
 
@@ -22,6 +22,7 @@ MODEL = "m"
 TICK = 0.1  # seconds between ticks of the dispatcher
 IDLE_REPORT = 0.5  # seconds between reports of an engine that has nothing to do
 CONTEXT = 131_072
+MOST_NEWS = 4096  # blocks that one report tells of
 
 
 class Machine(Protocol):
@@ -37,6 +38,9 @@ class Machine(Protocol):
 
     def load(self) -> LoadReport:
         """After the last step."""
+
+    def news(self) -> CacheNews | None:
+        """What its prefix cache gained and lost since the last call."""
 
     @property
     def busy(self) -> bool:
@@ -54,6 +58,10 @@ class EngineMachine(VirtualReplica):
     def load(self) -> LoadReport:
         """Its engine's own."""
         return self.engine.load()
+
+    def news(self) -> CacheNews | None:
+        """Its engine's own."""
+        return self.engine.cache_news(MOST_NEWS)
 
     @property
     def busy(self) -> bool:
@@ -106,7 +114,17 @@ class Cluster:
                     shape, self.jobs, ordering=ordering(number) if ordering else None, books=ordering is not None
                 )
             blocks = shape.pool // BLOCK
-            info = ReplicaInfo(f"r{number}", MODEL, "h", 1, min(CONTEXT, shape.pool), shape.slots, blocks, BLOCK)
+            info = ReplicaInfo(
+                f"r{number}",
+                MODEL,
+                "h",
+                1,
+                min(CONTEXT, shape.pool),
+                shape.slots,
+                blocks,
+                BLOCK,
+                max_num_batched_tokens=shape.budget,
+            )
             self.hosts[info.id] = _Host(info, machine)
             self.dispatcher.replica_up(info)
             self.dispatcher.load(info.id, machine.load())
@@ -149,7 +167,7 @@ class Cluster:
             owner=job.user,
             tier=job.tier,
             route="chat",
-            block_hashes=tuple(block_hashes(job.tokens(), BLOCK)) if self._hash_prompts else (),
+            prompt=prompt_hashes_now(job.tokens(), BLOCK) if self._hash_prompts else None,
         )
         answer = self.dispatcher.acquire("ingress", request)
         if answer is not None:
@@ -174,6 +192,9 @@ class Cluster:
             self._deliver(delta)
         if report is not None:
             host.reported = self.now
+            news = host.machine.news() if self._hash_prompts else None
+            if news is not None:
+                self.dispatcher.cache(host.info.id, news)
             self._take(self.dispatcher.load(host.info.id, report))
         if host.machine.busy:
             self.steps += 1
@@ -196,6 +217,7 @@ class Cluster:
                 delta.executed_decode,
                 delta.cached_tokens,
                 job.emitted,
+                first_seconds=0.0 if job.first is None or job.granted is None else job.first - job.granted,
             )
             replies = self.dispatcher.settle(settle)
             self._end(job)

@@ -14,12 +14,11 @@ from random import Random
 from typing import Any
 
 from router.dispatch.dispatcher import DispatcherConfig
-from router.dispatch.lease import Granted
 from router.dispatch.strategies import STRATEGIES, Strategy
 from router.dispatch.table import Demand, Replica
 from simulation.cluster import Cluster, EngineMachine
 from simulation.device import StepCost
-from simulation.jobs import Job, Maker, quantile
+from simulation.jobs import Maker, quantile
 from simulation.replica import Shape
 from simulation.traffic import chats, poisson
 
@@ -130,7 +129,7 @@ def run(strategy: str, seed: int, *, rate: float = RATE, seconds: float = SECOND
             del STRATEGIES[name]
     holder.append(cluster)
     cluster.before_arrival = lambda job: output.__setitem__(0, job.output)
-    cluster.on_grant = lambda job, granted: _predict(cluster, job, granted)
+    cluster.on_grant = lambda job, granted: setattr(job, "predicted", granted.first_seconds)
     if slow:
         machine = cluster.hosts[f"r{TURNS_SLOW}"].machine
         assert isinstance(machine, EngineMachine)
@@ -173,9 +172,3 @@ def spiral(strategy: str, seed: int, *, replicas: int = 4, rate: float = 60.0, s
     cluster.run(jobs)
     taken = Counter(j.replica for j in jobs)
     return Run(strategy, [j.ttft for j in jobs], [], {n: c / len(jobs) for n, c in sorted(taken.items())})
-
-
-def _predict(cluster: Cluster, job: Job, granted: Granted) -> None:
-    replica = cluster.dispatcher._registry.get(granted.replica.id)
-    assert replica is not None
-    job.predicted = replica.queue_seconds + replica.step_seconds

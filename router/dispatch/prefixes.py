@@ -7,7 +7,7 @@ prefix, and the engine gives up tails first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from workers.api.hashing import SHORT_BYTES, chained_hashes
@@ -33,6 +33,30 @@ async def prompt_hashes(
 
     In slices, not in a thread: hashing small blocks holds the interpreter's lock, and a thread gives it up less often.
     """
+    slices = _hashing(token_ids, block_size, salt, adapter)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            hashed: PromptHashes = end.value
+            return hashed
+        await asyncio.sleep(0)
+
+
+def prompt_hashes_now(token_ids: Sequence[int], block_size: int) -> PromptHashes:
+    """The same at once, for an owner without a salt."""
+    slices = _hashing(token_ids, block_size, b"", None)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            hashed: PromptHashes = end.value
+            return hashed
+
+
+def _hashing(
+    token_ids: Sequence[int], block_size: int, salt: bytes, adapter: str | None
+) -> Generator[None, None, PromptHashes]:
     blocks = (len(token_ids) - 1) // block_size  # of a prompt that is known whole, one token is left to run
     stride = max(-(-blocks // MOST_HASHES), 1)
     digests = bytearray()
@@ -42,7 +66,7 @@ async def prompt_hashes(
         if number % stride == 0:
             digests += digest[:SHORT_BYTES]
         if number % _BLOCKS_AT_ONCE == 0:
-            await asyncio.sleep(0)
+            yield
     return PromptHashes(block_size, stride, bytes(digests))
 
 
