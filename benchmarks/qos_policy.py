@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from router.qos.config import Account, QosConfig, Tier
 from router.qos.fair_queue import Facts, FairQueue
-from router.qos.ledger import Charge, Prices
+from router.qos.ledger import Prices
 from router.qos.policy import Limits, Policy
 from router.qos.turns import Turns
+from workers.api.ordering import Charge
 
 
 class Request(NamedTuple):
@@ -77,7 +78,7 @@ def steps(users: int, queued: int, slots: int, count: int) -> list[float]:
         turns.admitting = False
         left, ran = 2048, []
         while left > 0 and (turn := turns.next()) is not None:
-            ran.append(turn.standing)
+            ran.append(turn.flow)
             left -= 1
             turns.served(4.0, more=False, seconds=20e-6)
         provisional = turns.close()

@@ -15,11 +15,11 @@ import torch
 
 from workers.api.config import KVCacheSpec, ReplicaConfig
 from workers.api.errors import ConfigError, EngineFault
+from workers.api.ordering import Ordering
 from workers.api.request import EngineRequest, FinishReason, SamplingParams
 from workers.context import LayerCache
 from workers.engine.core import Engine
 from workers.engine.plan import Executor, NewSequence, ScheduledSequence, StepPlan, StepResult
-from workers.engine.queue import Ordering
 from workers.execution.cache import allocate, block_bytes, count_blocks
 from workers.execution.inputs import BatchState
 from workers.execution.memory import free_bytes, peak_bytes, readable

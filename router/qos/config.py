@@ -82,6 +82,11 @@ class QosConfig:
         self._unlisted = max(listed, key=lambda a: a.tier.rank) if listed else Account(tiers[-1], DEFAULT, 0.0)
         for tier in tiers:
             self._defaults.setdefault(tier.name, Account(tier, DEFAULT, 0.0))
+        self._by_key = {a.key: a for a in (*self._defaults.values(), *accounts)}
+
+    def by_key(self, key: tuple[str, str]) -> Account | None:
+        """The account with this key, if there is one."""
+        return self._by_key.get(key)
 
     def account(self, user: str, tier: str = "") -> Account:
         """Where `user` is charged: its own line; else the default of `tier`, which its API key names; else the last

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from router.qos.config import QosConfig, Tier
-from router.qos.ledger import Charge
 from router.qos.members import Members, Place
 from router.qos.outlook import Errors, Outlook, Pace
 from router.qos.policy import Limits, Policy
 from router.qos.standing import Standing
+from workers.api.ordering import Charge
 
 _SAMPLE = 8  # one request in so many teaches how good predictions are: a position costs a look at all accounts
 

@@ -21,6 +21,11 @@ class Floors:
         if before is not None:
             self._owed.update({n: owed for n, owed in before._owed.items() if n in self._shares})
 
+    @property
+    def any(self) -> bool:
+        """Whether some tier has a floor."""
+        return bool(self._shares)
+
     def served(self, units: Mapping[str, float], active: Iterable[str]) -> None:
         """A step served each tier so many units, while the tiers `active` had work."""
         if not self._shares:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from router.qos.standing import Standing
+from workers.api.ordering import Charge
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +30,6 @@ class Prices:
     def most_a_step(self, max_tokens: int, pool_tokens: int) -> float:
         """U: what one step of at most `max_tokens` over a KV cache of `pool_tokens` can charge at most."""
         return max(self.prefill, self.decode) * max_tokens + self.kv_read * pool_tokens
-
-
-class Charge(NamedTuple):
-    """What a step, or a lease, executed for one account, in tokens. `kv_read` are not executed: they are read."""
-
-    standing: Standing
-    prefill: int = 0
-    decode: int = 0
-    kv_read: int = 0
-    overhead: int = 0
 
 
 @dataclass(slots=True)
@@ -68,14 +57,19 @@ class Ledger:
         """A step ran `executed` tokens; `charges` say for whom. What they leave open shows in `missing`."""
         self.executed += executed
         for standing, prefill, decode, kv_read, overhead in charges:
-            key = standing.account.key
-            totals = self.accounts.get(key)
-            if totals is None:
-                totals = self.accounts[key] = Totals()
-            totals.prefill += prefill
-            totals.decode += decode
-            totals.kv_read += kv_read
             self.overhead += overhead
+            if prefill or decode:
+                totals = self.totals(standing.key)
+                totals.prefill += prefill
+                totals.decode += decode
+                totals.kv_read += kv_read
+
+    def totals(self, key: tuple[str, str]) -> Totals:
+        """Of the account with this key; they may be added to."""
+        found = self.accounts.get(key)
+        if found is None:
+            found = self.accounts[key] = Totals()
+        return found
 
     @property
     def missing(self) -> int:

@@ -17,8 +17,9 @@ from math import inf
 
 from router.qos.config import Account, QosConfig, Tier
 from router.qos.floors import Floors
-from router.qos.ledger import Charge, Ledger, Prices
+from router.qos.ledger import Ledger, Prices
 from router.qos.standing import Standing, TimeHeap
+from workers.api.ordering import Charge
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +108,20 @@ class Policy:
         self.config, self.limits = config, limits
         self.prices = prices or Prices()
         self.ledger = Ledger()
+        self.lifting = True  # False: who returns from idle is lifted elsewhere
         self.floors = Floors(config.tiers, limits.step)
         self.bands: dict[int, Band] = {}
         self._standings: dict[tuple[str, str], Standing] = {}
 
     # moves of requests
+
+    def find(self, key: tuple[str, str]) -> Standing | None:
+        """The standing of the account with this key; None if the configuration knows none."""
+        found = self._standings.get(key)
+        if found is None:
+            account = self.config.by_key(key)
+            return None if account is None else self.standing(account)
+        return found
 
     def standing(self, account: Account) -> Standing:
         """The account's; the same object as long as the configuration stands."""
@@ -163,18 +173,25 @@ class Policy:
         touched = dict.fromkeys(provisional or ())
         for standing, units in (provisional or {}).items():
             standing.pending -= units
-        served: dict[str, float] = {}
-        for charge in charges:
-            units = self.prices.units(charge.prefill, charge.decode, charge.kv_read)
+        per_prefill, per_decode, per_read = self.prices.prefill, self.prices.decode, self.prices.kv_read
+        served: dict[int, float] = {}  # by band
+        for standing, prefill, decode, kv_read, _ in charges:
+            units = per_prefill * prefill + per_decode * decode + per_read * kv_read
             if units:
-                standing = charge.standing
                 standing.service += units
                 touched[standing] = None
-                name = standing.account.tier.name
-                served[name] = served.get(name, 0.0) + units
+                served[standing.band] = served.get(standing.band, 0.0) + units
         for standing in touched:
-            self.place(standing)
-        self.floors.served(served, (b.tier for b in self.bands.values() if b.active))
+            if standing.home is None:
+                self.place(standing)
+            else:
+                standing.home.put(standing)
+        if self.floors.any:
+            by_tier: dict[str, float] = {}
+            for number, units in served.items():
+                tier = self.config.tiers[number // 2].name
+                by_tier[tier] = by_tier.get(tier, 0.0) + units
+            self.floors.served(by_tier, (b.tier for b in self.bands.values() if b.active))
 
     def victim(
         self, needy: Standing, holders: Iterable[Standing], *, distance: float, urgent: bool = False
@@ -258,6 +275,8 @@ class Policy:
         (band or self.band(standing)).place(standing)
 
     def _lift(self, standing: Standing) -> None:
+        if not self.lifting:
+            return
         band = self.band(standing)
         TimeHeap.drop(standing)  # it is not its own measure
         first = band.first_waiting()

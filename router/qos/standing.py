@@ -18,7 +18,7 @@ class Standing:
     lifts on return from idle added; it is kept apart, so that `service` stays what was served.
     """
 
-    __slots__ = ("account", "band", "home", "offset", "pending", "queued", "resident", "service", "weight")
+    __slots__ = ("account", "band", "home", "key", "offset", "pending", "queued", "resident", "service", "weight")
 
     def __init__(self, account: Account) -> None:
         self.home: TimeHeap | None = None  # where it stands
@@ -33,7 +33,7 @@ class Standing:
         self.offset = time - (self.service + self.pending) / self.weight
 
     def _take(self, account: Account) -> None:
-        self.account = account
+        self.account, self.key = account, account.key
         self.weight = account.quota or 1.0  # accounts without a quota share what is left equally
         self.band = 2 * account.tier.rank + (account.quota == 0.0)
 
@@ -49,12 +49,13 @@ class Standing:
 class TimeHeap:
     """Standings by virtual time, the least first, equals in the order in which they came.
 
-    A change of time needs another `put`; old entries are skipped when they come up.
+    A time that has grown is noticed when its entry comes up, so that service costs nothing here; one that has shrunk
+    needs another `put`.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Standing]] = []
-        self._valid: dict[Standing, int] = {}
+        self._heap: list[_Entry] = []
+        self._valid: dict[Standing, _Entry] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -69,12 +70,15 @@ class TimeHeap:
             if standing.home is not None:
                 del standing.home._valid[standing]
             standing.home = self
-        self._count += 1
-        self._valid[standing] = self._count
         time = (standing.service + standing.pending) / standing.weight + standing.offset
-        heapq.heappush(self._heap, (time, self._count, standing))
+        entry = self._valid.get(standing)
+        if entry is not None and entry[0] <= time:
+            return
+        self._count += 1
+        entry = self._valid[standing] = (time, self._count, standing)
+        heapq.heappush(self._heap, entry)
         if len(self._heap) > 2 * len(self._valid) + 64:
-            self._heap = [e for e in self._heap if self._valid.get(e[2]) == e[1]]
+            self._heap = list(self._valid.values())
             heapq.heapify(self._heap)
 
     @staticmethod
@@ -84,17 +88,27 @@ class TimeHeap:
             del standing.home._valid[standing]
             standing.home = None
 
-    def top(self) -> tuple[float, int, Standing] | None:
+    def top(self) -> _Entry | None:
         """The one with least time, and that time before all; None if there is none."""
         heap, valid = self._heap, self._valid
         while heap:
             entry = heap[0]
-            if valid.get(entry[2]) == entry[1]:
+            standing = entry[2]
+            if valid.get(standing) is not entry:
+                heapq.heappop(heap)
+                continue
+            time = (standing.service + standing.pending) / standing.weight + standing.offset
+            if time <= entry[0]:
                 return entry
-            heapq.heappop(heap)
+            self._count += 1
+            grown = valid[standing] = (time, self._count, standing)
+            heapq.heapreplace(heap, grown)
         return None
 
     def first(self) -> Standing | None:
         """The one with least time; None if there is none."""
         top = self.top()
         return None if top is None else top[2]
+
+
+_Entry = tuple[float, int, Standing]  # (virtual time, number, standing)

@@ -7,28 +7,15 @@ to. Which sequences, blocks and tokens that means is its own matter; nothing her
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple
 
 from router.qos.policy import Band, Policy
 from router.qos.standing import Standing, TimeHeap
+from workers.api.ordering import Turn
 
-
-class Turn(NamedTuple):
-    """Serve `standing`: its decodes, oldest first, then part-done prefills, then its queue; until that will be charged
-    `units` or takes `seconds` of predicted time, whichever comes first.
-
-    `oldest`: only the oldest request of its tier, which is overdue. `urgent`: slots and blocks may be taken from any
-    account but protected ones (see `Policy.victim`), for the tier is owed service.
-    """
-
-    standing: Standing
-    units: float
-    seconds: float = inf
-    oldest: bool = False
-    urgent: bool = False
+_Place = tuple[float, int, Standing]  # (virtual time, number among equals, standing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +24,36 @@ class Oldest:
 
     standing: Standing
     since: float
+    request: Hashable
 
 
 class Turns:
     """One step's turns: overdue requests, tiers below their floor, then bands and in each the least virtual time.
 
     What the step will charge counts as it is planned, as `pending` of the standings, until `Policy.commit` settles it.
-    `oldest` names the oldest request of each tier that has a `max_wait`.
+    `oldest` names the oldest request of each tier that has a `max_wait`. Not `bounded`: tau does not hold.
     """
 
-    def __init__(self, policy: Policy, now: float, oldest: Mapping[str, Oldest] | None = None) -> None:
+    def __init__(
+        self, policy: Policy, now: float, oldest: Mapping[str, Oldest] | None = None, *, bounded: bool = True
+    ) -> None:
         self._policy, self._limits = policy, policy.limits
         active = [number for number, band in policy.bands.items() if band.active]
         self._top = active[0] // 2 if active else 0
-        self._seconds = policy.limits.tau  # left for tiers below the top one
+        self._seconds = policy.limits.tau if bounded else inf  # left for tiers below the top one
         self._before: dict[Standing, float] = {}  # virtual times before the first turn
         self._references: dict[int, float] = {}  # by band: the least of those that were served and have admissible work
         self._turn: Turn | None = None
         self.provisional: dict[Standing, float] = {}
-        self.admitting = True  # set it False once no slot can be had: who only waits has no turn then
+        self.admitting = True
         tiers = policy.config.tiers
         firsts = [(t, (oldest or {}).get(t.name)) for t in tiers if t.max_wait is not None]
-        self._overdue = [f.standing for t, f in firsts if f is not None and now - f.since >= (t.max_wait or inf)]
+        self._overdue = [f for t, f in firsts if f is not None and now - f.since >= (t.max_wait or inf)]
         owed = {t: policy.floors.owed(t.name) for t in tiers}
         self._owed = {t.name: units for t, units in owed.items() if units > 0.0}
         floors = [n for n in active if policy.bands[n].tier in self._owed and n // 2 != self._top]
-        self._walks = [_Walk(policy, floors, urgent=True), _Walk(policy, active, urgent=False)]
+        self._walks = [_Walk(policy, floors, urgent=True)] if floors else []
+        self._walks.append(_Walk(policy, active, urgent=False))
 
     def next(self) -> Turn | None:
         """The next turn, to be answered by `served`; None: nobody is left, and the turns are closed."""
@@ -70,23 +61,21 @@ class Turns:
         return self._turn
 
     def served(self, units: float, *, more: bool, admissible: bool = False, seconds: float = 0.0) -> None:
-        """The turn will be charged `units`, and adds `seconds` to the step. `more`: only its allowance ended it.
-        `admissible`: its account has waiting work that was admitted in it, or could have been.
-        """
+        """See `workers.api.ordering.Turns`."""
         turn, self._turn = self._turn, None
         assert turn is not None, "no turn is open"
-        standing = turn.standing
-        before = self._before.setdefault(standing, standing.time)
+        standing: Standing = turn.flow
         if units:
+            before = self._before.setdefault(standing, standing.time)
             standing.pending += units
             self.provisional[standing] = self.provisional.get(standing, 0.0) + units
             if admissible:
                 self._references[standing.band] = min(self._references.get(standing.band, inf), before)
-        if standing.account.tier.rank > self._top:
+        if standing.band // 2 > self._top:
             self._seconds -= seconds
-        if turn.urgent and not turn.oldest:
+        if turn.urgent and turn.only is None:
             self._owed[standing.account.tier.name] -= units
-        if more and units and not turn.oldest:
+        if more and units and turn.only is None:
             self._walks[0].again(standing)
 
     def close(self) -> dict[Standing, float]:
@@ -98,8 +87,8 @@ class Turns:
 
     def _find(self) -> Turn | None:
         if self._overdue:
-            standing = self._overdue.pop(0)
-            return Turn(standing, self._limits.quantum, oldest=True, urgent=True)
+            first = self._overdue.pop(0)
+            return Turn(first.standing, self._limits.quantum, only=first.request, urgent=True)
         while self._walks:
             walk = self._walks[0]
             found = walk.next(admitting=self.admitting or walk.urgent)
@@ -111,7 +100,7 @@ class Turns:
                 if owed > 0.0:
                     return Turn(found, min(owed, self._limits.quantum), urgent=True)
             elif not self._paced(found):
-                if found.account.tier.rank <= self._top:
+                if found.band // 2 <= self._top:
                     return Turn(found, self._limits.quantum)
                 if self._seconds > 0.0:
                     return Turn(found, self._limits.quantum, self._seconds)
@@ -121,18 +110,24 @@ class Turns:
     def _paced(self, standing: Standing) -> bool:
         """Whether it is too far ahead of somebody who was served and still has admissible work waiting."""
         time = self._before.setdefault(standing, standing.time)
-        ahead = time - self._references.get(standing.band, inf)
-        return ahead * standing.weight > self._limits.ahead
+        reference = self._references.get(standing.band)
+        return reference is not None and (time - reference) * standing.weight > self._limits.ahead
 
 
 class _Walk:
-    """The active accounts of some bands, the least first; those that are told `again` come again, at their new time."""
+    """The active accounts of some bands, the least first; those that are told `again` come again, at their new time.
+
+    Those with residents are few (there are only so many slots) and sorted; of those that only wait, the heap says who
+    is least.
+    """
 
     def __init__(self, policy: Policy, bands: list[int], *, urgent: bool) -> None:
         self.urgent = urgent
         self._policy, self._bands = policy, bands
-        self._seen: dict[Standing, None] = {}  # taken out of their heaps
-        self._again: list[tuple[float, int, Standing]] = []
+        self._residents: list[_Place] | None = None  # of the first band, the greatest first
+        self._seen: set[Standing] = set()
+        self._dropped: list[Standing] = []  # taken out of their heap
+        self._again: list[_Place] = []
         self._count = 0
 
     def again(self, standing: Standing) -> None:
@@ -141,28 +136,43 @@ class _Walk:
 
     def next(self, *, admitting: bool) -> Standing | None:
         while self._bands:
-            fresh = self._fresh(self._policy.bands[self._bands[0]], admitting)
-            if self._again and (fresh is None or self._again[0][0] < fresh[0]):
-                return heapq.heappop(self._again)[2]
-            if fresh is not None:
-                self._seen[fresh[2]] = None
-                TimeHeap.drop(fresh[2])
-                return fresh[2]
-            self._bands = self._bands[1:]
-        return None
-
-    def _fresh(self, band: Band, admitting: bool) -> tuple[float, int, Standing] | None:
-        while True:
-            best = band.both.top()
-            for heap in (band.running, band.waiting) if admitting else (band.running,):
-                top = heap.top()
+            band = self._policy.bands[self._bands[0]]
+            if self._residents is None:
+                self._residents = _sorted_residents(band)
+            best = self._first_resident()
+            if admitting:
+                top = self._first_waiting(band)
                 if top is not None and (best is None or top[0] < best[0]):
                     best = top
-            if best is None or best[2] not in self._seen:
-                return best
-            TimeHeap.drop(best[2])  # a move of its requests has put it back
+            if self._again and (best is None or self._again[0][0] < best[0]):
+                return heapq.heappop(self._again)[2]
+            if best is not None:
+                self._seen.add(best[2])
+                return best[2]
+            self._bands, self._residents = self._bands[1:], None
+        return None
+
+    def _first_resident(self) -> _Place | None:
+        residents = self._residents
+        assert residents is not None, "the band was not opened"
+        while residents and residents[-1][2] in self._seen:
+            residents.pop()
+        return residents[-1] if residents else None
+
+    def _first_waiting(self, band: Band) -> _Place | None:
+        while (top := band.waiting.top()) is not None and top[2] in self._seen:
+            TimeHeap.drop(top[2])
+            self._dropped.append(top[2])
+        return top
 
     def close(self) -> None:
-        for standing in self._seen:
+        for standing in self._dropped:
             self._policy.place(standing)
-        self._seen = {}
+        self._dropped = []
+
+
+def _sorted_residents(band: Band) -> list[_Place]:
+    """Who has residents, the greatest time first."""
+    places = [((s.service + s.pending) / s.weight + s.offset, n, s) for n, s in enumerate((*band.both, *band.running))]
+    places.sort(reverse=True)
+    return places

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from fake_executor import VOCAB, FakeExecutor, Fault
 
 from workers.api.config import EngineConfig
+from workers.api.ordering import Ordering
 from workers.api.request import Delta, EngineRequest, FinishReason, SamplingParams
 from workers.engine.core import Engine
-from workers.engine.queue import Ordering
 
 
 class Clock:

@@ -9,6 +9,7 @@ from fake_executor import VOCAB, oracle
 from workers.api.errors import ContextLengthExceeded, EngineFault, InvalidRequest
 from workers.api.request import Delta, EngineRequest, FinishReason, MediaSegment
 from workers.engine.plan import StepPlan, StepResult
+from workers.engine.queue import Flow
 from workers.engine.sequence import Sequence
 from workers.engine.stop import finish_reason
 
@@ -94,7 +95,9 @@ def test_stop_ids_count_only_after_min_tokens() -> None:
 
 @pytest.mark.parametrize(("emitted", "ends"), [(4, False), (5, False), (6, True)])
 def test_a_stop_id_that_the_sampler_should_have_masked_does_not_end(emitted: int, ends: bool) -> None:
-    sequence = Sequence(request("r", PROMPT, 50, stop_ids=(7,), min_tokens=5, resumed_ids=(7,) * emitted), 0, 128)
+    sequence = Sequence(
+        request("r", PROMPT, 50, stop_ids=(7,), min_tokens=5, resumed_ids=(7,) * emitted), 0, 128, Flow(None)
+    )
     assert (finish_reason(sequence) is FinishReason.STOP) == ends
 
 

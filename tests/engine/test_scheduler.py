@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 
 import pytest
+from engine_orderings import ByOwner
 from engine_runs import Harness, request
 from fake_executor import VOCAB, oracle
 
-from workers.api.request import EngineRequest, FinishReason
+from workers.api.request import FinishReason
 from workers.engine.plan import StepPlan
-from workers.engine.queue import Charge, Rank
 
 PROMPT = [i * 7 % VOCAB for i in range(16)]
-
-
-class Recorder:
-    """FIFO that keeps the charges; the victim is the request whose owner is the greatest."""
-
-    def __init__(self) -> None:
-        self.charges: list[Charge] = []
-
-    def flow(self, request: EngineRequest) -> Hashable:
-        return None
-
-    def rank(self, request: EngineRequest) -> Rank:
-        return ()
-
-    def victim(self, request: EngineRequest) -> Rank:
-        return tuple(float(ord(c)) for c in request.owner)
-
-    def executed(self, charges: list[Charge]) -> None:
-        self.charges.extend(charges)
-
-    def of(self, name: str) -> tuple[int, int, int, int]:
-        mine = [c for c in self.charges if c.request.id == name]
-        sums = [sum(c[i] for c in mine) for i in range(1, 5)]
-        return sums[0], sums[1], sums[2], sums[3]
 
 
 def shapes(plans: list[StepPlan]) -> list[list[tuple[int, int, int]]]:
@@ -101,13 +76,13 @@ def test_a_stop_costs_one_discarded_token_when_planned_ahead(step_ahead: bool) -
     answer = oracle(request("", PROMPT, 8), 128)[0]
     stop = answer[2]
     assert stop not in answer[:2]
-    ordering = Recorder()
+    ordering = ByOwner()
     harness = Harness(step_ahead=step_ahead, ordering=ordering)
     harness.submit(request("a", PROMPT, 8, stop_ids=(stop,)))
     harness.drain()
     assert harness.receiver.tokens["a"] == answer[:3]
     assert harness.engine.stats.overhead == int(step_ahead)
-    assert ordering.of("a") == (16, 2, 17 + 18, 0)
+    assert ordering.of("a") == (16, 2, 17 + 18, int(step_ahead))
     last = harness.receiver.last["a"]
     assert (last.executed_prefill, last.executed_decode) == (16, 2)
 
@@ -137,7 +112,7 @@ def test_the_youngest_is_preempted_and_comes_back_before_others() -> None:
 
 
 def test_the_ordering_chooses_the_victim() -> None:
-    ordering = Recorder()
+    ordering = ByOwner()
     harness = Harness(num_blocks=10, max_num_seqs=2, watermark=0, ordering=ordering, prefix_caching=False)
     harness.submit(request("first", PROMPT[:8], 20, owner="z"), request("second", PROMPT[1:9], 20, owner="a", seed=1))
     harness.drain()
@@ -146,29 +121,52 @@ def test_the_ordering_chooses_the_victim() -> None:
     assert ordering.of("first")[3] > 0
 
 
+def test_a_slot_is_taken_from_whom_the_ordering_ranks_behind() -> None:
+    ordering = ByOwner()
+    harness = Harness(max_num_seqs=2, ordering=ordering, step_ahead=False)
+    harness.submit(*(request(f"z{i}", PROMPT[i:], 20, owner="z", seed=i) for i in range(2)))
+    for _ in range(3):
+        harness.step()
+    harness.submit(request("a", PROMPT[2:], 4, owner="a"))
+    assert [d.request_id for d in harness.step()] == ["z0", "a"]  # in the very next step, and the older one runs on
+    harness.engine.check_ledgers()
+    harness.drain()
+    assert (ordering.of("a")[3], ordering.of("z0")[3]) == (0, 0)
+    assert harness.engine.stats.preemptions == 1
+    for name, prompt, count, seed in (("z0", PROMPT, 20, 0), ("z1", PROMPT[1:], 20, 1), ("a", PROMPT[2:], 4, 0)):
+        assert harness.receiver.tokens[name] == oracle(request("", prompt, count, seed=seed), 128)[0]
+
+
+def test_nobody_yields_where_that_would_not_do() -> None:
+    ordering = ByOwner()
+    harness = Harness(num_blocks=16, max_num_seqs=4, watermark=0, ordering=ordering, prefix_caching=False)
+    harness.submit(request("a1", PROMPT, 24, owner="a"), request("z", PROMPT[:4], 12, owner="z"))
+    for _ in range(4):
+        harness.step()
+    harness.submit(request("a2", PROMPT * 3, 2, owner="a"))  # needs 12 blocks; a1 holds 5
+    for _ in range(4):
+        harness.step()
+        harness.engine.check_ledgers()
+    assert harness.engine.load().running == 2
+    assert harness.engine.stats.preemptions == 0
+    harness.drain()
+
+
 def test_a_part_done_prompt_takes_blocks_from_whom_the_ordering_ranks_behind_it() -> None:
-    ordering = Recorder()
+    ordering = ByOwner()
     harness = Harness(
         num_blocks=8, max_num_seqs=2, max_num_batched_tokens=5, watermark=0, ordering=ordering, step_ahead=False
     )
-    harness.submit(request("behind", PROMPT[:4], 20, owner="z"), request("before", list(range(24)), 2, owner="a"))
-    for _ in range(7):
-        harness.step()
-        harness.engine.check_ledgers()
-    # Step 5 leaves no block for the end of the prompt; step 6 takes them from the decode beside it.
-    assert shapes(harness.executor.plans)[5:] == [[(8, 1, 1), (17, 3, 0)], [(20, 4, 1)]]
+    harness.submit(request("behind", PROMPT[:4], 20, owner="z"))
+    harness.step()
+    harness.submit(request("before", list(range(24)), 2, owner="a"))
     harness.drain()
     assert ordering.of("before")[3] == 0
+    assert ordering.of("behind")[3] > 0
 
 
 def test_part_done_prompts_that_block_each_other_are_resolved() -> None:
-    class Contrary(Recorder):
-        """Who is served first is preempted first."""
-
-        def rank(self, request: EngineRequest) -> Rank:
-            return tuple(-x for x in self.victim(request))
-
-    harness = Harness(num_blocks=4, ordering=Contrary())
+    harness = Harness(num_blocks=4, ordering=ByOwner(yields=False))
     harness.submit(request("a", PROMPT[:12], 1, owner="a"), request("z", PROMPT[:12], 1, owner="z"))
     roster = harness.engine.roster
     for name in "az":  # a state that admission avoids today: two part-done prompts that hold all blocks
@@ -176,15 +174,26 @@ def test_part_done_prompts_that_block_each_other_are_resolved() -> None:
         roster.residents.grow(roster.live[name], 8)
         roster.backlog -= 8
     harness.engine.check_ledgers()
-    planned = harness.engine._scheduler.plan()
+    planned = harness.engine._scheduler.plan(0.0)
     assert planned is not None
     assert [s.id for s in planned.sequences] == ["a"]
     assert roster.live["z"].preemptions == 1
     harness.engine.check_ledgers()
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_steps_without_anything_to_decide_are_those_of_first_come_first_served(quick: bool) -> None:
+    plans = []
+    for ordering in (None, ByOwner(quick)):
+        harness = Harness(ordering=ordering)
+        harness.submit(*(request(str(i), PROMPT[i:], 5 + i, seed=i) for i in range(4)))
+        harness.drain()
+        plans.append([sorted(shape) for shape in shapes(harness.executor.plans)])
+    assert plans[0] == plans[1]
+
+
 def test_recomputed_tokens_are_overhead_and_each_position_is_charged_once() -> None:
-    ordering = Recorder()
+    ordering = ByOwner()
     harness = Harness(num_blocks=12, max_num_seqs=4, watermark=0, ordering=ordering, prefix_caching=False)
     asked = [request(str(i), PROMPT[i : i + 8], 24, seed=i) for i in range(4)]
     harness.submit(*asked)
@@ -200,7 +209,7 @@ def test_recomputed_tokens_are_overhead_and_each_position_is_charged_once() -> N
 
 
 def test_a_replay_charges_only_what_is_new() -> None:
-    ordering = Recorder()
+    ordering = ByOwner()
     whole = request("whole", PROMPT, 10)
     answer = oracle(whole, 128)[0]
     harness = Harness(ordering=ordering)

@@ -14,40 +14,63 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 
+from engine_orderings import ByOwner
 from engine_runs import Harness, request
 from fake_executor import VOCAB, oracle
 
+from router.qos.config import make_qos_config
+from router.qos.policy import Limits
+from router.qos.source import parse_source
+from router.qos.standing import Standing
+from router.qos.steps import StepOrder
 from workers.api.errors import EngineFault
-from workers.api.request import EngineRequest, FinishReason
-from workers.engine.queue import Charge, Rank
+from workers.api.request import Delta, EngineRequest, FinishReason
+
+TIERS = {
+    "strict": "user_groups: [a, b]\nuser_group_map: {a: [{id: a1, quota_pct: 3}, {id: a2, quota_pct: 1}], "
+    "b: [{id: b1, quota_pct: 1}, {id: b2, quota_pct: 0}]}",
+    "one": "user_groups: [a]\nuser_group_map: {a: [{id: a1, quota_pct: 90}, {id: a2, quota_pct: 10}]}",
+    "floors": "user_groups: [a, b]\nuser_group_map: {a: [{id: a1, quota_pct: 1}, {id: default, quota_pct: 1}], "
+    "b: [{id: b1, quota_pct: 1}]}\ntiers: {b: {min_share: 0.3, max_wait: 0.2}}",
+}
 
 
-class Tiers:
-    """A policy as one from outside might be: the tier is the owner's first letter, then who has had least."""
+class Policy(StepOrder):
+    """The shipped policy, at limits so small that it interferes all the time; keeps what was charged by account."""
 
-    def __init__(self, by_owner: bool) -> None:
-        self.by_owner = by_owner
-        self.served: dict[str, float] = {}
-        self.charges: dict[str, list[int]] = {}
+    def __init__(self, rng: random.Random) -> None:
+        config = make_qos_config(parse_source(TIERS[rng.choice(list(TIERS))], "f", as_json=False))
+        limits = Limits(
+            step=rng.choice([4.0, 30.0]),
+            longest=rng.choice([0.0, 20.0]),
+            pacing=rng.choice([None, 2.0]),
+            quantum=rng.choice([1.0, 4.0, 512.0]),
+            tau=rng.choice([0.0, 1e-4, 0.02, 1.0]),
+        )
+        super().__init__(config, limits)
+        self.owners: dict[str, str] = {}
 
-    def flow(self, request: EngineRequest) -> Hashable:
-        return request.owner if self.by_owner else None
+    def flow(self, request: EngineRequest) -> Standing:
+        found = super().flow(request)
+        self.owners[request.id] = found.account.id
+        return found
 
-    def rank(self, request: EngineRequest) -> Rank:
-        return (ord(request.owner[0]), self.served.get(request.owner, 0)) if self.by_owner else ()
-
-    def victim(self, request: EngineRequest) -> Rank:
-        return self.rank(request)
-
-    def executed(self, charges: list[Charge]) -> None:
-        for charge in charges:
-            owner = charge.request.owner
-            self.served[owner] = self.served.get(owner, 0) + charge.prefill + 2 * charge.decode
-            sums = self.charges.setdefault(charge.request.id, [0, 0, 0, 0])
-            for i in range(4):
-                sums[i] += charge[i + 1]
+    def check(self, last: dict[str, Delta], executed: int) -> None:
+        """The books are the engine's: by account, and in all."""
+        ledger = self.policy.ledger
+        assert (ledger.missing, ledger.executed) == (0, executed)
+        mine: dict[str, list[int]] = {}
+        for name, delta in last.items():
+            sums = mine.setdefault(self.owners[name], [0, 0])
+            sums[0] += delta.executed_prefill
+            sums[1] += delta.executed_decode
+        booked = {key[1]: [t.prefill, t.decode] for key, t in ledger.accounts.items()}
+        assert booked == {owner: sums for owner, sums in mine.items() if any(sums)}
+        for standing in self.policy._standings.values():
+            assert abs(standing.pending) < 1e-6, f"{standing}: an expectation was never settled"
+            assert (standing.queued, standing.resident) == (0, 0)
 
 
 class Traffic:
@@ -56,7 +79,7 @@ class Traffic:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.faulty = {rng.randrange(16): rng.randrange(1, 30) for _ in range(rng.choice([0, 0, 1, 3]))}
-        self.ordering = rng.choice([None, Tiers(False), Tiers(True)])
+        self.ordering = rng.choice([None, ByOwner(rng.random() < 0.5), Policy(rng), Policy(rng)])
         slots = rng.randint(1, 6)
         self.harness = Harness(
             block_size=rng.choice([1, 2, 4, 8]),
@@ -97,7 +120,7 @@ class Traffic:
             stop_ids=tuple(rng.sample(range(VOCAB), rng.choice([0, 0, 2, 8]))),
             min_tokens=rng.choice([0, 0, 3]),
             resumed_ids=tuple(rng.randrange(VOCAB) for _ in range(resumed)),
-            owner=rng.choice(["a1", "a2", "b1"]),
+            owner=rng.choice(["a1", "a2", "b1", "b2"]),
             salt=rng.choice([b"", b"", b"x"]),
         )
         self.asked[asked.id] = asked
@@ -156,13 +179,14 @@ class Traffic:
             else:
                 assert last.cached_tokens + last.executed_prefill == len(asked.prompt_ids)
                 assert last.executed_decode == len(got) - 1
-        if self.ordering is not None:
+        if isinstance(self.ordering, Policy) and not self.failed:
+            self.ordering.check(receiver.last, engine.stats.executed)
+        elif isinstance(self.ordering, ByOwner):
             for name, (prefill, decode, _, _) in self.ordering.charges.items():
                 last = receiver.last[name]
                 assert (prefill, decode) == (last.executed_prefill, last.executed_decode)
-            charged = sum(p + d for p, d, _, _ in self.ordering.charges.values())
-            assert charged + engine.stats.overhead == engine.stats.executed
-        if not isinstance(self.ordering, Tiers) or not self.ordering.by_owner:
+            assert self.ordering.executed_tokens == engine.stats.executed
+        elif self.ordering is None:
             pool_tokens = harness.num_blocks * harness.block_size
             assert self.most_preempted <= 2 + math.log2(pool_tokens / max(harness.watermark, 1) + 1)
 

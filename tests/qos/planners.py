@@ -7,10 +7,11 @@ from collections import defaultdict, deque
 from math import inf
 
 from router.qos.config import Account, QosConfig, Tier
-from router.qos.ledger import Charge, Prices
+from router.qos.ledger import Prices
 from router.qos.policy import Limits, Policy
 from router.qos.standing import Standing
-from router.qos.turns import Oldest, Turn, Turns
+from router.qos.turns import Oldest, Turns
+from workers.api.ordering import Charge, Turn
 
 from .engine import Engine, Job
 
@@ -97,17 +98,17 @@ class QosPlanner:
 
     def _oldest(self) -> dict[str, Oldest]:
         firsts = {name: jobs[0] for name, jobs in self.of_tier.items() if jobs}
-        return {name: Oldest(self.standing(job), since) for name, (since, _, job) in firsts.items()}
+        return {name: Oldest(self.standing(job), since, job) for name, (since, _, job) in firsts.items()}
 
     def _serve(self, engine: Engine, turn: Turn, turns: Turns, now: float) -> None:
-        standing = turn.standing
+        standing = turn.flow
         units = seconds = 0.0
         more = admissible = False
         running = [j for j in self.running[standing] if j.decoding and j not in self._plan]
         running += [j for j in self.running[standing] if not j.decoding]
-        if turn.oldest:
-            first = self.of_tier[standing.account.tier.name][0][2]
-            running = [j for j in running if j is first]
+        only = turn.only
+        if only is not None:
+            running = [j for j in running if j is only]
         queue = self.waiting[standing]
         while self._left > 0:
             if units >= turn.units or seconds >= turn.seconds:
@@ -117,7 +118,7 @@ class QosPlanner:
                 job = running.pop(0)
                 if not job.resident:  # it has yielded to an older one of its user
                     continue
-            elif queue and (not turn.oldest or (queue[0] is first and first not in self._plan)):
+            elif queue and (only is None or (queue[0] is only and only not in self._plan)):
                 job = queue[0]
                 if not self._make_admissible(engine, job, turn, now):
                     break
@@ -137,7 +138,7 @@ class QosPlanner:
             self._left -= count
             units += cost(count)
             seconds += engine.seconds(job, count)
-        if queue and not turn.oldest and not admissible and self._left > 0:
+        if queue and only is None and not admissible and self._left > 0:
             admissible = engine.admissible(queue[0])
         turns.served(units, more=more, admissible=admissible, seconds=seconds)
         if len(engine.residents) >= engine.slots and self._stuck:
@@ -180,10 +181,10 @@ class QosPlanner:
     def _yield(self, engine: Engine, turn: Turn, now: float, distance: float, but: Job | None = None) -> Job | None:
         """One sequence loses slot and blocks, if anybody must yield."""
         free = {s: v for s, jobs in self.running.items() if (v := self._youngest(jobs, now, but)) is not None}
-        victim = self.policy.victim(turn.standing, free, distance=distance, urgent=turn.urgent)
-        if victim is None and but is not None and free.get(turn.standing) is not None:
-            own = free[turn.standing]
-            victim = turn.standing if (own.arrived, own.name) > (but.arrived, but.name) else None
+        victim = self.policy.victim(turn.flow, free, distance=distance, urgent=turn.urgent)
+        if victim is None and but is not None and free.get(turn.flow) is not None:
+            own = free[turn.flow]
+            victim = turn.flow if (own.arrived, own.name) > (but.arrived, but.name) else None
         if victim is None:
             return None
         self._evict(engine, free[victim])

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from router.qos.config import Account
-from router.qos.ledger import Charge
 from router.qos.policy import Policy
 from router.qos.standing import Standing
 from router.qos.turns import Turns
+from workers.api.ordering import Charge
 
 from . import checks
 from .engine import Job
@@ -130,7 +130,7 @@ class FlatCharges(Policy):
     def commit(
         self, executed: int, charges: Sequence[Charge], provisional: Mapping[Standing, float] | None = None
     ) -> None:
-        super().commit(executed, [Charge(c.standing, 1 if c.prefill or c.decode else 0) for c in charges], provisional)
+        super().commit(executed, [Charge(c.flow, 1 if c.prefill or c.decode else 0) for c in charges], provisional)
 
 
 class LostSettlement(Policy):

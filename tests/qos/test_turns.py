@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 
-from router.qos.ledger import Charge
 from router.qos.policy import Limits, Policy
 from router.qos.standing import Standing
 from router.qos.turns import Turns
+from workers.api.ordering import Charge
 
 from .planners import tiers
 
@@ -38,7 +38,7 @@ def order(policy: Policy, admissible: set[str]) -> list[str]:
     """Whose turns one step has, each of 10 units."""
     turns, seen = Turns(policy, 0.0), []
     while (turn := turns.next()) is not None:
-        name = turn.standing.account.id
+        name = turn.flow.account.id
         seen.append(name)
         turns.served(10.0, more=False, admissible=name in admissible)
     provisional = turns.close()
@@ -75,7 +75,7 @@ def test_a_turn_that_only_its_allowance_ended_comes_again_at_its_new_time() -> N
     for _ in range(6):
         turn = turns.next()
         assert turn is not None
-        seen.append(turn.standing.account.id)
+        seen.append(turn.flow.account.id)
         turns.served(100.0 if seen[-1] == "a" else 50.0, more=True)
     turns.close()
     assert seen == ["a", "b", "b", "a", "b", "b"]
@@ -86,17 +86,17 @@ def test_plans_ahead_see_what_is_in_flight() -> None:
     first = Turns(policy, 0.0)
     turn = first.next()
     assert turn is not None
-    assert turn.standing is found["a"]
+    assert turn.flow is found["a"]
     first.served(500.0, more=False)
     provisional = first.close()
     second = Turns(policy, 0.0)
     turn = second.next()
     assert turn is not None
-    assert turn.standing is found["b"]
+    assert turn.flow is found["b"]
     second.served(0.0, more=False)
     second.close()
     third = Turns(policy, 0.0).next()
     assert third is not None
-    assert third.standing is found["b"]  # looked at, but not served: it is still there
+    assert third.flow is found["b"]  # looked at, but not served: it is still there
     policy.commit(500, [Charge(found["a"], 300, overhead=200)], provisional)
     assert (found["a"].pending, found["a"].service, policy.ledger.missing) == (0.0, 300.0, 0)

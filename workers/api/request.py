@@ -66,7 +66,9 @@ class EngineRequest:
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     resumed_ids: tuple[int, ...] = ()
-    owner: str = ""  # opaque to the engine; the ordering object reads it
+    owner: str = ""  # opaque to the engine, as is `tier`; a policy that orders steps reads them
+    tier: str = ""
+    age: float = 0.0  # seconds since the request first came, for policies
     salt: bytes = b""  # part of every block hash: owners do not share prefixes unless they share a salt
     adapter: str | None = None
     media: tuple[MediaSegment, ...] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from workers.api.errors import EngineFault
 from workers.api.request import Delta, FinishReason
 from workers.engine.plan import ScheduledSequence, SlotResult, StepPlan, StepResult
-from workers.engine.queue import Charge, Fifo
+from workers.engine.queue import Flow
 from workers.engine.quick import quick
 from workers.engine.roster import Roster
 from workers.engine.scheduler import PlannedStep
@@ -24,7 +24,7 @@ class _Tally:
     prefill: int = 0
     decode: int = 0
     overhead: int = 0
-    charges: list[Charge] = field(default_factory=list)
+    flows: list[Flow] = field(default_factory=list)  # that were charged
     deltas: list[Delta] = field(default_factory=list)
 
 
@@ -33,7 +33,7 @@ class Committer:
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
-        self._priced = not isinstance(roster.ordering, Fifo)  # which ignores charges: none are made for it
+        self._priced = roster.ordering is not None  # nobody hears of charges otherwise: none are made
 
     def commit(self, step: PlannedStep, result: StepResult) -> list[Delta]:
         """The step is accounted for, full blocks are registered; returns one delta for each sequence that drew.
@@ -50,7 +50,9 @@ class Committer:
         for sequence, run in zip(step.sequences[count:], step.plan.scheduled[count:], strict=True):
             self._commit_one(sequence, run, next(answers) if run.emit else None, tally)
         self._roster.stats.count_step(result.seconds, step.num_tokens, tally.prefill, tally.decode, tally.overhead)
-        self._roster.ordering.executed(tally.charges)
+        if self._roster.ordering is not None:
+            charges = [flow.take_charge() for flow in tally.flows]
+            self._roster.ordering.executed(step.num_tokens, charges, step.expected.value)
         return tally.deltas
 
     def _commit_decodes(
@@ -71,7 +73,12 @@ class Committer:
             sequence.accounted = end = run.start + 1
             plain += 1
             if priced:
-                tally.charges.append(Charge(sequence.request, 0, 1, end, 0))
+                flow = sequence.flow
+                flow.decode += 1
+                flow.kv_read += end
+                if not flow.charged:
+                    flow.charged = True
+                    tally.flows.append(flow)
             if not end & mask:
                 cache.register(sequence, end)
             sequence.token_ids.extend(drawn)
@@ -80,18 +87,27 @@ class Committer:
 
     def _commit_one(self, sequence: Sequence, run: ScheduledSequence, answer: SlotResult | None, tally: _Tally) -> None:
         if sequence.phase is Phase.FINISHED:
-            tally.overhead += run.count
+            self._charge(sequence.flow, tally, 0, 0, 0, run.count)
             return
         end = run.start + run.count
-        charge = _charge(sequence, run.count, end)
-        tally.prefill += charge.prefill
-        tally.decode += charge.decode
-        tally.overhead += charge.overhead
-        tally.charges.append(charge)
+        self._charge(sequence.flow, tally, *_executed(sequence, run.count, end))
         if sequence.phase is not Phase.WAITING:  # else it was preempted meanwhile: its blocks are gone
             self._roster.cache.register(sequence, end)
         if answer is not None:
             tally.deltas.append(self._take(sequence, answer))
+
+    def _charge(self, flow: Flow, tally: _Tally, prefill: int, decode: int, kv_read: int, overhead: int) -> None:
+        tally.prefill += prefill
+        tally.decode += decode
+        tally.overhead += overhead
+        if self._priced:
+            flow.prefill += prefill
+            flow.decode += decode
+            flow.kv_read += kv_read
+            flow.overhead += overhead
+            if not flow.charged:
+                flow.charged = True
+                tally.flows.append(flow)
 
     def _take(self, sequence: Sequence, answer: SlotResult) -> Delta:
         """The drawn tokens are known, up to the one that ends the sequence; returns its delta."""
@@ -109,16 +125,18 @@ class Committer:
         return _delta(sequence.id, sequence.num_emitted - len(drawn), drawn, answer.logprobs)
 
 
-def _charge(sequence: Sequence, count: int, end: int) -> Charge:
-    """For the `count` positions before `end`; each position is charged once, the rest of `count` is overhead."""
+def _executed(sequence: Sequence, count: int, end: int) -> tuple[int, int, int, int]:
+    """(prefill, decode, KV read, overhead) in the `count` positions before `end`; each is charged once, the rest of
+    `count` is overhead.
+    """
     first, prompt = sequence.accounted, sequence.num_prompt
     if end <= first:
-        return Charge(sequence.request, 0, 0, 0, count)
+        return 0, 0, 0, count
     sequence.accounted = end
     prefill = min(end, prompt) - first if first < prompt else 0
     decode = end - first - prefill
     kv_read = decode * (2 * end - decode + 1) // 2  # position p reads p + 1 tokens
-    return Charge(sequence.request, prefill, decode, kv_read, count - prefill - decode)
+    return prefill, decode, kv_read, count - prefill - decode
 
 
 def _check_result(plan: StepPlan, result: StepResult) -> None:

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 
 from workers.api.config import EngineConfig
 from workers.api.errors import EngineFault, InvalidRequest
+from workers.api.ordering import Ordering
 from workers.api.replica import CacheNews, LoadReport
 from workers.api.request import Delta, EngineRequest, FinishReason
 from workers.engine.commit import Committer
+from workers.engine.cost import StepCost
 from workers.engine.ledger import check_ledgers
 from workers.engine.plan import Executor, StepHandle
-from workers.engine.queue import Fifo, Ordering
 from workers.engine.roster import Roster
 from workers.engine.scheduler import PlannedStep, Scheduler
 from workers.engine.sequence import Sequence
 from workers.engine.stop import validate
+from workers.engine.turn_scheduler import TurnScheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Engine:
 
     `num_blocks` blocks of `config.block_size` tokens are the pool. The context is `max_model_len` tokens or the
     pool's, whichever is less, so that every accepted request can run to its end alone. `watermark` is the room, in
-    tokens, that admission leaves for each resident to grow.
+    tokens, that admission leaves for each resident to grow. `ordering` says who runs (None: first come, first served)
+    by `clock` (seconds) and by what steps cost, which is learned from those that ran.
     """
 
     def __init__(
@@ -52,9 +55,16 @@ class Engine:
     ) -> None:
         self.config = config
         self.max_model_len = min(max_model_len, num_blocks * config.block_size)
-        self.roster = Roster(config, num_blocks, ordering or Fifo())
+        self.ordering = ordering
+        self.roster = Roster(config, num_blocks, ordering)
         self.stats = self.roster.stats
-        self._scheduler = Scheduler(self.roster, config.max_num_batched_tokens, watermark)
+        self._cost: StepCost | None = None
+        self._scheduler: Scheduler
+        if ordering is None:
+            self._scheduler = Scheduler(self.roster, config.max_num_batched_tokens, watermark)
+        else:
+            self._cost = StepCost()
+            self._scheduler = TurnScheduler(self.roster, config.max_num_batched_tokens, watermark, ordering, self._cost)
         self._committer = Committer(self.roster)
         self._executor = executor
         self._vocab_size = vocab_size
@@ -74,9 +84,9 @@ class Engine:
         if request.id in self.roster.live:
             raise InvalidRequest(f"request id {request.id[:64]!r} is in use", param="id")
         validate(request, self.max_model_len, self._vocab_size)
-        sequence = Sequence(request, self._arrivals, self.max_model_len)
+        sequence = Sequence(request, self._arrivals, self.max_model_len, self.roster.flow(request))
         self._arrivals += 1
-        self.roster.add(sequence)
+        self.roster.add(sequence, self._clock() - request.age)
 
     def abort(self, request_id: str) -> None:
         """The request's blocks and slot are free; the next `step` hands out its last delta. Unknown ids are ignored."""
@@ -155,7 +165,7 @@ class Engine:
         began = self._clock()
         waited = 0.0
         previous, self._in_flight = self._in_flight, None
-        planned = self._scheduler.plan()
+        planned = self._scheduler.plan(began)
         if planned is not None:
             self._in_flight = _InFlight(planned, self._executor.submit(planned.plan))
             if not self.config.step_ahead:
@@ -165,6 +175,10 @@ class Engine:
             result = previous.handle.result()
             waited = self._clock() - asked
             self._outbox.extend(self._committer.commit(previous.step, result))
+            if self._cost is not None:
+                step = previous.step
+                prefill = step.num_tokens - step.num_decodes
+                self._cost.observe(result.seconds, prefill, step.num_decodes, step.kv_tokens)
         self.stats.wait_seconds += waited
         self.stats.host_seconds += self._clock() - began - waited
 

@@ -3,41 +3,55 @@
 from __future__ import annotations
 
 from workers.api.config import EngineConfig
-from workers.api.request import Delta, FinishReason, TokenLogprobs
+from workers.api.ordering import Ordering
+from workers.api.request import Delta, EngineRequest, FinishReason, TokenLogprobs
 from workers.engine.block_pool import BlockPool
 from workers.engine.plan import NewSequence
 from workers.engine.prefix_cache import PrefixCache
-from workers.engine.queue import Ordering, WaitingQueue
+from workers.engine.queue import Flow, WaitingQueue
 from workers.engine.residents import Residents
 from workers.engine.sequence import Phase, Sequence
 from workers.engine.stats import Stats
 
 
 class Roster:
-    """The state that planning and committing share. Each method is one move of one sequence, with its bookkeeping."""
+    """The state that planning and committing share. Each method is one move of one sequence, with its bookkeeping.
 
-    def __init__(self, config: EngineConfig, num_blocks: int, ordering: Ordering) -> None:
+    Without an `ordering`, which is told of every move, all requests are in one flow.
+    """
+
+    def __init__(self, config: EngineConfig, num_blocks: int, ordering: Ordering | None) -> None:
         self.block_size = config.block_size
         self.pool = BlockPool(num_blocks)
         self.cache = PrefixCache(self.pool, config.block_size, enabled=config.prefix_caching)
         self.residents = Residents(self.pool, config.block_size, config.max_num_seqs)
         self.ordering = ordering
-        self.queue = WaitingQueue(ordering)
+        self.queue = WaitingQueue()
         self.stats = Stats()
         self.live: dict[str, Sequence] = {}
         self.backlog = 0  # known tokens that are not planned, of waiting and part-done sequences
         self.in_flight = 0  # steps planned and not committed
 
-    def add(self, sequence: Sequence) -> None:
-        """An accepted request waits."""
+    def flow(self, request: EngineRequest) -> Flow:
+        """Where the request belongs."""
+        return self.queue.flow(None if self.ordering is None else self.ordering.flow(request))
+
+    def add(self, sequence: Sequence, since: float) -> None:
+        """An accepted request waits; it first came at `since`."""
         self.live[sequence.id] = sequence
         self.stats.accepted += 1
         self._wait(sequence)
+        if self.ordering is not None:
+            self.ordering.arrived(sequence.flow.handle, sequence.id, since)
 
     def admit(self, sequence: Sequence, hits: list[int]) -> NewSequence:
-        """The head of the queue is resident; `hits` are its blocks from the prefix cache."""
-        taken = self.queue.pop()
+        """The head of its flow is resident; `hits` are its blocks from the prefix cache."""
+        flow = sequence.flow
+        taken = self.queue.pop(flow)
         assert taken is sequence, f"{sequence} is admitted before {taken}"
+        flow.residents[sequence] = None
+        if self.ordering is not None:
+            self.ordering.admitted(flow.handle)
         new = self.residents.enter(sequence, hits)
         found, prompt = sequence.planned, sequence.num_prompt
         self.backlog -= found
@@ -60,7 +74,10 @@ class Roster:
         sequence.preemptions += 1
         self.stats.preemptions += 1
         sequence.phase = Phase.WAITING
+        del sequence.flow.residents[sequence]
         self._wait(sequence)
+        if self.ordering is not None:
+            self.ordering.evicted(sequence.flow.handle)
 
     def finish(
         self,
@@ -75,7 +92,8 @@ class Roster:
 
         `token_ids` are its last tokens, known already but not yet handed out.
         """
-        if sequence.phase is Phase.WAITING:
+        flow, waited = sequence.flow, sequence.phase is Phase.WAITING
+        if waited:
             self.backlog -= len(sequence.token_ids)
             sequence.phase = Phase.FINISHED
             self.queue.discard(sequence)
@@ -84,6 +102,10 @@ class Roster:
                 self.backlog -= len(sequence.token_ids) - sequence.planned
             self.residents.leave(sequence)
             sequence.phase = Phase.FINISHED
+            del flow.residents[sequence]
+        if self.ordering is not None:
+            self.ordering.ended(flow.handle, sequence.id, resident=not waited)
+        self.queue.forget(flow)
         del self.live[sequence.id]
         self.stats.count_finish(reason)
         return Delta(

@@ -1,40 +1,53 @@
-"""Which sequences run in the next step. Pure: no clock, no I/O.
+"""Which sequences run in the next step, first come, first served. Pure: no clock, no I/O. Steps that a policy orders
+are planned in `workers.engine.turn_scheduler`.
 
 Continuous batching after Yu et al., "Orca", OSDI'22; prefill in chunks beside decodes after Agrawal et al.,
 "Sarathi-Serve", OSDI'24; preemption by recompute after Kwon et al., SOSP'23.
 
-The order inside a step: decodes, then part-done prefills, then admissions in the order of the queue. Room is made
-before anything is planned, so a sequence of the plan is never preempted by it.
+The order inside a step: decodes, then part-done prefills, then admissions, each by arrival. Room is made before
+anything is planned, so a sequence of the plan is never preempted by it; if anybody must yield, it is the youngest.
 
 Progress. Every accepted request fits the pool alone, and whoever is resident alone always runs. Admission leaves
-`watermark` tokens of room for each sequence to grow, and twice as much each time the candidate had been preempted. So,
-under FIFO, one sequence is preempted at most about 2 + log2(pool / watermark) times: in the end it is let in alone, and
-is then the oldest, which nobody preempts.
+`watermark` tokens of room for each sequence to grow, and twice as much each time the candidate had been preempted. So
+one sequence is preempted at most about 2 + log2(pool / watermark) times: in the end it is let in alone, and is then the
+oldest, which nobody preempts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from workers.engine.plan import NewSequence, ScheduledSequence, StepPlan
-from workers.engine.queue import Rank
 from workers.engine.quick import quick
 from workers.engine.roster import Roster
 from workers.engine.sequence import Phase, Sequence
 
 _scheduled = quick(ScheduledSequence)
 
-_Run = tuple[Sequence, ScheduledSequence]
+Run = tuple[Sequence, ScheduledSequence]
+
+
+@dataclass(slots=True)
+class Expected:
+    """What a policy expects of a step; None until it has been asked."""
+
+    value: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A plan, and whose `plan.scheduled` entries those are. The first `num_decodes` were in phase DECODE before."""
+    """A plan, and whose `plan.scheduled` entries those are. The first `num_decodes` were in phase DECODE before.
+
+    `kv_tokens` are those that the decodes read, where the cost of steps is learned.
+    """
 
     plan: StepPlan
     num_tokens: int
     num_decodes: int
     sequences: tuple[Sequence, ...]
+    expected: Expected
+    kv_tokens: int
 
 
 class Scheduler:
@@ -49,33 +62,44 @@ class Scheduler:
         self._watermark = watermark
         self._next_step = 0
 
-    def plan(self) -> PlannedStep | None:
-        """The next step, its blocks taken and its slots given; None if there is none before something is committed."""
+    def plan(self, now: float) -> PlannedStep | None:
+        """The next step, its blocks taken and its slots given; None if there is none before something is committed.
+
+        `now`, in seconds, is for policies.
+        """
         residents = self._residents
         sequences, preempted = self._make_room()
         scheduled = self._plan_decodes(sequences)
-        num_decodes = len(scheduled)
-        budget = self._budget - num_decodes
-        chunks: list[_Run] = []
-        for sequence in self._by_rank(residents.prefilling):
+        budget = self._budget - len(scheduled)
+        chunks: list[Run] = []
+        for sequence in sorted(residents.prefilling, key=_by_arrival):
             budget -= self._plan_chunk(sequence, budget, chunks)
         added: list[NewSequence] = []
         if not preempted:
             budget -= self._admit(budget, chunks, added)
+        return self._planned(sequences, scheduled, chunks, added)
+
+    def _planned(
+        self,
+        sequences: list[Sequence],
+        decodes: list[ScheduledSequence],
+        chunks: list[Run],
+        added: list[NewSequence],
+        kv_tokens: int = 0,
+    ) -> PlannedStep | None:
+        """The step of these `decodes`, of `sequences`, and of `chunks`; None if it is empty."""
+        num_decodes = num_tokens = len(decodes)
         chunks.sort(key=lambda chunk: chunk[1].count > 1)  # to the ranks, a chunk of one token is a decode
         for sequence, run in chunks:
             sequences.append(sequence)
-            scheduled.append(run)
-        if not scheduled:
-            if self._roster.in_flight or not len(residents):
-                return None
-            # Part-done prefills hold every block, and the ordering's ranks disagree on who should yield.
-            self._roster.preempt(self._victim())
-            return self.plan()
-        plan = StepPlan(self._next_step, residents.take_removed(), tuple(added), tuple(scheduled))
+            decodes.append(run)
+            num_tokens += run.count
+        if not decodes:
+            return None
+        plan = StepPlan(self._next_step, self._residents.take_removed(), tuple(added), tuple(decodes))
         self._next_step += 1
         self._roster.in_flight += 1
-        return PlannedStep(plan, self._budget - budget, num_decodes, tuple(sequences))
+        return PlannedStep(plan, num_tokens, num_decodes, tuple(sequences), Expected(), kv_tokens)
 
     def _plan_decodes(self, decodes: list[Sequence]) -> list[ScheduledSequence]:
         """One position of each: the hot loop of planning."""
@@ -95,7 +119,7 @@ class Scheduler:
         residents.kv_tokens += len(scheduled)
         return scheduled
 
-    def _plan_chunk(self, sequence: Sequence, budget: int, out: list[_Run]) -> int:
+    def _plan_chunk(self, sequence: Sequence, budget: int, out: list[Run]) -> int:
         """As many of its known tokens as budget and blocks allow; returns their number."""
         start, total = sequence.planned, len(sequence.token_ids)
         room = (len(sequence.blocks) + self._pool.num_available) * self._block_size - start
@@ -111,11 +135,11 @@ class Scheduler:
         out.append((sequence, _scheduled(sequence.slot, start, count, emit, new_blocks)))
         return count
 
-    def _admit(self, budget: int, out: list[_Run], added: list[NewSequence]) -> int:
+    def _admit(self, budget: int, out: list[Run], added: list[NewSequence]) -> int:
         """Waiting sequences enter, in order, while slots, blocks and budget last; returns their query tokens."""
         left = budget
         while left > 0 and self._residents.free_slots:
-            sequence = self._roster.queue.peek()
+            sequence = self._roster.queue.flow(None).head()
             if sequence is None:
                 break
             hits = self._fit(sequence)
@@ -130,10 +154,7 @@ class Scheduler:
         residents, pool, cache = self._residents, self._pool, self._roster.cache
         if not len(residents):
             return cache.match(sequence)
-        headroom = self._watermark
-        if sequence.preemptions:
-            headroom = max(headroom, 1) << min(sequence.preemptions, 32)
-        reserved = residents.blocks_for(headroom * (len(residents) + 1))
+        reserved = residents.blocks_for(self._headroom(sequence) * (len(residents) + 1))
         for other in residents.prefilling:
             reserved += residents.blocks_for(len(other.token_ids)) - len(other.blocks)
         if reserved >= pool.num_available:
@@ -142,6 +163,12 @@ class Scheduler:
         idle = sum(1 for block in hits if not pool.refs(block))  # available until it takes them
         own = residents.blocks_for(len(sequence.token_ids)) - len(hits)
         return hits if reserved + own + idle <= pool.num_available else None
+
+    def _headroom(self, sequence: Sequence) -> int:
+        """Tokens of room for each resident that its admission leaves."""
+        if not sequence.preemptions:
+            return self._watermark
+        return max(self._watermark, 1) << min(sequence.preemptions, 32)
 
     def _make_room(self) -> tuple[list[Sequence], bool]:
         """The decodes that run, so that each finds its block, and whether anybody was preempted for it.
@@ -153,7 +180,7 @@ class Scheduler:
         short = self._shortage() if len(decodes) > self._pool.num_available else 0
         if residents.ending:
             if short > 0:
-                hungry = sorted((s for s in decodes if not s.planned & mask), key=self._victim_rank)
+                hungry = sorted((s for s in decodes if not s.planned & mask), key=_by_arrival)
                 left_out = set(hungry[-short:])
                 decodes = [s for s in decodes if s not in left_out]
             return decodes, False
@@ -167,10 +194,10 @@ class Scheduler:
         return (list(residents.decoding) if preempted else decodes), preempted
 
     def _make_room_for_prefill(self) -> bool:
-        """The first part-done prefill finds a block for its next token, if those who should yield to it hold one."""
+        """The oldest part-done prefill finds a block for its next token, if younger sequences hold one."""
         preempted = False
         while self._shortage() >= 0:
-            first = self._by_rank(self._residents.prefilling)[0]
+            first = min(self._residents.prefilling, key=_by_arrival)
             victim = self._victim()
             if victim is first or first.planned & (self._block_size - 1):
                 break
@@ -185,12 +212,8 @@ class Scheduler:
 
     def _victim(self) -> Sequence:
         residents = self._residents
-        return max((*residents.decoding, *residents.prefilling), key=self._victim_rank)
+        return max((*residents.decoding, *residents.prefilling), key=_by_arrival)
 
-    def _victim_rank(self, sequence: Sequence) -> tuple[Rank, int]:
-        return self._roster.ordering.victim(sequence.request), sequence.arrival
 
-    def _by_rank(self, sequences: dict[Sequence, None]) -> list[Sequence]:
-        if len(sequences) < 2:
-            return list(sequences)
-        return sorted(sequences, key=lambda s: (self._roster.ordering.rank(s.request), s.arrival))
+def _by_arrival(sequence: Sequence) -> int:
+    return sequence.arrival

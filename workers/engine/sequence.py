@@ -8,8 +8,12 @@ are on their way.
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 from workers.api.request import EngineRequest
+
+if TYPE_CHECKING:
+    from workers.engine.queue import Flow
 
 
 class Phase(enum.Enum):
@@ -31,6 +35,7 @@ class Sequence:
         "blocks",
         "cached",
         "first_accounted",
+        "flow",
         "hashes",
         "id",
         "limit",
@@ -45,9 +50,10 @@ class Sequence:
         "token_ids",
     )
 
-    def __init__(self, request: EngineRequest, arrival: int, context: int) -> None:
+    def __init__(self, request: EngineRequest, arrival: int, context: int, flow: Flow) -> None:
         self.id = request.id
         self.request = request
+        self.flow = flow
         self.arrival = arrival  # grows from request to request
         self.num_prompt = len(request.prompt_ids)
         self.limit = min(self.num_prompt + request.sampling.max_tokens, context)  # tokens it can ever have

@@ -1,0 +1,206 @@
+"""The policy as an engine takes it (`workers.api.ordering.Ordering`): accounts are its flows.
+
+One object an engine. The cluster's service comes in by `sync`: an account then stands where the cluster has it, divided
+by the replicas, plus what was executed here since. With raw counters all replicas would chase the same user.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from router.qos.config import DEFAULT, Account, QosConfig, Tier
+from router.qos.ledger import Prices
+from router.qos.policy import Limits, Policy
+from router.qos.standing import Standing
+from router.qos.turns import Oldest, Turns
+from workers.api.ordering import Charge, Service, ServiceReport, ServiceSync
+from workers.api.request import EngineRequest
+
+REPORT_SECONDS = 0.05
+
+
+def step_limits(prices: Prices, *, step_tokens: int, pool_tokens: int, context: int, tau: float = 0.020) -> Limits:
+    """The limits of an engine that runs `step_tokens` a step over `pool_tokens` of cache, `context` a sequence."""
+    step = prices.most_a_step(step_tokens, pool_tokens)
+    return Limits(step, longest=prices.prefill * min(context, pool_tokens), tau=tau)
+
+
+class StepOrder:
+    """Orders the steps of one engine by `config`. `prices` and `limits` are in units of service."""
+
+    def __init__(self, config: QosConfig, limits: Limits, prices: Prices | None = None) -> None:
+        self.policy = Policy(_ordered(config), limits, prices)
+        self._live: dict[str, _Live] = {}  # of tiers that may not starve
+        self._changed: dict[Standing, None] = {}  # since the last report
+        self._reported = float("-inf")
+        self._executed = 0  # tokens that were reported
+
+    @property
+    def prices(self) -> Prices:
+        """Units a token."""
+        return self.policy.prices
+
+    # moves
+
+    def flow(self, request: EngineRequest) -> Standing:
+        """The account of the request's owner."""
+        return self.policy.standing(self.policy.config.account(request.owner, request.tier))
+
+    def arrived(self, flow: Standing, request_id: str, since: float) -> None:  # noqa: D102
+        self.policy.queued(flow)
+        self._changed[flow] = None
+        tier = flow.account.tier
+        if tier.min_share or tier.max_wait is not None:
+            self._live.setdefault(tier.name, _Live()).add(request_id, flow, since)
+
+    def admitted(self, flow: Standing) -> None:  # noqa: D102
+        self.policy.admitted(flow)
+        self._changed[flow] = None
+
+    def evicted(self, flow: Standing) -> None:  # noqa: D102
+        self.policy.evicted(flow)
+        self._changed[flow] = None
+
+    def ended(self, flow: Standing, request_id: str, *, resident: bool) -> None:  # noqa: D102
+        (self.policy.ended if resident else self.policy.withdrawn)(flow)
+        self._changed[flow] = None
+        for live in self._live.values():
+            live.discard(request_id)
+
+    # a step
+
+    def undisputed(self, now: float, *, seconds: float, admitting: bool) -> bool:  # noqa: D102
+        policy = self.policy
+        top = None
+        above = False  # somebody of a higher band waits
+        for band in policy.bands.values():
+            running = len(band.running) + len(band.both)
+            waits = bool(len(band.waiting) or len(band.both))
+            if not running and not waits:
+                continue
+            if (waits and admitting) or (running and above):
+                return False
+            if top is None:
+                top = band.tier
+            elif band.tier != top and running and seconds > policy.limits.tau:
+                return False
+            if waits:
+                above = True
+                least = band.first_waiting()
+                if least is not None and running:
+                    floor, most = least.time, policy.limits.distance
+                    for standing in (*band.both, *band.running):
+                        if (standing.time - floor) * standing.weight > most:
+                            return False
+                if policy.floors.owed(band.tier) > 0.0:
+                    return False
+        return not any(oldest.since + (tier.max_wait or 0.0) <= now for tier, oldest in self._deadlines())
+
+    def turns(self, now: float, *, bounded: bool) -> Turns:  # noqa: D102
+        return Turns(self.policy, now, {t.name: oldest for t, oldest in self._deadlines()}, bounded=bounded)
+
+    def victim(
+        self, needy: Standing, holders: Iterable[Standing], *, admission: bool, urgent: bool, patient: bool
+    ) -> Standing | None:
+        """By the policy; nobody of the own band where it is `patient`."""
+        distance = float("inf") if patient else self.policy.limits.distance if admission else 0.0
+        return self.policy.victim(needy, holders, distance=distance, urgent=urgent)
+
+    def lowest(self, holders: Iterable[Standing]) -> Standing | None:  # noqa: D102
+        return self.policy.lowest(holders)
+
+    def protected(self, now: float) -> Iterator[str]:  # noqa: D102
+        for tier in self.policy.config.tiers:
+            oldest = self._oldest(tier)
+            if oldest is not None and self.policy.protects(tier, now - oldest.since):
+                yield str(oldest.request)
+
+    def expect(self, charges: Iterable[Charge]) -> dict[Standing, float]:  # noqa: D102
+        prices, expected = self.prices, {}
+        for standing, prefill, decode, kv_read, _ in charges:
+            expected[standing] = units = prices.units(prefill, decode, kv_read)
+            standing.pending += units
+        return expected
+
+    def executed(self, executed: int, charges: list[Charge], expected: dict[Standing, float] | None) -> None:  # noqa: D102
+        self.policy.commit(executed, charges, expected)
+        changed = self._changed
+        for charge in charges:
+            changed[charge.flow] = None
+
+    # the cluster
+
+    def report(self, now: float) -> ServiceReport | None:
+        """Totals since the start, of the accounts that have changed; at most one in REPORT_SECONDS."""
+        if now - self._reported < REPORT_SECONDS or not self._changed:
+            return None
+        ledger = self.policy.ledger
+        rows = []
+        for standing in self._changed:
+            totals = ledger.totals(standing.key)
+            rows.append(Service(standing.key, totals.prefill, totals.decode, totals.kv_read, standing.queued))
+        self._changed, self._reported = {}, now
+        return ServiceReport(ledger.executed, ledger.overhead, tuple(rows))
+
+    def greet(self) -> None:
+        """The next report has all accounts."""
+        self._changed.update(dict.fromkeys(s for key in self.policy.ledger.accounts if (s := self.policy.find(key))))
+        self._reported = float("-inf")
+
+    def sync(self, message: ServiceSync) -> None:
+        """Accounts stand where the cluster has them. Lifts are in its times; none are made here from now on."""
+        self.policy.lifting = False
+        for served in message.accounts:
+            standing = self.policy.find((served.key[0], served.key[1]))
+            if standing is not None:
+                standing.offset = served.time - served.own / standing.weight
+                self.policy.place(standing)
+
+    def replace(self, config: QosConfig) -> None:
+        """`config` holds from now on. What is here runs and waits on where it is."""
+        self.policy.replace(_ordered(config))
+
+    # inside
+
+    def _oldest(self, tier: Tier) -> Oldest | None:
+        live = self._live.get(tier.name)
+        return None if live is None else live.first()
+
+    def _deadlines(self) -> Iterator[tuple[Tier, Oldest]]:
+        """The oldest request of each tier with a `max_wait`."""
+        if self._live:
+            for tier in self.policy.config.tiers:
+                if tier.max_wait is not None and (oldest := self._oldest(tier)) is not None:
+                    yield tier, oldest
+
+
+class _Live:
+    """The live requests of a tier by arrival."""
+
+    def __init__(self) -> None:
+        self._order: deque[tuple[str, Standing, float]] = deque()
+        self._ids: set[str] = set()
+
+    def add(self, request_id: str, standing: Standing, since: float) -> None:
+        self._order.append((request_id, standing, since))
+        self._ids.add(request_id)
+
+    def discard(self, request_id: str) -> None:
+        self._ids.discard(request_id)
+
+    def first(self) -> Oldest | None:
+        while self._order and self._order[0][0] not in self._ids:
+            self._order.popleft()
+        if not self._order:
+            return None
+        request_id, standing, since = self._order[0]
+        return Oldest(standing, since, request_id)
+
+
+def _ordered(config: QosConfig) -> QosConfig:
+    """`config`, or one account for all where QoS is switched off: first come, first served."""
+    if config.enabled:
+        return config
+    tier = Tier(0, DEFAULT)
+    return QosConfig((tier,), (Account(tier, DEFAULT, 1.0),))
