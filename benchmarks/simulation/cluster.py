@@ -14,9 +14,9 @@ from router.dispatch.lease import Acquire, Granted, Outcome, Refused, Settle
 from router.dispatch.prefixes import prompt_hashes_now
 from simulation.jobs import Job
 from simulation.replica import BLOCK, Shape, VirtualReplica
+from workers.api.ordering import Ordering
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 from workers.api.request import Delta
-from workers.engine.queue import Ordering
 
 MODEL = "m"
 TICK = 0.1  # seconds between ticks of the dispatcher

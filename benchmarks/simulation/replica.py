@@ -10,9 +10,9 @@ from math import inf
 from simulation.device import Books, StepCost, VirtualDevice
 from simulation.jobs import Job
 from workers.api.config import EngineConfig
+from workers.api.ordering import Ordering
 from workers.api.request import Delta
 from workers.engine.core import Engine
-from workers.engine.queue import Ordering
 
 BLOCK = 16  # tokens
 
