@@ -45,6 +45,14 @@ def test_alike_steps_are_predicted_and_no_price_is_negative() -> None:
     assert seconds(cost.prices, 0, 8, 800) == pytest.approx(0.010, rel=0.2)
 
 
+def test_more_work_never_makes_a_step_cheaper() -> None:
+    cost = StepCost()
+    for rows in [4, 16, 60] * 40:  # the longer the step, the fewer KV tokens: taken alone they would seem to save time
+        cost.observe(0.001 * rows, 0, rows, 100_000 - 1000 * rows)
+    assert min(cost.prices.kv, cost.prices.base, cost.prices.row) >= 0.0
+    assert cost.prices.kv < 1e-9
+
+
 def test_another_speed_is_learned_anew() -> None:
     cost, rng = StepCost(), random.Random(3)
     for factor in (1.0, 10.0):
