@@ -61,7 +61,7 @@ def figures(run: Run) -> dict[str, float]:
     """Milliseconds, tokens and requests a second of one run. Failed requests count in `failed` alone."""
     good = [r for r in run.records if not r.error]
     ftl = [1e3 * (r.times[0] - r.began) for r in good if r.times]
-    tpot = [1e3 * (r.times[-1] - r.times[0]) / (r.tokens - 1) for r in good if r.tokens > 1]
+    tpot = [1e3 * (r.times[-1] - r.times[0]) / (r.tokens - 1) for r in good if r.times and r.tokens > 1]
     itl = [1e3 * (b - a) for r in good for a, b in pairwise(r.times)]
     out, given = sum(r.tokens for r in good), sum(r.prompt_tokens for r in good)
     return {
@@ -93,9 +93,15 @@ def show(rows: Sequence[tuple[str, dict[str, dict[str, float]]]], names: Sequenc
     for name in names:
         table.add_column(name.replace("_per_s", "/s").replace("_", " "), justify="right")
     for title, row in rows:
-        cells = [f"{row[n]['median']:,.4g}\n[dim]{row[n]['min']:,.4g} to {row[n]['max']:,.4g}[/dim]" for n in names]
+        cells = [_cell(name, row[name]) for name in names]
         table.add_row(title, *cells)
     console.print(table)
+
+
+def _cell(name: str, value: dict[str, float]) -> str:
+    if name.split("_", maxsplit=1)[0] in ("ftl", "tpot", "itl") and not value["max"]:
+        return "not seen"
+    return f"{value['median']:,.4g}\n[dim]{value['min']:,.4g} to {value['max']:,.4g}[/dim]"
 
 
 def complain(runs: Sequence[Run]) -> None:

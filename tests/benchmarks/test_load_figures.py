@@ -27,6 +27,7 @@ def test_figures_of_a_run() -> None:
     assert found["tpot_ms_mean"] == pytest.approx((150 + 100) / 2)
     assert found["itl_ms_p50"] == pytest.approx(200)
     assert found["cached_tokens"] == 16
+    assert figures(Run([Record(10, tokens=3)], 0.5))["tpot_ms_mean"] == 0  # of a target that shows no arrivals
 
 
 def test_a_failed_request_adds_to_no_figure() -> None:
