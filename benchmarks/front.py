@@ -1,11 +1,11 @@
 """The front alone: events a second of `create_app` over a fake engine against bare uvicorn that sends the same bytes.
 
-    python benchmarks/front.py [--streams 64] [--tokens 1024] [--rounds 7]
+    python benchmarks/front.py [--streams 64] [--tokens 1024] [--rounds 8]
 
 One server process has all applications, one client process counts events (it parses nothing; its own ceiling is
-printed). The applications take turns, round by round, and every figure is a ratio to the bare one of its round. Two
+printed); each has a core of its own. The applications take turns, round by round, and every figure is a ratio to the bare one of its round. Two
 ways to produce: `step` makes one token for all streams at a time, as an engine does, in every application; `burst`
-makes each stream's tokens without a pause. `wall` is the ratio of events a second, `cpu` that of the server's CPU time
+makes each stream's tokens without a pause, so that streams run one after the other. `wall` is the ratio of events a second, `cpu` that of the server's CPU time
 for an event.
 """
 
@@ -15,11 +15,12 @@ import argparse
 import asyncio
 import itertools
 import multiprocessing
+import os
 import socket
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,7 +34,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from stream_client import END, Round, play, post
 
-from router.generation import ChoiceDelta, GenerationRequest
+from router.generation import Batch, ChoiceDelta, GenerationRequest, Sink
 from router.http.app import create_app
 from router.http.config import FrontConfig, ServedModel
 from router.text.tokenizer import Tokenizer
@@ -42,61 +43,75 @@ from workers.api.request import Delta, FinishReason
 MODEL = Path(__file__).resolve().parent.parent / "configs" / "demo-model"
 TEXT = "The capital of France is Paris, and 3 + 4 is 7. One, two, three; then a pause.\n"
 PER_CONNECTION = 2  # requests, one after the other
+CORES = sorted(os.sched_getaffinity(0))
+AT_ONCE = 64  # tokens of a stream in a turn of the loop, in `burst`
 
 
 @dataclass
-class Together:
-    """Lets its members go on only when all of them wait: one step of an engine."""
+class Steps:
+    """An engine's loop: a token for each of its streams, then the next step. It waits for nothing in between."""
 
-    members: int = 0
+    streams: list[tuple[Iterator[Batch], Sink, asyncio.Future[None]]] = field(default_factory=list)
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
+
+    async def run(self, batches: list[Batch], sink: Sink) -> None:
+        """Return when all `batches` are with `sink`, one a step."""
+        over = asyncio.get_running_loop().create_future()
+        self.streams.append((iter(batches), sink, over))
+        self._begin()
+        await over
 
     async def step(self) -> None:
-        """Return when every member has come here."""
+        """Return in the next step."""
         future = asyncio.get_running_loop().create_future()
         self.waiting.append(future)
-        self._go()
+        self._begin()
         await future
 
-    def leave(self) -> None:
-        """One member fewer."""
-        self.members -= 1
-        self._go()
+    def _begin(self) -> None:
+        if self.task is None:
+            self.task = asyncio.create_task(self._steps())
 
-    def _go(self) -> None:
-        if self.waiting and len(self.waiting) >= self.members:
+    async def _steps(self) -> None:
+        while self.streams or self.waiting:
             waiting, self.waiting = self.waiting, []
             for future in waiting:
-                if not future.done():
-                    future.set_result(None)
+                future.set_result(None)
+            for stream in list(self.streams):
+                batches, sink, over = stream
+                batch = next(batches, None)
+                if batch is None or not sink(batch):
+                    self.streams.remove(stream)
+                    over.set_result(None)
+            await asyncio.sleep(0)
+        self.task = None
 
 
 class FakeEngine:
-    """A `Generator` of one token a step; `together` None = without a pause."""
+    """A `Generator` of one token a step; `steps` None = each stream's tokens without a pause."""
 
-    def __init__(self, script: list[int], tokens: int, together: Together | None) -> None:
-        self._together = together
+    def __init__(self, script: list[int], tokens: int, steps: Steps | None) -> None:
+        self._steps = steps
         ends = [None] * (tokens - 1) + [FinishReason.LENGTH]
         deltas = [
             Delta("", i, (t,), finish=end)
             for i, (t, end) in enumerate(zip(itertools.cycle(script), ends, strict=False))
         ]
-        self._batches = [(ChoiceDelta(0, delta),) for delta in deltas]  # what an engine makes is no part of the front
+        self._batches: list[Batch] = [
+            (ChoiceDelta(0, delta),) for delta in deltas
+        ]  # making them is no part of the front
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[tuple[ChoiceDelta, ...]]:
+    async def generate(self, request: GenerationRequest, sink: Sink) -> None:
         """See `router.generation.Generator`."""
-        together = self._together
-        yield ()
-        if together is not None:
-            together.members += 1
-        try:
-            for batch in self._batches:
-                if together is not None:
-                    await together.step()
-                yield batch
-        finally:
-            if together is not None:
-                together.leave()
+        sink(())
+        if self._steps is not None:
+            await self._steps.run(self._batches, sink)
+            return
+        for i, batch in enumerate(self._batches):
+            sink(batch)
+            if i % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
 
 
 class Idle:
@@ -115,7 +130,7 @@ def front(engine: FakeEngine, tokenizer: Tokenizer) -> FastAPI:
     return create_app(FrontConfig(), [ServedModel("demo", tokenizer, 1 << 16)], engine, Idle())
 
 
-async def bodies_of(app: Any, body: bytes) -> list[bytes]:
+async def bodies_of(app: Any, body: bytes, tokens: int) -> list[bytes]:
     """The body messages with which `app` answers `body`, as it sends them."""
     sent: list[bytes] = []
     asked = False
@@ -137,42 +152,35 @@ async def bodies_of(app: Any, body: bytes) -> list[bytes]:
         "http_version": "1.1", "root_path": "",
     }  # fmt: skip
     await app(scope, receive, send)
+    assert len(sent) > tokens, "events were joined: bare would send fewer chunks"
     return sent
 
 
-def bare(chunks: list[bytes], together: Together | None) -> Any:
+def bare(chunks: list[bytes], steps: Steps | None) -> Any:
     """The least ASGI application that sends `chunks`."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        if together is not None:
-            together.members += 1
         for chunk in chunks:
-            if together is not None:
-                await together.step()
+            if steps is not None:
+                await steps.step()
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        if together is not None:
-            together.leave()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     return app
 
 
-def fastapi_bare(chunks: list[bytes], together: Together | None) -> Any:
+def fastapi_bare(chunks: list[bytes], steps: Steps | None) -> Any:
     """What a FastAPI tutorial would do."""
     app = FastAPI()
 
     async def stream() -> AsyncIterator[bytes]:
-        if together is not None:
-            together.members += 1
         for chunk in chunks:
-            if together is not None:
-                await together.step()
+            if steps is not None:
+                await steps.step()
             yield chunk
-        if together is not None:
-            together.leave()
 
     @app.post("/v1/chat/completions")
     async def answer() -> StreamingResponse:
@@ -188,12 +196,12 @@ def serve(pipe: Connection, tokens: int) -> None:
     request = post("/v1/chat/completions", body_of(tokens)).partition(b"\r\n\r\n")[2]
 
     async def main() -> None:
-        chunks = await bodies_of(front(FakeEngine(script, tokens, None), tokenizer), request)
+        chunks = await bodies_of(front(FakeEngine(script, tokens, Steps()), tokenizer), request, tokens)
         apps: dict[str, Any] = {}
         for way in ("step", "burst"):
             for name, make in (("bare", bare), ("fastapi", fastapi_bare)):
-                apps[f"{name}-{way}"] = make(chunks, Together() if way == "step" else None)
-            apps[f"front-{way}"] = front(FakeEngine(script, tokens, Together() if way == "step" else None), tokenizer)
+                apps[f"{name}-{way}"] = make(chunks, Steps() if way == "step" else None)
+            apps[f"front-{way}"] = front(FakeEngine(script, tokens, Steps() if way == "step" else None), tokenizer)
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] == "http":
@@ -239,10 +247,11 @@ def body_of(tokens: int) -> dict[str, Any]:
 
 
 def started(target: Callable[..., None], *args: Any) -> tuple[Any, Connection, int]:
-    """A running server process, the pipe to it, its port."""
+    """A running server process on a core of its own, the pipe to it, its port."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=target, args=(theirs, *args), daemon=True)
     process.start()
+    os.sched_setaffinity(process.pid, {CORES[0]})
     return process, ours, ours.recv()
 
 
@@ -250,8 +259,8 @@ async def ceiling(args: argparse.Namespace) -> float:
     """Events a second that the client counts when the bytes cost nothing to make."""
     tokenizer = Tokenizer.from_folder(MODEL)
     request = post("/v1/chat/completions", body_of(args.tokens)).partition(b"\r\n\r\n")[2]
-    engine = FakeEngine(tokenizer.encode(TEXT), args.tokens, None)
-    chunks = await bodies_of(front(engine, tokenizer), request)
+    engine = FakeEngine(tokenizer.encode(TEXT), args.tokens, Steps())
+    chunks = await bodies_of(front(engine, tokenizer), request, args.tokens)
     wire = b"HTTP/1.1 200 OK\r\n\r\n" + b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in chunks if c) + END
     process, pipe, port = started(blast, wire)
     rates = [(await play("127.0.0.1", port, connections("", args))).rate for _ in range(3)]
@@ -269,6 +278,7 @@ def shown(values: list[float]) -> str:
 
 
 async def main(args: argparse.Namespace) -> None:
+    os.sched_setaffinity(0, {CORES[-1]})
     print(f"the client alone counts {await ceiling(args):,.0f} events/s")
     process, pipe, port = started(serve, args.tokens)
 
@@ -303,5 +313,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=8)
     uvloop.run(main(parser.parse_args()))

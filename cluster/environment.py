@@ -120,6 +120,7 @@ def secure_ray_token() -> None:
 INGRESS_ENV = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.ingress_deployment:server_layers",
     "FORWARDED_ALLOW_IPS": "",  # uvicorn believes nobody's x-forwarded-for: the gate does, where it is proved
     "TOKENIZERS_PARALLELISM": "false",  # a prompt at a time: the library's pool of a thread a core has nothing to do
 }

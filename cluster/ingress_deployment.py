@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from starlette.middleware import Middleware
 
 from cluster.access import edge_secret, open_keys
 from cluster.config import ClusterConfig, resolve_model
@@ -20,6 +21,7 @@ from router.engine_link import EngineLinks
 from router.engine_metrics import EngineMetrics
 from router.http.app import create_app
 from router.http.identity import NoKeys
+from router.http.straight import Outermost
 from router.keys.resolver import KeyResolver
 from router.metrics import Metrics
 from router.metrics_page import FrontMetrics
@@ -64,6 +66,11 @@ class Ingress:
         await self._sessions.close()
         if self._keys is not None:
             self._keys.close()
+
+
+def server_layers() -> list[Middleware]:
+    """Serve puts these around what it puts around the ingress; named in INGRESS_ENV."""
+    return [Middleware(Outermost)]
 
 
 def front_application(config: ClusterConfig, secret: str) -> serve.Application:

@@ -4,85 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 
 from workers.api.channel import Channel, dial
-from workers.api.errors import EchelonError, EngineFault, ReplicaLost
+from workers.api.errors import ReplicaLost
 from workers.api.replica import LoadReport, ReplicaInfo
 from workers.api.request import Delta, EngineRequest
 from workers.api.wire import ENGINE_CODEC, Abort, StepFrame, Submit, Welcome
 
 _WELCOME_SECONDS = 3.0
-MAX_UNREAD_STEPS = 4096  # a reader further behind is failed
-MOST_JOINED_STEPS = 64  # handed to a reader at once
 
 log = logging.getLogger("echelon.sessions")
 
+DeltaSink = Callable[[tuple[Delta, ...]], bool]
+
 
 class Stream:
-    """The deltas of the sequences of one submission, in the order of the engine's steps. One reader."""
+    """The sequences of one submission. `sink` gets each step's deltas, in the order of the engine's steps.
 
-    def __init__(self, link: EngineLink, ids: Sequence[str], limit: int) -> None:
-        self._link = link
-        self._limit = limit
-        self._batches: deque[tuple[Delta, ...]] = deque()
-        self._error: EchelonError | None = None
-        self._wakeup: asyncio.Future[None] | None = None
+    It says whether more is wanted. What it raises is this stream's failure and nobody else's.
+    """
+
+    def __init__(self, link: EngineLink, ids: Sequence[str], sink: DeltaSink) -> None:
+        self._link, self._sink = link, sink
+        self._over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self.alone = len(ids) == 1
         self.open_ids = set(ids)  # whose last delta has not arrived
 
-    async def get(self) -> tuple[Delta, ...]:
-        """What has come since the last call, at least one step's deltas: who lags gets the more at once.
+    async def ended(self) -> None:
+        """Return once the sink wants no more. Raises ReplicaLost, and what the sink raised."""
+        error = await self._over
+        if error is not None:
+            raise error
 
-        What arrived before a failure is given out first, then ReplicaLost or EngineFault rises.
-        """
-        while not self._batches:
-            if self._error is not None:
-                raise self._error
-            self._wakeup = asyncio.get_running_loop().create_future()
-            try:
-                await self._wakeup
-            finally:
-                self._wakeup = None
-        batches = self._batches
-        if len(batches) == 1:
-            return batches.popleft()
-        return tuple(chain.from_iterable([batches.popleft() for _ in range(min(len(batches), MOST_JOINED_STEPS))]))
-
-    def put(self, batch: tuple[Delta, ...]) -> None:
-        """One step's deltas; a reader that is too far behind is failed and its sequences are aborted."""
-        if self._error is not None:
+    def put(self, deltas: tuple[Delta, ...]) -> None:
+        """One step's deltas."""
+        if self._over.done():
             return
-        if len(self._batches) >= self._limit:
-            self.close()
-            self.fail(EngineFault(f"the reader of this stream is {self._limit} steps behind"))
-            return
-        self._batches.append(batch)
-        self._wake()
+        try:
+            if not self._sink(deltas):
+                self._over.set_result(None)
+        except Exception as e:  # the other streams of this step go on
+            self.fail(e)
 
-    def fail(self, error: EchelonError) -> None:
+    def fail(self, error: Exception) -> None:
         """No more deltas will come; the first failure counts."""
-        self._error = self._error or error
-        self._wake()
+        if not self._over.done():
+            self._over.set_result(error)
 
     def close(self) -> None:
         """What still runs is aborted; nothing arrives any more. Closing twice is closing once."""
         self._link.drop(self.open_ids)
         self.open_ids = set()
 
-    def _wake(self) -> None:
-        if self._wakeup is not None and not self._wakeup.done():
-            self._wakeup.set_result(None)
-
 
 class EngineLink:
     """A connection to one replica. Frames of sequences that are not known (any more) are dropped: they are fenced."""
 
-    def __init__(self, info: ReplicaInfo, max_unread: int = MAX_UNREAD_STEPS) -> None:
+    def __init__(self, info: ReplicaInfo) -> None:
         self.info = info
         self.load: LoadReport | None = None
-        self._max_unread = max_unread
         self._channel: Channel | None = None
         self._streams: dict[str, Stream] = {}
         self._welcomed: asyncio.Future[ReplicaInfo] = asyncio.get_running_loop().create_future()
@@ -114,15 +95,15 @@ class EngineLink:
         """Sequences whose last delta has not come."""
         return len(self._streams)
 
-    def submit(self, requests: Sequence[EngineRequest]) -> Stream:
-        """The sequences are on their way; their ids must be new. Raises ReplicaLost if the connection is closed.
+    def submit(self, requests: Sequence[EngineRequest], sink: DeltaSink) -> Stream:
+        """The sequences are on their way; their ids must be new. `sink` hears of them from the loop's next turn on.
 
-        Raises WireError, with nothing sent, if they are too large for a frame.
+        Raises ReplicaLost if the connection is closed; WireError, with nothing sent, if they are too large for a frame.
         """
         if self._channel is None or not self._channel.is_open:
             raise ReplicaLost(f"the connection to replica {self.info.id} is closed")
         self._channel.send(Submit(tuple(requests)))  # first: it raises WireError when they are too large for a frame
-        stream = Stream(self, [r.id for r in requests], self._max_unread)
+        stream = Stream(self, [r.id for r in requests], sink)
         for request in requests:
             self._streams[request.id] = stream
         return stream
@@ -170,10 +151,13 @@ class EngineLink:
             stream = self._streams.get(delta.request_id)
             if stream is None:
                 continue
-            batches.setdefault(stream, []).append(delta)
             if delta.finish is not None:
                 del self._streams[delta.request_id]
                 stream.open_ids.discard(delta.request_id)
+            if stream.alone:
+                stream.put((delta,))
+            else:
+                batches.setdefault(stream, []).append(delta)
         for stream, batch in batches.items():
             stream.put(tuple(batch))
 
@@ -181,8 +165,8 @@ class EngineLink:
 class EngineLinks:
     """The links of one ingress replica, dialled when first needed."""
 
-    def __init__(self, name: str, *, secret: str, max_unread: int = MAX_UNREAD_STEPS) -> None:
-        self._name, self._secret, self._max_unread = name, secret, max_unread
+    def __init__(self, name: str, *, secret: str) -> None:
+        self._name, self._secret = name, secret
         self._links: dict[str, EngineLink] = {}
         self._dials: dict[str, asyncio.Task[EngineLink]] = {}
 
@@ -214,7 +198,7 @@ class EngineLinks:
         self._links.clear()
 
     async def _dial(self, info: ReplicaInfo) -> EngineLink:
-        link = EngineLink(info, self._max_unread)
+        link = EngineLink(info)
         await link.open(secret=self._secret, name=self._name)
         return link
 

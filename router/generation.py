@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -52,14 +52,20 @@ class ChoiceDelta:
     delta: Delta
 
 
+Batch = tuple[ChoiceDelta, ...]
+Sink = Callable[[Batch], bool]
+
+
 class Generator(Protocol):
     """Runs generation requests."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[tuple[ChoiceDelta, ...]]:
-        """Batches of deltas, one batch an engine step, until every choice has its `finish`.
+    async def generate(self, request: GenerationRequest, sink: Sink) -> None:
+        """Hand `sink` the deltas, one batch an engine step, until every choice has its `finish`.
 
-        Before the first batch it may raise Overloaded, NoReplica, ModelNotFound or InvalidRequest (the request was not
-        accepted); the first batch may be empty and then only says that the request is accepted. After it: EngineFault
-        or ReplicaLost when replay gave up. Closing the iterator (`aclose`, or cancelling its reader) aborts the
-        sequences.
+        The first batch may be empty and then only says that the request is accepted. Before it this may raise
+        Overloaded, NoReplica, ModelNotFound or InvalidRequest, after it EngineFault or ReplicaLost when replay gave up.
+
+        `sink` is called in the event loop, for all streams of a step in a row: it does not block, and who reads slowly
+        keeps the rest for himself. It says whether more is wanted; if not, or when it raises, or when this call is
+        cancelled, the sequences are aborted. What it raises rises here.
         """

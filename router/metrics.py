@@ -57,7 +57,8 @@ class Meter:
         self._metrics = metrics
         self._model, self._tier, self._user = model, tier, user
         self._traces = traces
-        self._start = metrics.clock()
+        self._clock = metrics.clock
+        self._start = self._clock()
         self._last: dict[int, float] = {}
         self._itl = metrics.itl.labels(model, tier)
         self._closed = False
@@ -73,7 +74,7 @@ class Meter:
         """`count` tokens arrived for `choice`, in one step."""
         if not count:
             return
-        now = self._metrics.clock()
+        now = self._clock()
         last = self._last.get(choice)
         if last is not None:
             self._itl.observe(now - last)

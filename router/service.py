@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from router.generation import Generator
-from router.http.batches import close, open_batches
 from router.http.config import FrontConfig, ServedModel
 from router.http.identity import Identity
 from router.http.job import Job, JobMaker
@@ -136,16 +135,14 @@ class Service:
 
     async def run(self, job: Job) -> Answer:
         """The whole answer to `job`. Cancelling it aborts the sequences. Raises EchelonError."""
-        batches = open_batches(self._generator, job.requests)
         meter = self.meter(job)
         reading = Reading(job, meter)
         try:
-            return await reading.collect(batches)
+            return await reading.collect(self._generator)
         except Exception as e:
             meter.failed(code_of(e), refused=is_refusal(e))
             raise
         finally:
-            await close(batches)
             meter.close()
             log_finished(job, meter, reading.usage().cached_tokens)
 

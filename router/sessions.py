@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 from time import monotonic
@@ -17,7 +16,7 @@ from router.dispatch.client import DispatcherClient
 from router.dispatch.lease import Acquire, Granted, LeaseLost, Outcome, Settle
 from router.dispatch.prefixes import PromptHashes, prompt_hashes
 from router.engine_link import EngineLinks, Stream
-from router.generation import ChoiceDelta, GenerationRequest
+from router.generation import Batch, ChoiceDelta, GenerationRequest, Sink
 from workers.api.errors import EngineFault, NoReplica, Overloaded, ReplicaLost
 from workers.api.request import INVALID, Delta, EngineRequest, FinishReason, SamplingParams
 
@@ -75,12 +74,17 @@ class _Run:
     choices: list[_Choice]
     since: float
     left: int  # choices without a finish
+    sink: Sink
+    wanted: bool = True  # the sink's word
     accepted: bool = False
     attempt: int = 0
     lost_on: tuple[str, ...] = ()  # replicas that went away while they ran it
     excluded: tuple[str, ...] = ()
     errors: int = 0  # that engines declared
     prompt: PromptHashes | None = None
+
+    def hand(self, batch: Batch) -> None:
+        self.wanted = self.sink(batch)
 
     @property
     def unfinished(self) -> list[int]:
@@ -169,28 +173,23 @@ class Sessions:
         await self.dispatcher.close()
         await self.links.close()
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[tuple[ChoiceDelta, ...]]:
+    async def generate(self, request: GenerationRequest, sink: Sink) -> None:
         """See `router.generation.Generator`; the first batch is empty and says that a replica has the request."""
-        run = _Run(request, [_Choice(s) for s in request.samplings], monotonic(), len(request.samplings))
+        run = _Run(request, [_Choice(s) for s in request.samplings], monotonic(), len(request.samplings), sink)
         self.running += 1
         try:
-            while run.left:
+            while run.left and run.wanted:
                 attempt = _Attempt(f"{self.dispatcher.name}/{next(self._lease_numbers)}", len(request.prompt_ids))
                 granted = await self._lease(run, attempt)
                 try:
                     attempt.stream = await self._submit(run, attempt, granted)
                     if not run.accepted:
                         run.accepted = True
-                        yield ()
-                    while run.left:
-                        batch, fault = self._take(run, attempt, await attempt.stream.get())
-                        if not attempt.first_seconds:
-                            attempt.first_seconds = request.trace.first_seconds = monotonic() - attempt.granted_at
-                        if batch:
-                            yield batch
-                        if fault is not None:
-                            raise fault
-                    attempt.outcome = Outcome.COMPLETED
+                        run.hand(())
+                    if run.wanted:
+                        await attempt.stream.ended()
+                    if not run.left:
+                        attempt.outcome = Outcome.COMPLETED
                 except (ReplicaLost, _BadReplica) as e:
                     attempt.outcome = Outcome.LOST if isinstance(e, ReplicaLost) else Outcome.FAILED
                     await self._after_fault(run, attempt, granted, e)
@@ -201,9 +200,9 @@ class Sessions:
                     if attempt.stream is not None:
                         attempt.stream.close()
                     self.dispatcher.settle(attempt.settle(run.choices))
-                ended = self._finish_complete(run)
+                ended = self._finish_complete(run) if run.wanted else ()
                 if ended:
-                    yield ended
+                    run.hand(ended)
         finally:
             self.running -= 1
 
@@ -255,12 +254,21 @@ class Sessions:
         attempt.numbers = {r.id: i for i, r in requests.items()}
         attempt.starts = {i: len(r.resumed_ids) for i, r in requests.items()}
         attempt.unbilled = set(requests)
-        return link.submit(list(requests.values()))
+
+        def take(deltas: tuple[Delta, ...]) -> bool:
+            if not attempt.first_seconds:
+                attempt.first_seconds = run.request.trace.first_seconds = monotonic() - attempt.granted_at
+            batch, fault = self._new(run, attempt, deltas)
+            if batch:
+                run.hand(batch)
+            if fault is not None and run.wanted:
+                raise fault
+            return run.wanted and run.left > 0
+
+        return link.submit(list(requests.values()), take)
 
     @staticmethod
-    def _take(
-        run: _Run, attempt: _Attempt, deltas: tuple[Delta, ...]
-    ) -> tuple[tuple[ChoiceDelta, ...], _BadReplica | None]:
+    def _new(run: _Run, attempt: _Attempt, deltas: tuple[Delta, ...]) -> tuple[Batch, _BadReplica | None]:
         """What is new in one step's deltas, and the fault that one of them brought, if any."""
         batch: list[ChoiceDelta] = []
         fault: _BadReplica | None = None

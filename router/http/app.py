@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from router.engine_metrics import EngineMetrics
 from router.generation import Generator
@@ -26,11 +27,21 @@ from router.http.gate import Gate, error_response
 from router.http.identity import Identity, IdentityResolver, NoKeys
 from router.http.once import Answers, Once, key_of
 from router.http.status import Status
+from router.http.straight import note_server
 from router.metrics import CONTENT_TYPE, Metrics
 from router.protocol.errors import HttpRefusal, echo
 from router.protocol.openai import ChatBody, CompletionBody
 from router.service import Service
 from workers.api.errors import EchelonError
+
+
+class Front(FastAPI):
+    """FastAPI puts layers of its own around all that it is given: the server's `send` must be noted before them."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection's scope."""
+        note_server(scope, send)
+        await super().__call__(scope, receive, send)
 
 
 def create_app(
@@ -63,7 +74,7 @@ def create_app(
             await once.close()
         service.close()
 
-    app = FastAPI(title="Echelon", version="1", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    app = Front(title="Echelon", version="1", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
     app.add_middleware(
         Gate, resolver=identity or NoKeys(), edge_secret=config.edge_secret, count=service.metrics.refused
     )

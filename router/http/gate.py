@@ -37,15 +37,6 @@ def error_response(error: BaseException) -> Response:
     return Response(answer.body, answer.status, answer.headers, "application/json")
 
 
-def server_send(scope: Scope, send: Send) -> Send:
-    """For parts of a body whose answer has begun through `send`: the way past all layers, which look at the start only.
-
-    They are six, and a stream takes the way once a step.
-    """
-    past_them: Send = scope.get("state", {}).get("send", send)
-    return past_them
-
-
 def _check_head(scope: Scope) -> None:
     url = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
     if url > MOST_URL_BYTES:
@@ -94,7 +85,6 @@ class Gate:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         REQUEST_ID.set(request_id)
-        state["send"] = send
         started = False
 
         async def send_named(message: Message) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from router.generation import ChoiceDelta
-from router.http.batches import Batch
+from router.generation import Batch, ChoiceDelta, Generator
+from router.http.batches import generate_all
 from router.http.job import Job
 from router.metrics import Meter
 from router.protocol.answers import ChoiceAnswer, ShownToken, Usage
@@ -28,10 +27,11 @@ class Reading:
     def __init__(self, job: Job, meter: Meter | None = None) -> None:
         self.left = len(job.choices)
         self._job, self._meter = job, meter
+        self._choices, self._format, self._logprobs = job.choices, job.format, job.logprobs
 
     def push(self, item: ChoiceDelta) -> str:
         """New text of `item.choice`, which is not over. Raises EngineFault."""
-        choice = self._job.choices[item.choice]
+        choice = self._choices[item.choice]
         before = choice.token_count
         text = choice.push(item.delta)
         meter = self._meter
@@ -45,36 +45,36 @@ class Reading:
 
     def events(self, batch: Batch) -> str:
         """The stream's events for one batch, joined; may be empty. Raises EngineFault."""
-        job = self._job
-        form = job.format
         events = ""
         for item in batch:
-            choice = job.choices[item.choice]
+            choice = self._choices[item.choice]
             if choice.is_over():
                 continue
             text = self.push(item)
-            tokens = choice.take_tokens() if job.logprobs else None
+            tokens = choice.take_tokens() if self._logprobs else None
             if text or tokens:
-                events += form.text(choice.index, text, tokens)
+                events += self._format.text(choice.index, text, tokens)
             if choice.finish is not None:
-                events += form.finish(choice.index, choice.finish)
+                events += self._format.finish(choice.index, choice.finish)
         return events
 
-    async def collect(self, batches: AsyncIterator[Batch]) -> Answer:
-        """Read `batches` until every choice is over. Raises EngineFault, and what the generator raises."""
+    async def collect(self, generator: Generator) -> Answer:
+        """The whole answer. Cancelling it aborts the sequences. Raises EngineFault, and what the generator raises."""
         job = self._job
         texts: list[list[str]] = [[] for _ in job.choices]
         tokens: list[list[ShownToken]] = [[] for _ in job.choices]
         ids: list[list[int]] = [[] for _ in job.choices]
-        async for batch in batches:
+
+        def take(batch: Batch) -> bool:
             for item in batch:
                 if job.choices[item.choice].is_over():
                     continue
                 texts[item.choice].append(self.push(item))
                 tokens[item.choice] += job.choices[item.choice].take_tokens() or ()
                 ids[item.choice] += item.delta.token_ids
-            if not self.left:
-                break
+            return self.left > 0
+
+        await generate_all(generator, job.requests, take)
         self.check_finished()
         return Answer(
             tuple(

@@ -81,6 +81,18 @@ class _Envelope:
         return f"{self._bare}{dumps(usage.as_json())}}}\n\n"
 
 
+class _Heads(dict[int, str]):
+    """What stands before the new text of choice i; made once a choice."""
+
+    def __init__(self, head: str, field: str) -> None:
+        super().__init__()
+        self._head, self._field = head, field
+
+    def __missing__(self, index: int) -> str:
+        head = self[index] = f"{self._head}{index},{self._field}"
+        return head
+
+
 class ChatFormat:
     """/v1/chat/completions."""
 
@@ -91,6 +103,7 @@ class ChatFormat:
         self._token_bytes = token_bytes
         self._head, self._tail = self._envelope._head, self._envelope._tail
         self._plain_tail = '},"logprobs":null,"finish_reason":null' + self._tail
+        self._text_heads = _Heads(self._head, '"delta":{"content":')
 
     def opening(self, index: int) -> str:
         """The role."""
@@ -98,7 +111,7 @@ class ChatFormat:
 
     def text(self, index: int, text: str, tokens: Sequence[ShownToken] | None) -> str:
         """Content."""
-        head = f'{self._head}{index},"delta":{{"content":{quoted(text)}'
+        head = self._text_heads[index] + quoted(text)
         if tokens is None:
             return head + self._plain_tail
         return f'{head}}},"logprobs":{dumps(self._logprobs(tokens))},"finish_reason":null{self._tail}'
@@ -160,6 +173,7 @@ class CompletionFormat:
         self._echoes = echoes
         self._head, self._tail = self._envelope._head, self._envelope._tail
         self._plain_tail = ',"logprobs":null,"finish_reason":null' + self._tail
+        self._text_heads = _Heads(self._head, '"text":')
 
     def opening(self, index: int) -> str:
         """The echoed prompt."""
@@ -167,7 +181,7 @@ class CompletionFormat:
 
     def text(self, index: int, text: str, tokens: Sequence[ShownToken] | None) -> str:
         """New text."""
-        head = f'{self._head}{index},"text":{quoted(text)}'
+        head = self._text_heads[index] + quoted(text)
         if tokens is None:
             return head + self._plain_tail
         return f'{head},"logprobs":{dumps(self._logprobs(tokens))},"finish_reason":null{self._tail}'

@@ -12,14 +12,14 @@ bytes are still on their way. Two ways, chosen by the tokenizer's decoder:
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 
 class Detokenizer(Protocol):
     """The text side of one answer."""
 
-    def push(self, token_ids: Iterable[int]) -> str:
+    def push(self, token_ids: Sequence[int]) -> str:
         """Text that `token_ids` complete; amortised O(1) a token."""
 
     def flush(self) -> str:
@@ -53,15 +53,19 @@ class ByteDetokenizer:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._open = False  # inside a character
 
-    def push(self, token_ids: Iterable[int]) -> str:
+    def push(self, token_ids: Sequence[int]) -> str:
         """Text that `token_ids` complete."""
         texts = self._texts
-        ids = tuple(token_ids)
         if not self._open:
-            pieces = [texts[i] for i in ids]
-            if None not in pieces:
-                return "".join(pieces)  # type: ignore[arg-type]  # not one is None
-        text = self._utf8.decode(b"".join([b"" if texts[i] == "" else texts.token_bytes(i) for i in ids]))
+            if len(token_ids) == 1:  # nearly always
+                alone = texts[token_ids[0]]
+                if alone is not None:
+                    return alone
+            else:
+                pieces = [texts[i] for i in token_ids]
+                if None not in pieces:
+                    return "".join(pieces)  # type: ignore[arg-type]  # not one is None
+        text = self._utf8.decode(b"".join([b"" if texts[i] == "" else texts.token_bytes(i) for i in token_ids]))
         self._open = bool(self._utf8.getstate()[0])
         return text
 
@@ -85,7 +89,7 @@ class ContextDetokenizer:
         self._context_text = ""
         self._pending: list[int] = []  # tokens whose text is not
 
-    def push(self, token_ids: Iterable[int]) -> str:
+    def push(self, token_ids: Sequence[int]) -> str:
         """Text that `token_ids` complete."""
         pieces = []
         for i in token_ids:

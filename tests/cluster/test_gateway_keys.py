@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from cluster.access import first_key
 from cluster.client import Handle
 from cluster.config import ClusterConfig, HttpSection
 from cluster.gateway_actor import Gateway
-from router.generation import ChoiceDelta, GenerationRequest
+from router.generation import ChoiceDelta, GenerationRequest, Sink
 from router.keys.edit import add_key, revoke_key
 from router.keys.ring import make_key
 from router.service import Service
@@ -27,9 +26,9 @@ class OneToken:
     def __init__(self) -> None:
         self.asked: list[GenerationRequest] = []
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[tuple[ChoiceDelta, ...]]:
+    async def generate(self, request: GenerationRequest, sink: Sink) -> None:
         self.asked.append(request)
-        yield (ChoiceDelta(0, Delta(request.id, 0, (5,), finish=FinishReason.LENGTH)),)
+        sink((ChoiceDelta(0, Delta(request.id, 0, (5,), finish=FinishReason.LENGTH)),))
 
 
 class Method:

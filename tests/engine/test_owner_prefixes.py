@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from engine_runs import Harness
 
-from router.generation import ChoiceDelta, GenerationRequest
+from router.generation import ChoiceDelta, GenerationRequest, Sink
 from router.http.config import ServedModel
 from router.http.identity import Identity
 from router.keys.ring import KeyEntry, KeyRing, digest_of
@@ -27,13 +26,14 @@ class InProcess:
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[tuple[ChoiceDelta, ...]]:
-        asked = _Run(request, [_Choice(s) for s in request.samplings], 0.0, len(request.samplings)).engine_request(0)
+    async def generate(self, request: GenerationRequest, sink: Sink) -> None:
+        choices = [_Choice(s) for s in request.samplings]
+        asked = _Run(request, choices, 0.0, len(choices), sink).engine_request(0)
         self.harness.submit(asked)
         self.harness.drain()
         tokens, last = self.harness.receiver.tokens[asked.id], self.harness.receiver.last[asked.id]
         assert len(tokens) == len(last.token_ids) == 1
-        yield (ChoiceDelta(0, last),)
+        sink((ChoiceDelta(0, last),))
 
 
 @pytest.mark.parametrize("cache_salt", [{}, {"cache_salt": "anna"}])

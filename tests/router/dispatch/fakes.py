@@ -169,12 +169,12 @@ class FakeEngine:
 class Cluster:
     """Engines, a dispatcher and one ingress. Use as an async context."""
 
-    def __init__(self, engines: int = 2, *, config: DispatcherConfig | None = None, max_unread: int = 4096) -> None:
+    def __init__(self, engines: int = 2, *, config: DispatcherConfig | None = None) -> None:
         self.engines = [FakeEngine(f"r{i}") for i in range(engines)]
         self.config = config or DispatcherConfig(exclusion_grace=0.2, replica_grace=0.3, canary_every=math.inf)
         self.server = self._server()
         self.client = DispatcherClient("ingress-1", secret=SECRET, locate=self._locate)
-        self.links = EngineLinks("ingress-1", secret=SECRET, max_unread=max_unread)
+        self.links = EngineLinks("ingress-1", secret=SECRET)
         self.sessions = Sessions(self.client, self.links)
         self._address: tuple[str, int] | None = None
 

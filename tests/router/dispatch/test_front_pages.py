@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -72,13 +74,16 @@ async def test_a_dispatcher_that_goes_away_leaves_nobody_asking() -> None:
 async def test_the_generator_tells_what_became_of_a_request() -> None:
     async with Cluster() as cluster:
         request = generation("a", max_tokens=500)
-        victim = None
-        async for _ in cluster.sessions.generate(request):
-            if victim is None and "a/0#0" in cluster.engine_of:
-                victim = cluster.engine_of["a/0#0"]
-                assert request.trace.replica == victim.id
-                await victim.kill()
-        assert victim is not None
+        for engine in cluster.engines:
+            engine.hold = True
+        task = asyncio.create_task(cluster.sessions.generate(request, lambda batch: True))
+        await until(lambda: "a/0#0" in cluster.engine_of)
+        victim = cluster.engine_of["a/0#0"]
+        assert request.trace.replica == victim.id
+        for engine in cluster.engines:
+            engine.hold = False
+        await victim.kill()
+        await task
         assert request.trace.replica not in ("", victim.id)
         assert request.trace.replays == 1
         assert request.trace.queue_seconds > 0

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from router.dispatch.lease import Settle
-from router.generation import GenerationRequest
+from router.generation import Batch, GenerationRequest
 from workers.api import wire
 from workers.api.errors import EngineFault, NoReplica, ReplicaLost, WireError
 from workers.api.request import FinishReason
@@ -17,10 +17,16 @@ from workers.api.request import FinishReason
 from .fakes import Cluster, Collected, FakeEngine, expected_tokens, generation, until
 
 
-async def collect(cluster: Cluster, request: GenerationRequest, into: Collected | None = None) -> Collected:
+async def collect(
+    cluster: Cluster, request: GenerationRequest, into: Collected | None = None, *, stop_after: int = 1 << 30
+) -> Collected:
     got = into or Collected()
-    async for batch in cluster.sessions.generate(request):
+
+    def take(batch: Batch) -> bool:
         got.add(batch)
+        return got.batches < stop_after
+
+    await cluster.sessions.generate(request, take)
     return got
 
 
@@ -63,10 +69,13 @@ async def test_exact_tokens_and_one_settle() -> None:
 async def test_first_batch_is_empty_and_says_accepted() -> None:
     async with Cluster(1) as cluster:
         cluster.engines[0].hold = True
-        stream = cluster.sessions.generate(generation("a"))
-        assert await anext(stream) == ()
+        got = Collected()
+        task = asyncio.create_task(collect(cluster, generation("a"), got))
+        await until(lambda: got.batches == 1)
+        assert not got.tokens
         assert cluster.server.ledger().held == 1
-        await stream.aclose()  # type: ignore[attr-defined]
+        cluster.engines[0].hold = False
+        await task
         await books_closed(cluster)
 
 
@@ -100,17 +109,16 @@ async def test_many_streams_at_once_queue_for_slots() -> None:
         assert cluster.server.ledger().settled == 60
 
 
-async def test_aclose_aborts_and_settles_once() -> None:
+@pytest.mark.parametrize("batches", [1, 3])
+async def test_enough_aborts_and_settles_once(batches: int) -> None:
     async with Cluster() as cluster:
         settles = record_settles(cluster)
-        stream = cluster.sessions.generate(generation("a", n=2, max_tokens=100_000))
-        for _ in range(3):
-            await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
-        await until(lambda: not cluster.engine_of)
+        got = await collect(cluster, generation("a", n=2, max_tokens=100_000), stop_after=batches)
+        assert got.batches == batches
+        await until(lambda: not cluster.engine_of and any(e.aborted for e in cluster.engines))
         assert sorted(i for e in cluster.engines for i in e.aborted) == ["a/0#0", "a/1#0"]
         assert [s.outcome for s in settles] == ["aborted"]
-        assert settles[0].output_tokens >= 2
+        assert settles[0].output_tokens == 2 * (batches - 1)
         await books_closed(cluster)
 
 
@@ -308,16 +316,23 @@ async def test_finished_work_is_not_resubmitted() -> None:
         await books_closed(cluster)
 
 
-async def test_slow_reader_is_failed_and_aborted() -> None:
-    async with Cluster(1, max_unread=16) as cluster:
+@pytest.mark.parametrize("error", [EngineFault("too far behind"), RuntimeError("a bug")])
+async def test_a_sink_that_raises_ends_its_own_stream_only(error: Exception) -> None:
+    async with Cluster(1) as cluster:
         settles = record_settles(cluster)
-        stream = cluster.sessions.generate(generation("a", max_tokens=100_000))
-        assert await anext(stream) == ()
+        other = asyncio.create_task(collect(cluster, generation("b", max_tokens=200)))
+
+        def take(batch: Batch) -> bool:
+            if batch:
+                raise error
+            return True
+
+        with pytest.raises(type(error), match=str(error)):
+            await cluster.sessions.generate(generation("a", max_tokens=100_000), take)
         await until(lambda: cluster.engines[0].aborted == ["a/0#0"])
-        with pytest.raises(EngineFault, match="16 steps behind"):
-            async for _ in stream:
-                pass
-        assert [s.outcome for s in settles] == ["failed"]
+        assert [s.outcome for s in settles] == ["failed" if isinstance(error, EngineFault) else "aborted"]
+        assert (await other).tokens == {0: expected_tokens((1, 2, 3), 200)}
+        assert cluster.sessions.replays == 0
         await books_closed(cluster)
 
 

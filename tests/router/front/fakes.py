@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import tokenizers
@@ -79,7 +80,7 @@ class FakeGenerator:
     """Answers every choice with the ids of `answer`, some tokens a step, then the end-of-sequence id.
 
     `refusal` is raised before the first batch; `failure` after `fail_after` steps; `endless` never ends by itself;
-    `pause` is awaited between steps. `requests`, `running` and `closed` tell what happened.
+    `pause` is awaited between steps, so is `before_step`. `requests`, `running` and `closed` tell what happened.
     """
 
     tokenizer: object
@@ -92,6 +93,7 @@ class FakeGenerator:
     endless: bool = False
     drop_finish: bool = False
     pause: float = 0.0
+    before_step: Callable[[], Awaitable[None]] | None = None
     cached: int = 0
     seed: int | None = None  # not None: steps of random sizes
     requests: list[GenerationRequest] = field(default_factory=list)
@@ -100,7 +102,7 @@ class FakeGenerator:
     steps: int = 0
     trace: dict[str, object] = field(default_factory=dict)  # what it tells of each request
 
-    async def generate(self, request):
+    async def generate(self, request, sink):
         self.requests.append(request)
         for name, value in self.trace.items():
             setattr(request.trace, name, value)
@@ -108,9 +110,11 @@ class FakeGenerator:
             raise self.refusal
         self.running += 1
         try:
-            yield ()
+            wanted = sink(())
             async for batch in self._run(request):
-                yield batch
+                wanted = wanted and sink(batch)
+                if not wanted:
+                    return
         finally:
             self.running -= 1
             self.closed += 1
@@ -122,6 +126,8 @@ class FakeGenerator:
         alive = {s.choice: 0 for s in request.samplings}
         while alive:
             self.steps += 1
+            if self.before_step is not None:
+                await self.before_step()
             if self.pause:
                 await asyncio.sleep(self.pause)
             elif self.steps % 16 == 0:

@@ -13,9 +13,14 @@ import uvicorn
 
 
 @contextlib.contextmanager
-def serving(app: Any) -> Iterator[tuple[str, int]]:
-    """The address at which `app` is served, on the kind of event loop that Ray Serve has."""
+def serving(app: Any, send_buffer: int | None = None) -> Iterator[tuple[str, int]]:
+    """The address at which `app` is served, on the kind of event loop that Ray Serve has.
+
+    `send_buffer` (bytes) makes the kernel's buffers small.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     # Idle connections stay: a test that is held up between two requests finds its own.
     config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=1, timeout_keep_alive=600)
     server = uvicorn.Server(config)

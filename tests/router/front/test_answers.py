@@ -81,16 +81,25 @@ async def test_chat_stream(client, tokenizer, generator, seed):
 async def test_one_step_is_one_write(app, generator):
     """Three choices, one engine step: one body message with three events."""
     sent = []
+    taken = asyncio.Event()
+
+    async def all_taken():
+        await taken.wait()
+        taken.clear()
+
+    generator.before_step = all_taken
 
     async def receive():
         if not sent:
             sent.append(None)
             body = json.dumps(HI | {"stream": True, "n": 3, "max_tokens": 2}).encode()
             return {"type": "http.request", "body": body}
-        await __import__("asyncio").Event().wait()
+        await asyncio.Event().wait()
 
     async def send(message):
         sent.append(message)
+        if message["type"] == "http.response.body":
+            taken.set()
 
     scope = {
         "type": "http",

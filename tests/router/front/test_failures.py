@@ -196,11 +196,10 @@ async def test_a_client_that_leaves_while_it_waits(tokenizer):
     """Nothing came yet: the wait for the first batch is cut."""
 
     class Waiting(FakeGenerator):
-        async def generate(self, request):
+        async def generate(self, request, sink):
             self.running += 1
             try:
                 await asyncio.Event().wait()
-                yield ()
             finally:
                 self.running -= 1
                 self.closed += 1

@@ -34,8 +34,8 @@ class ByModel:
     def __init__(self, tokenizer: Any) -> None:
         self.usual, self.slow = FakeGenerator(tokenizer), FakeGenerator(tokenizer, pause=0.002)
 
-    def generate(self, request: Any) -> Any:
-        return (self.slow if request.model == "slow" else self.usual).generate(request)
+    async def generate(self, request: Any, sink: Any) -> None:
+        await (self.slow if request.model == "slow" else self.usual).generate(request, sink)
 
     @property
     def running(self) -> int:

@@ -1,0 +1,105 @@
+"""Where an answer goes: a server's `send`, watched for clients that do not take it, and the short way for streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.types import Message, Scope, Send
+
+from router.http.straight import straight_write
+from workers.api.errors import EngineFault
+
+LOOKS = 4  # at a write under way, in the time it may take
+MOST_HELD = 1 << 20  # characters of events that a client may be behind, beyond the server's and the kernel's buffers
+
+
+class Outlet:
+    """The server's `send`, watched: a write that the client does not take within `patience` seconds calls `cut`.
+
+    One timer an answer looks at it now and then. A timer a write would cost more than the write: nearly all of them
+    are over at once.
+    """
+
+    def __init__(self, send: Send, patience: float, cut: Callable[[], object]) -> None:
+        self.stalled = False
+        self._send = send
+        self._pause, self._cut = patience / LOOKS, cut
+        self._begun = self._ended = self._seen = self._looks = 0
+        self._timer = asyncio.get_running_loop().call_later(self._pause, self._look)
+
+    async def __call__(self, message: Message) -> None:
+        """Send `message` of the answer."""
+        self._begun += 1
+        await self._send(message)
+        self._ended = self._begun
+
+    def close(self) -> None:
+        """Nobody looks any more."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        under_way = self._begun != self._ended
+        self._looks = self._looks + 1 if under_way and self._begun == self._seen else 0
+        self._seen = self._begun
+        if self._looks == LOOKS:
+            self.stalled = True
+            self._cut()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(self._pause, self._look)
+
+
+class EventStream:
+    """The events of one stream on their way to `outlet`. They are ASCII.
+
+    `put` writes at once while the client takes what it gets and the server shows its connection (`straight_write`).
+    Else events are held, and `relay` sends them, as many as there are in one piece, when the client has taken those
+    before. So a step costs its streams no wake-up each, and who reads slowly holds nobody up.
+    """
+
+    def __init__(self, outlet: Outlet, scope: Scope) -> None:
+        self._outlet, self._scope = outlet, scope
+        self._write: Callable[[str], bool] | None = None  # while events may pass by those that are held
+        self._held: list[str] = []
+        self._size = 0
+        self._filled = asyncio.Event()
+
+    def put(self, events: str) -> None:
+        """Send `events`, now or later. Raises EngineFault for a reader that is too far behind."""
+        if self._write is not None and self._write(events):
+            return
+        self._write = None
+        self._held.append(events)
+        self._size += len(events)
+        self._filled.set()
+        if self._size > MOST_HELD:
+            raise EngineFault(f"the reader of this stream is {self._size} bytes behind")
+
+    async def relay(self, work: asyncio.Future[None]) -> None:
+        """The answer has begun: send what is put until `work` is done."""
+        work.add_done_callback(self._wake)
+        try:
+            while True:
+                self._filled.clear()
+                await self._flush()
+                if work.done():
+                    return
+                self._write = straight_write(self._scope)
+                await self._filled.wait()
+        finally:
+            self._write = None
+            work.remove_done_callback(self._wake)
+
+    async def end(self, events: str) -> None:
+        """Send the last of them, and the end of the body."""
+        await self._outlet({"type": "http.response.body", "body": events.encode("ascii"), "more_body": False})
+
+    async def _flush(self) -> None:
+        while self._held:
+            body = "".join(self._held).encode("ascii")
+            self._held.clear()
+            self._size = 0
+            await self._outlet({"type": "http.response.body", "body": body, "more_body": True})
+
+    def _wake(self, work: asyncio.Future[None]) -> None:
+        self._filled.set()
