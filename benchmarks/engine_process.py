@@ -23,7 +23,7 @@ Prompts = Sequence[tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One piece of work: seconds until all tokens were there, CPU seconds of all threads, seconds to the first token."""
+    """One piece of work: seconds to its end, CPU seconds of all threads, seconds to the first token."""
 
     seconds: float
     cpu: float

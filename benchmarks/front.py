@@ -3,10 +3,10 @@
     python benchmarks/front.py [--streams 64] [--tokens 1024] [--rounds 8]
 
 One server process has all applications, one client process counts events (it parses nothing; its own ceiling is
-printed); each has a core of its own. The applications take turns, round by round, and every figure is a ratio to the bare one of its round. Two
-ways to produce: `step` makes one token for all streams at a time, as an engine does, in every application; `burst`
-makes each stream's tokens without a pause, so that streams run one after the other. `wall` is the ratio of events a second, `cpu` that of the server's CPU time
-for an event.
+printed); each has a core of its own. The applications take turns, round by round, and every figure is a ratio to the
+bare one of its round. Two ways to produce: `step` makes one token for all streams at a time, as an engine does, in
+every application; `burst` makes each stream's tokens without a pause, so that streams run one after the other. `wall`
+is the ratio of events a second, `cpu` that of the server's CPU time for an event.
 """
 
 from __future__ import annotations
