@@ -56,10 +56,10 @@ class DispatcherActor:
                 _log.exception("the QoS configuration stays as it was")
             await asyncio.sleep(QOS_SECONDS)
 
-    async def register(self, info: ReplicaInfo) -> None:
-        """A replica listens at `info`; idempotent."""
+    async def register(self, info: ReplicaInfo) -> str | None:
+        """A replica listens at `info`; idempotent. The answer says why its supervisor should replace it, if at all."""
         await self.address()
-        self._server.register(info)
+        return self._server.register(info)
 
     async def unregister(self, replica_id: str, reason: str) -> None:
         """A replica is gone."""

@@ -1,7 +1,8 @@
 """A replica as a Serve deployment: it owns the placement group, and its own process is the supervisor.
 
 The supervisor holds no model. It starts the ranks as its children, tells the dispatcher where they listen, and watches
-them: when a rank dies it ends the gang and itself, and Serve starts a new replica with a new id.
+them: when a rank dies, or the dispatcher has given the replica up, it ends the gang and itself, and Serve starts a new
+replica with a new id.
 """
 
 from __future__ import annotations
@@ -44,24 +45,29 @@ class Replica:
                 threads=threads,
             )
             self._info = await gang.start()
-        self._tasks = [asyncio.create_task(self._watch(gang)), asyncio.create_task(self._announce())]
+        self._tasks = [asyncio.create_task(self._watch(gang)), asyncio.create_task(self._announce(gang))]
 
     async def _watch(self, gang: Gang) -> None:
         """End the gang and this process as soon as one rank has ended."""
         reasons = await gang.run()
         if self._stopping:
             return
+        self._end(gang, reasons)
+
+    def _end(self, gang: Gang, reasons: str) -> None:
         log.error("replica %s ends: %s", self._id, reasons)
         gang.kill()
         os._exit(1)
 
-    async def _announce(self) -> None:
-        """Tell the dispatcher again and again: one that was restarted knows nobody."""
+    async def _announce(self, gang: Gang) -> None:
+        """Tell the dispatcher again and again: one that was restarted knows nobody. Its answer may be the end of us."""
         dispatcher = None
         while True:
             try:
                 dispatcher = dispatcher or await find_dispatcher()
-                await dispatcher.register.remote(self._info)
+                hopeless = await dispatcher.register.remote(self._info)
+                if hopeless is not None and not self._stopping:
+                    self._end(gang, hopeless)
             except (ConnectionError, ray.exceptions.RayError) as e:
                 log.warning("replica %s cannot reach the dispatcher: %s", self._id, e)
                 dispatcher = None

@@ -39,7 +39,12 @@ class Canary:
     stepped_at: float = float("-inf")  # when the last step was completed
     sent_at: float = float("-inf")
     is_out: bool = False  # sent, and not come back
-    failed: bool = False  # the last one
+    failures: int = 0  # one after the other, up to the last one
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last one did."""
+        return self.failures > 0
 
     def due(self, now: float, every: float) -> bool:
         """Whether none is out, and neither a step nor a canary was seen for `every` seconds."""
@@ -51,5 +56,6 @@ class Canary:
 
     def end(self, now: float, *, well: bool) -> None:
         """It came back; a step that gave no token proves nothing."""
-        self.is_out, self.failed = False, not well
+        self.is_out = False
+        self.failures = 0 if well else self.failures + 1
         self.stepped_at = now if well else float("-inf")

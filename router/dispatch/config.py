@@ -22,6 +22,8 @@ class DispatcherConfig:
     orphan_grace: float = 5.0  # leases of an ingress that went away
     recovery: float = 3.0  # after the start, until all ingress replicas have come back
     suspect_after: float = 3.0  # without progress, or 10 predicted steps if that is longer
+    replace_failures: int = 5  # canaries that failed one after the other, until the replica is to be replaced
+    replace_after: float = 60.0  # suspect for so long without an end, likewise
     canary_every: float = 2.0  # an idle replica proves that it can step; infinite = never
     decode_margin: int = 64  # tokens of room for each choice beyond its prompt
     seed_speed: Speed = Speed()
@@ -30,5 +32,7 @@ class DispatcherConfig:
     def __post_init__(self) -> None:
         if self.max_waiting < 1:
             raise ConfigError(f"max_waiting must be at least 1, got {self.max_waiting}")
+        if self.replace_failures < 1:
+            raise ConfigError(f"replace_failures must be at least 1, got {self.replace_failures}")
         if self.canary_every <= 0:
             raise ConfigError(f"canary_every must be positive, got {self.canary_every}")

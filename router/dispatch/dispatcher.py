@@ -197,6 +197,13 @@ class Dispatcher:
         replica.canary_ended(self._clock(), well=well)
         return self._release(replica.info.model)
 
+    def hopeless(self, replica_id: str) -> str | None:
+        """Why `replica_id` is to be replaced; None while it may come to itself, and of unknown ids."""
+        replica = self._registry.get(replica_id)
+        if replica is None:
+            return None
+        return replica.hopeless(self._clock(), self.config.replace_failures, self.config.replace_after)
+
     def tick(self) -> list[Reply]:
         """To be called about ten times a second: what follows from time alone."""
         now = self._clock()

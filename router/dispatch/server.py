@@ -91,17 +91,19 @@ class DispatcherServer:
 
     # for the actor around it
 
-    def register(self, info: ReplicaInfo, speed: float | None = None) -> None:
+    def register(self, info: ReplicaInfo, speed: float | None = None) -> str | None:
         """`info` gets leases once it answers; it is dialled until then. Registering it again changes nothing.
 
-        `speed` (prefill tokens a second) is believed until it was measured.
+        `speed` (prefill tokens a second) is believed until it was measured. The answer says why whoever owns the
+        replica should replace it; None: there is no reason.
         """
         if info.id in self._registered:
-            return
+            return self.dispatcher.hopeless(info.id)
         observer = Observer(
             info, secret=self._secret, name=f"observer/{self._name}", watcher=self, patience=GIVE_UP_SECONDS
         )
         self._registered[info.id] = _Registration(info, observer, speed)
+        return None
 
     def unregister(self, replica_id: str, reason: str = "unregistered", *, died: bool = False) -> None:
         """`replica_id` is gone at once; leases on it are lost and will be replayed. Unknown ids are left alone.

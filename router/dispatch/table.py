@@ -61,7 +61,7 @@ class Replica:
         "block_size", "blocks", "canary", "draining", "firsts", "fleet", "free_blocks", "free_slots", "index", "info",
         "kv_seconds", "lag", "leases", "load", "model", "observed", "observed_at", "prefixes", "progress_at",
         "queue_seconds", "recovering", "reported_at", "seq_seconds", "slots", "step_ends", "step_seconds", "suspect",
-        "taught_at", "token_seconds", "trusted", "unreported", "unreported_tokens",
+        "suspect_since", "taught_at", "token_seconds", "trusted", "unreported", "unreported_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +78,7 @@ class Replica:
         self.lag = 0.0  # seconds by which first tokens come later than the rest of the model says
         self.firsts = 0  # leases that it was learned from
         self.prefixes = PrefixIndex(info.num_blocks)
+        self.suspect_since: float | None = None  # as the watch saw it
         self.canary = Canary()
         self.slots = sum(lease.request.choices for lease in leases.values())
         self.blocks = sum(lease.blocks for lease in leases.values())
@@ -194,6 +195,10 @@ class Replica:
         """Suspect a replica that makes no progress for much longer than its steps take; let old knowledge fade."""
         if now - self.progress_at > max(suspect_seconds, 10.0 * self.step_seconds):
             self.suspect = True
+        if not self.suspect:
+            self.suspect_since = None
+        elif self.suspect_since is None:
+            self.suspect_since = now
         if self.observed is not None and now - self.observed_at > _OBSERVED_STALE:
             self.observed = None
         self.refresh(now)
@@ -211,6 +216,14 @@ class Replica:
         if well:
             self.progress_at = now
         self.refresh(now)
+
+    def hopeless(self, now: float, failures: int, seconds: float) -> str | None:
+        """Why it is to be replaced: so many canaries failed, or it was suspect for so long; None while it is not."""
+        if self.canary.failures >= failures:
+            return f"{self.canary.failures} canaries failed, one after the other"
+        if self.suspect_since is not None and now - self.suspect_since >= seconds:
+            return f"it has been suspect for {now - self.suspect_since:.0f} s"
+        return None
 
     def observe_lease(self, lease: Lease, now: float) -> None:
         """Learn from a completed lease how long one takes for each slot in use."""

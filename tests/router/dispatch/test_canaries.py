@@ -169,3 +169,55 @@ async def test_an_engine_whose_steps_fail_is_suspect() -> None:
         await until(lambda: cluster.server.status().rows[0].state is ReplicaState.SUSPECT)
         await until(lambda: cluster.server.status().rows[0].state is ReplicaState.READY)
         assert len(engine.submitted) >= 2
+
+
+def test_a_replica_whose_canaries_fail_for_ever_is_to_be_replaced() -> None:
+    d, clock = idle_replica(replace_failures=3)
+    for failure in range(3):
+        assert d.hopeless("a") is None
+        clock.now += 3.0
+        d.tick()
+        assert d.canaries() == ["a"], failure
+        d.canary("a", well=False)
+    assert d.hopeless("a") == "3 canaries failed, one after the other"
+    clock.now += 3.0
+    d.canaries()
+    d.canary("a", well=True)
+    assert d.hopeless("a") is None
+    assert d.hopeless("nobody") is None
+
+
+def test_failures_between_good_canaries_are_no_reason() -> None:
+    d, clock = idle_replica(replace_failures=2)
+    for well in (False, True) * 4:
+        clock.now += 3.0
+        d.tick()
+        assert d.canaries() == ["a"]
+        d.canary("a", well=well)
+        assert d.hopeless("a") is None
+
+
+def test_a_suspect_that_stays_one_is_to_be_replaced() -> None:
+    """No step, and no canary that comes back: nothing fails, but nothing is done, either."""
+    d, clock = idle_replica(suspect_after=3.0, replace_after=20.0)
+    assert d.canaries() == ["a"]
+    for _ in range(40):
+        clock.now += 0.5
+        d.tick()
+        assert d.hopeless("a") is None
+    clock.now += 4.0
+    d.tick()
+    assert d.hopeless("a") == "it has been suspect for 20 s"
+    d.canary("a", well=True)
+    d.tick()
+    assert d.hopeless("a") is None
+
+
+async def test_the_answer_to_an_announcement_tells_it() -> None:
+    async with Cluster() as cluster:
+        (engine, *_) = cluster.engines
+        await until(lambda: len(cluster.server.status().rows) == len(cluster.engines))
+        assert cluster.server.register(engine.info) is None
+        for _ in range(5):
+            cluster.server.replica_canary(engine.info.id, "rank 0: the step failed")
+        assert cluster.server.register(engine.info) == "5 canaries failed, one after the other"
