@@ -38,6 +38,7 @@ class GenerationRequest:
     samplings: tuple[SamplingParams, ...]
     owner: str = "default"
     tier: str = ""
+    sub: str = ""  # which of the owner's own users asks, as the body says
     route: str = ""  # learned output lengths are per (owner, route)
     salt: bytes = b""
     adapter: str | None = None

@@ -20,6 +20,7 @@ from router.metrics import Meter, Metrics
 from router.protocol.errors import HttpRefusal, answer_for, code_of, echo, is_refusal
 from router.protocol.json_entry import parse_object
 from router.protocol.openai import ChatBody, CompletionBody
+from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
 from router.protocol.validation import validate
 from router.request_log import log_finished, log_kept, log_refused
 from router.text.offload import TextPool
@@ -28,6 +29,8 @@ from workers.api.errors import ConfigError, EchelonError, InvalidRequest, ModelN
 BODIES: dict[str, type[ChatBody] | type[CompletionBody]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
+    "/v1/chat/completions_qos": QosChatBody,
+    "/v1/completions_qos": QosCompletionBody,
 }
 
 INLINE_BYTES = 32 << 10  # parsed and checked in under 0.5 ms
@@ -128,6 +131,8 @@ class Service:
         checked = await self._pool.run(
             len(body), lambda: validate(kind, parse_object(body, max_bytes=limit)), inline=INLINE_BYTES
         )
+        user_id = checked.user_id if isinstance(checked, QosChatBody | QosCompletionBody) else None
+        identity = identity.called(user_id, checked.user)
         model = self.model(checked.model, identity)
         if isinstance(checked, ChatBody):
             return await self._maker.chat(checked, model, identity)

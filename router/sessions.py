@@ -218,6 +218,7 @@ class Sessions:
             choices=len(unfinished),
             owner=request.owner,
             tier=request.tier,
+            sub=request.sub,
             route=request.route,
             resumed_tokens=sum(len(run.choices[i].emitted) for i in unfinished),
             accepted=run.accepted,

@@ -57,6 +57,7 @@ class Acquire:
     choices: int = 1
     owner: str = "default"
     tier: str = ""
+    sub: str = ""  # which of the owner's own users asks
     route: str = ""
     resumed_tokens: int = 0
     accepted: bool = False

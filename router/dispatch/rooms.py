@@ -57,7 +57,7 @@ class Rooms:
         output = round(self._output(request)) * request.choices
         prefill = 0 if request.resumed_tokens else request.prompt_tokens  # a replay's was charged before
         units = self._prices.units(prefill, output, kv_read(request, output))
-        return Facts(request.owner, request.tier, units, waiting.arrived, request.accepted)
+        return Facts(request.owner, request.tier, units, waiting.arrived, request.accepted, request.sub)
 
 
 def charge(room: Room[Waiting], request: Acquire, settled: Settle) -> None:

@@ -31,6 +31,7 @@ from router.http.straight import note_server
 from router.metrics import CONTENT_TYPE, Metrics
 from router.protocol.errors import HttpRefusal, echo
 from router.protocol.openai import ChatBody, CompletionBody
+from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
 from router.service import Service
 from workers.api.errors import EchelonError
 
@@ -110,6 +111,16 @@ def create_app(
     async def completions(request: Request) -> Response:
         """The continuation of one or more prompts, as one body or as a stream of events."""
         return await generate(request, "/v1/completions")
+
+    @app.post("/v1/chat/completions_qos", openapi_extra=_body_of(QosChatBody), tags=["qos"])
+    async def chat_completions_qos(request: Request) -> Response:
+        """The same for a user of the caller's: `user_id`."""
+        return await generate(request, "/v1/chat/completions_qos")
+
+    @app.post("/v1/completions_qos", openapi_extra=_body_of(QosCompletionBody), tags=["qos"])
+    async def completions_qos(request: Request) -> Response:
+        """The same for a user of the caller's: `user_id`."""
+        return await generate(request, "/v1/completions_qos")
 
     @app.get("/v1/models", tags=["openai"])
     async def list_models(request: Request) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from starlette.datastructures import Headers
@@ -17,6 +17,7 @@ class Identity:
     """An owner, its tier, what keeps its prefix cache apart, and the models it may use (None: all).
 
     `metrics`: it may read /metrics, which name all owners. `admin`: it may see and change what is everybody's.
+    `believed`: it is whoever it says, there being no keys. `sub`: which of the owner's own users asks, by the body.
     """
 
     owner: str = "default"
@@ -25,6 +26,18 @@ class Identity:
     models: frozenset[str] | None = None
     metrics: bool = False
     admin: bool = False
+    believed: bool = False
+    sub: str = ""
+
+    def called(self, user_id: str | None, user: str | None) -> Identity:
+        """Who asks, by a body's `user_id` and OpenAI's `user`: they divide the owner, and never make another one of it.
+
+        Where there are no keys, `user_id` is the owner.
+        """
+        if self.believed and user_id is not None:
+            return replace(self, owner=user_id, salt=user_id.encode(), sub=user or "")
+        sub = user_id or user
+        return replace(self, sub=sub) if sub else self
 
     def may_use(self, model: str) -> bool:
         """Whether `model` exists for this owner; one that does not is answered like one that is not served."""
@@ -47,7 +60,7 @@ class IdentityResolver(Protocol):
 class NoKeys:
     """Everybody is the owner "default"; without keys only loopback addresses are served, unless told otherwise.
 
-    Whoever is served may read /metrics; loopback is admin.
+    Whoever is served may read /metrics; loopback is admin, and believed what it calls itself.
 
     Behind a proxy on the same machine every client has a loopback address: then the proxy's own bind address decides.
     """
@@ -59,7 +72,8 @@ class NoKeys:
         """The default identity. Raises NotAuthorized for an address that is not loopback."""
         if self._loopback_only and not _is_loopback(client):
             raise NotAuthorized("This server has no API keys and therefore answers loopback addresses only.")
-        return Identity(metrics=True, admin=_is_loopback(client))
+        near = _is_loopback(client)
+        return Identity(metrics=True, admin=near, believed=near)
 
 
 def _is_loopback(client: str | None) -> bool:

@@ -140,6 +140,7 @@ class JobMaker:
                     samplings=params,
                     owner=identity.owner,
                     tier=identity.tier,
+                    sub=identity.sub,
                     route=route,
                     salt=_salt(identity.salt, body.cache_salt),
                     adapter=model.adapter,

@@ -2,10 +2,11 @@
 
 Strict: no type is guessed, no unknown field passes. A field set to null counts as not given. What OpenAI documents and
 this server does not do yet is refused by name, unless its value asks for nothing (`tools: []`, `best_of: 1`, ...).
-Accepted without effect on the answer: `user`, `metadata`, `safety_identifier`, `prompt_cache_key`, `store: false`,
-`service_tier: auto|default`. Beyond OpenAI, with the names that vLLM's users know: `top_k`, `min_p`,
-`repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`, `skip_special_tokens`, `allowed_token_ids`,
-`truncate_prompt_tokens`, `request_id`, `cache_salt`, and for chat `add_generation_prompt`, `continue_final_message`.
+Accepted without effect on the answer: `user` (it divides its owner's turn in the queue), `metadata`,
+`safety_identifier`, `prompt_cache_key`, `store: false`, `service_tier: auto|default`. Beyond OpenAI, with the names
+that vLLM's users know: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`,
+`skip_special_tokens`, `allowed_token_ids`, `truncate_prompt_tokens`, `request_id`, `cache_salt`, and for chat
+`add_generation_prompt`, `continue_final_message`.
 """
 
 from __future__ import annotations

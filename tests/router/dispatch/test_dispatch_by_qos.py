@@ -57,12 +57,14 @@ class Site:
         self.on_end: Callable[[str], None] = lambda owner: None
         self._count = 0
 
-    def submit(self, owner: str, *, prompt: int = 10, output: int = 20, tier: str = "", age: float = 0.0) -> str:
+    def submit(
+        self, owner: str, *, prompt: int = 10, output: int = 20, tier: str = "", age: float = 0.0, sub: str = ""
+    ) -> str:
         self._count += 1
         name = f"{owner}#{self._count}"
         self.requests[name] = (owner, prompt, output)
         answer = self.dispatcher.acquire(
-            "ingress", ask(name, prompt=prompt, max_tokens=10 * output, owner=owner, tier=tier, age=age)
+            "ingress", ask(name, prompt=prompt, max_tokens=10 * output, owner=owner, tier=tier, age=age, sub=sub)
         )
         self.take([Reply("ingress", answer)] if answer is not None else [])
         self.take(self.dispatcher.shed())
@@ -388,3 +390,19 @@ def test_the_outlook_holds_under_steady_arrivals() -> None:
     assert total > 500
     assert hits >= 0.8 * total, f"{hits / total:.2f} within the interval"
     assert near >= 0.6 * total, f"{near / total:.2f} near the middle"
+
+
+def test_sub_users_share_their_owners_part_and_take_turns_in_it() -> None:
+    """An owner with two hundred sub-users gets no more than one without; and its quiet sub-user is not held up."""
+    site = Site(TIERS, slots=4)
+    for i in range(300):
+        site.submit("cheap", sub=f"s{i % 200}")
+        site.submit("other")
+    assert site.share_of("cheap", leases=200) == pytest.approx(0.5, abs=0.02)
+    names = []
+    site = Site(TIERS, slots=1)
+    for _ in range(50):
+        site.submit("cheap", sub="loud")
+    names = [site.submit("cheap", sub="quiet") for _ in range(3)]
+    site.run(leases=8)
+    assert not any(name in site.queue for name in names)

@@ -28,6 +28,8 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     (COMPLETION, {"model": "m", "prompt": [40, 41, 42], "stream": True, "presence_penalty": 1.5}),
     (COMPLETION, {"model": "m", "prompt": ["a", "b"], "n": 2, "logprobs": 1, "stop_token_ids": [50]}),
     (COMPLETION, {"model": "m", "prompt": [[40], [41]], "stream": True, "n": 2, "min_tokens": 3, "max_tokens": 12}),
+    (f"{CHAT}_qos", {"model": "m", "messages": "hi", "stop": False, "session_id": -1, "user_id": "u"}),
+    (f"{COMPLETION}_qos", {"model": "m", "prompt": "hi", "suffix": "s", "user_id": "u", "stream": True}),
     (COMPLETION, {"model": "org/base", "prompt": "x" * 300, "truncate_prompt_tokens": 9, "request_id": "r-1"}),
 ]
 NUMBERS: list[Any] = [0, -1, 1, 2, 128, 129, 361, 2**31 - 1, 2**31, 2**53, 2**63 - 1, 2**63, -(2**63) - 1, 2**64]
@@ -211,7 +213,7 @@ def attacks(draw: Callable[[Any], Any]) -> Attack:
     for _ in range(0 if poison is not None else draw(st.sampled_from([0, 0, 0, 1, 2]))):
         raw = _mangle(draw, raw)
     if draw(st.integers(0, 9)) == 0:
-        path = COMPLETION if path == CHAT else CHAT
+        path = draw(st.sampled_from(sorted({p for p, _ in GOOD})))
     usual = draw(st.integers(0, 9)) > 0
     kind = "application/json" if usual else draw(st.none() | st.sampled_from(CONTENT_TYPES))
     return Attack(path, raw, kind, draw(st.sampled_from([0, 0, 1, 3, 50])))

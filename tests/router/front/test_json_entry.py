@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from router.protocol.errors import HttpRefusal, answer_for
 from router.protocol.json_entry import BodyNotJson, parse_object
 from router.protocol.openai import ChatBody, CompletionBody
+from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
 from router.protocol.validation import validate
 from workers.api.errors import RequestError
 
@@ -86,7 +87,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-FIELDS = sorted({*ChatBody.model_fields, *CompletionBody.model_fields, *ChatBody.not_done, *CompletionBody.not_done})
+BODIES = (ChatBody, CompletionBody, QosChatBody, QosCompletionBody)
+FIELDS = sorted({name for body in BODIES for name in (*body.model_fields, *body.not_done)})
 
 
 def hostile_body():
@@ -97,7 +99,7 @@ def hostile_body():
     return st.builds(lambda b, f: {**b, **f}, base, fields)
 
 
-@given(hostile_body(), st.sampled_from([ChatBody, CompletionBody]))
+@given(hostile_body(), st.sampled_from(BODIES))
 @settings(max_examples=300, deadline=None)
 def test_hostile_fields_are_refused_by_name(body, model):
     """Whatever stands in the fields: a checked body, or a 4xx whose message is short and whose body is JSON."""
