@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 from router.dispatch.client import DispatcherClient
-from router.dispatch.lease import ReplicaState
+from router.dispatch.lease import ReplicaState, TierRow
 from router.http.status import ReplicaRow
 
 HEALTHY_SECONDS = 6.0  # a canary every 2 s, 3 s of patience for it, and the table's own age
@@ -43,3 +43,7 @@ class ClusterStatus:
     def waiting(self) -> Mapping[str, int]:
         """Requests without a lease, by model."""
         return dict(self._dispatcher.table.waiting_by_model)
+
+    def tiers(self) -> Sequence[TierRow]:
+        """As the dispatcher last said."""
+        return self._dispatcher.table.tiers

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from router.dispatch.lease import TierRow
 from router.http.status import ReplicaRow, Status
 from workers.api.replica import LoadReport
 
@@ -36,6 +37,20 @@ _COUNTERS: tuple[tuple[str, str, Callable[[LoadReport], float]], ...] = (
 )
 
 
+_TIER_GAUGES: tuple[tuple[str, str, Callable[[TierRow], float]], ...] = (
+    ("echelon_tier_waiting", "Requests without a lease.", lambda t: t.waiting),
+    ("echelon_tier_oldest_wait_seconds", "How long the oldest of them has waited.", lambda t: t.oldest_seconds),
+    ("echelon_tier_expected_wait_seconds", "How long one more would wait.", lambda t: t.expected_seconds),
+    ("qos_service_gap", "Service / quota of two accounts that wait: how far apart, in units.", lambda t: t.gap),
+    ("qos_service_gap_bound", "How far apart the same two may be.", lambda t: t.gap_bound),
+    (
+        "qos_share_error",
+        "By how much a share of service differed from its quota's over the last minute, 1 = all of it.",
+        lambda t: t.share_error,
+    ),
+)
+
+
 class EngineMetrics(Collector):
     """`engine` and `replica` are the replica's id; vLLM's own label is the former."""
 
@@ -56,6 +71,8 @@ class EngineMetrics(Collector):
         """One family a number. Any thread."""
         rows, waiting = self._status.replicas(), self._status.waiting()
         yield from _states(rows)
+        if tiers := self._status.tiers():
+            yield from _tiers(tiers)
         loads = [(row, row.load) for row in rows if row.load is not None]
         for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
             for name, text, value in table:
@@ -66,6 +83,19 @@ class EngineMetrics(Collector):
                     for model, count in waiting.items():
                         family.add_metric((model, DISPATCHER), count)
                 yield family
+
+
+def _tiers(rows: Iterable[TierRow]) -> Iterable[Metric]:
+    labels = ("model_name", "tier")
+    for name, text, value in _TIER_GAUGES:
+        family = GaugeMetricFamily(name, text, labels=labels)
+        for row in rows:
+            family.add_metric((row.model, row.tier), value(row))
+        yield family
+    violations = CounterMetricFamily("qos_bound_violations", "Intervals with a gap beyond its bound.", labels=labels)
+    for row in rows:
+        violations.add_metric((row.model, row.tier), row.violations)
+    yield violations
 
 
 def _states(rows: Iterable[ReplicaRow]) -> Iterable[Metric]:

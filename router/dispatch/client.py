@@ -76,7 +76,9 @@ def refusal_error(refused: Refused) -> EchelonError:
         case Refusal.NO_REPLICA:
             return NoReplica(refused.message, retry_after=refused.retry_after)
         case Refusal.OVERLOADED:
-            return Overloaded(refused.message, retry_after=refused.retry_after)
+            error = Overloaded(refused.message, retry_after=refused.retry_after)
+            error.position, error.wait = refused.position, refused.wait
+            return error
 
 
 class DispatcherClient:

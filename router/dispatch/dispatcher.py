@@ -13,7 +13,7 @@ from random import Random
 from router.dispatch.config import DispatcherConfig
 from router.dispatch.fleet import Waiting
 from router.dispatch.granting import Expectations, Granting, Reply
-from router.dispatch.lease import Acquire, Granted, LeaseLost, Outcome, Refused, ReplicaRow, Reregister, Settle
+from router.dispatch.lease import Acquire, Granted, LeaseLost, Outcome, Refused, ReplicaRow, Reregister, Settle, TierRow
 from router.dispatch.leases import Leases
 from router.dispatch.ledger import Ledger
 from router.dispatch.registry import Registry
@@ -242,6 +242,24 @@ class Dispatcher:
     def waiting_by_model(self) -> tuple[tuple[str, int], ...]:
         """The same, apart."""
         return tuple((fleet.model, len(fleet.queue)) for fleet in self._registry.fleets)
+
+    def tiers(self) -> tuple[TierRow, ...]:
+        """Every tier of every queue, with the gaps between its accounts: this looks after them."""
+        return tuple(
+            TierRow(
+                fleet.model,
+                state.tier,
+                state.waiting,
+                state.oldest_seconds,
+                state.outlook.middle,
+                state.reading.gap,
+                state.reading.bound,
+                state.reading.share_error,
+                state.reading.violations,
+            )
+            for fleet in self._registry.fleets
+            for state in fleet.queue.tiers()
+        )
 
     def rows(self) -> tuple[ReplicaRow, ...]:
         """The replica table."""

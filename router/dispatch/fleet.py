@@ -112,6 +112,10 @@ class Fleet:
             per_kv=sum(s.per_kv for s in seen) / n,
         )
 
+    def pace(self, hold_seconds: float) -> float:
+        """Seconds between two releases, while all slots are taken and a lease lasts `hold_seconds`."""
+        return hold_seconds / max(self._slots, 1)
+
     def retry_after(self, hold_seconds: float, ahead: int) -> float:
         """Seconds until `ahead` requests of the queue have been served, within 1 and 60."""
-        return min(max(hold_seconds * (ahead + 1) / max(self._slots, 1), 1.0), 60.0)
+        return min(max(self.pace(hold_seconds) * (ahead + 1), 1.0), 60.0)

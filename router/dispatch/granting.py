@@ -138,16 +138,27 @@ class Granting:
         text = None if request.accepted else queue.refusal(waiting)
         if text is None:
             return fleet.never(request)
-        retry_after = fleet.retry_after(self._expectations.hold_seconds, queue.ahead(waiting))
-        return Refused(request.lease_id, Refusal.OVERLOADED, f"{text} for {request.model}", retry_after)
+        return self._overloaded(waiting, fleet, f"{text} for {request.model}")
+
+    def _overloaded(self, waiting: Waiting, fleet: Fleet, text: str) -> Refused:
+        hold, queue = self._expectations.hold_seconds, fleet.queue
+        outlook = queue.prospect(waiting, fleet.pace(hold))
+        text += f"; it would be number {outlook.position}, and wait {outlook.low:.0f} to {outlook.high:.0f} s"
+        return Refused(
+            waiting.request.lease_id,
+            Refusal.OVERLOADED,
+            text,
+            fleet.retry_after(hold, queue.ahead(waiting)),
+            outlook.position,
+            (outlook.low, outlook.middle, outlook.high),
+        )
 
     def _make_place(self, waiting: Waiting, fleet: Fleet) -> None:
         out = fleet.queue.shed(waiting)
         if out is not None:
             self._leases.ends.refused += 1
-            retry_after = fleet.retry_after(self._expectations.hold_seconds, fleet.queue.ahead(out))
             text = f"requests of higher tiers took all places to wait for {fleet.model}"
-            self._shed.append(Reply(out.client, Refused(out.request.lease_id, Refusal.OVERLOADED, text, retry_after)))
+            self._shed.append(Reply(out.client, self._overloaded(out, fleet, text)))
 
     def _try(self, waiting: Waiting, fleet: Fleet, now: float) -> Granted | None:
         """The lease of `waiting`, if a replica has room. It is still in the queue then."""

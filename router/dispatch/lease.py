@@ -80,12 +80,18 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """There will be no lease. `retry_after` is in seconds, for OVERLOADED and NO_REPLICA."""
+    """There will be no lease. `retry_after` is in seconds, for OVERLOADED and NO_REPLICA.
+
+    OVERLOADED by a full queue also tells where the request would have stood (0: not known), and how many seconds it
+    would have waited: at least, probably, at most.
+    """
 
     lease_id: str
     reason: Refusal
     message: str
     retry_after: float = 1.0
+    position: int = 0
+    wait: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +156,28 @@ class ReplicaRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TierRow:
+    """One tier of one model's queue; see `router.qos.queue.TierState` and `router.qos.watch.Reading`."""
+
+    model: str
+    tier: str
+    waiting: int
+    oldest_seconds: float
+    expected_seconds: float  # that one more request would wait
+    gap: float
+    gap_bound: float
+    share_error: float
+    violations: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaTable:
     """All replicas, after a change and about twice a second."""
 
     rows: tuple[ReplicaRow, ...]
     waiting: int  # requests without a lease
     waiting_by_model: tuple[tuple[str, int], ...] = ()
+    tiers: tuple[TierRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.dispatch.lease import TierRow
 from workers.api.replica import LoadReport
 
 
@@ -38,3 +39,6 @@ class Status(Protocol):
 
     def waiting(self) -> Mapping[str, int]:
         """Requests without a lease, by model."""
+
+    def tiers(self) -> Sequence[TierRow]:
+        """Every tier of every model's queue; none where there are no tiers."""

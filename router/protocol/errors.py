@@ -5,7 +5,8 @@ InvalidRequest           400     invalid_request_error   the error's own
 NotAuthorized            401     invalid_request_error   the error's own
 ModelNotFound            404     invalid_request_error   model_not_found
 HttpRefusal              its own: 403, 404, 405, 408, 413, 414, 415, 431
-Overloaded               429     rate_limit_error        rate_limit_exceeded     + Retry-After
+Overloaded               429     rate_limit_error        rate_limit_exceeded     + Retry-After, and where a queue
+                                 was full x-queue-position, x-queue-wait-seconds: at least, probably, at most
 NoReplica                503     service_unavailable_error  no_replica           + Retry-After
 ReplicaLost              503     service_unavailable_error  replica_lost         + Retry-After
 EngineFault and others   500     server_error            engine_fault, internal_error
@@ -84,6 +85,9 @@ def answer_for(error: BaseException) -> ErrorAnswer:
             headers = {}
             if isinstance(error, Overloaded):
                 headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+                if error.position:
+                    headers["x-queue-position"] = str(error.position)
+                    headers["x-queue-wait-seconds"] = " ".join(f"{seconds:.1f}" for seconds in error.wait)
             elif status == 503:
                 headers["retry-after"] = "1"
             elif status == 401:

@@ -15,7 +15,9 @@ from router.qos.config import QosConfig, Tier
 from router.qos.members import Members, Place
 from router.qos.outlook import Errors, Outlook, Pace
 from router.qos.policy import Limits, Policy
+from router.qos.queue import TierState
 from router.qos.standing import Standing
+from router.qos.watch import Reading, Watch
 from workers.api.ordering import Charge
 
 _SAMPLE = 8  # one request in so many teaches how good predictions are: a position costs a look at all accounts
@@ -72,6 +74,7 @@ class FairQueue(Generic[Item]):
         self._pushed = 0
         self._pace = Pace()
         self._errors: dict[str, Errors] = {}
+        self._watch = Watch()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -118,7 +121,7 @@ class FairQueue(Generic[Item]):
         self._enter(item_id, entry)
         self._pushed += 1
         if self._pushed % _SAMPLE == 0:
-            entry.predicted = self._position(item_id) * self._pace.seconds
+            entry.predicted = self._position(item_id) * self._pace.seconds()
 
     def remove(self, item_id: str) -> Item | None:
         """Take `item_id` out for good, wherever it stands; None if it does not wait."""
@@ -127,6 +130,7 @@ class FairQueue(Generic[Item]):
             return None
         self._leave(item_id, entry)
         self.policy.withdrawn(entry.standing)
+        self._look_whether_empty(entry.standing)
         return entry.item
 
     def granted(self, item_id: str) -> None:
@@ -135,10 +139,12 @@ class FairQueue(Generic[Item]):
         standing, tier = entry.standing, entry.standing.account.tier
         self._leave(item_id, entry, units=entry.facts.units)
         self.policy.admitted(standing)
-        self._lease(item_id, standing, entry.facts.units)
+        self._look_whether_empty(standing)
         now = self._clock()
-        if tier.max_wait is not None and now - entry.facts.arrived >= tier.max_wait:
+        overdue = tier.max_wait is not None and now - entry.facts.arrived >= tier.max_wait
+        if overdue:
             self._lanes.setdefault(tier.name, item_id)
+        self._lease(item_id, standing, entry.facts.units, in_turn=not overdue)
         self._pace.released(now, more=bool(self._waiting))
         self._errors.setdefault(tier.name, Errors()).add(entry.predicted, now - entry.queued)
 
@@ -147,7 +153,7 @@ class FairQueue(Generic[Item]):
         facts = self._describe(item)
         standing = self.policy.standing(self.policy.config.account(facts.user, facts.tier))
         standing.resident += 1
-        self._lease(item_id, standing, facts.units)
+        self._lease(item_id, standing, facts.units, in_turn=False)
 
     def ended(self, item_id: str, prefill: int = 0, decode: int = 0, kv_read: int = 0) -> None:
         """The lease is over: what was executed, in tokens, is charged, and no more. Unknown ids are left alone."""
@@ -161,6 +167,7 @@ class FairQueue(Generic[Item]):
         self.policy.ended(standing)
         self.policy.floors.served({tier: -expected}, self._active())  # it counted when it was granted
         self.policy.commit(prefill + decode, [Charge(standing, prefill, decode, kv_read)], {standing: expected})
+        self._watch.ended(standing.account, expected, self.policy.prices.units(prefill, decode, kv_read))
 
     def set_aside(self, item_id: str) -> None:
         """It is passed over until `put_back`."""
@@ -168,6 +175,7 @@ class FairQueue(Generic[Item]):
         self._leave(item_id, entry)
         entry.standing.queued -= 1
         self.policy.place(entry.standing)
+        self._look_whether_empty(entry.standing)
 
     def put_back(self) -> None:
         """All that was set aside waits again; nobody is lifted for it."""
@@ -203,11 +211,39 @@ class FairQueue(Generic[Item]):
         assert standing is not None, "requests wait, but no account does"
         return self._members[standing].first()
 
-    def outlook(self, item_id: str) -> Outlook:
+    def outlook(self, item_id: str, seconds: float = 1.0) -> Outlook:
         """Where a waiting request stands, and how long it will probably wait from now on. Raises KeyError."""
-        entry = self._waiting[item_id]
         position = self._position(item_id)
-        return self._errors_of(entry).outlook(position, position * self._pace.seconds)
+        return self._expected(position, self._waiting[item_id].standing.account.tier, seconds)
+
+    def prospect(self, item: Item, seconds: float = 1.0) -> Outlook:
+        """The same for one that does not wait, if it did."""
+        facts = self._describe(item)
+        standing = self.policy.standing(self.policy.config.account(facts.user, facts.tier))
+        members = self._members.get(standing)
+        return self._expected(self._place(standing, len(members or ()) + 1), standing.account.tier, seconds)
+
+    def tiers(self) -> list[TierState]:
+        """Every tier of the configuration; looks after the gaps between accounts."""
+        now = self._clock()
+        waiting = [s.account for s, members in self._members.items() if members]
+        readings = self._watch.look(now, waiting)
+        oldest: dict[str, float] = {}
+        left = sum(1 for n in self._tier_count.values() if n)
+        for entry in self._waiting.values():  # in the order they were queued
+            name = entry.standing.account.tier.name
+            if name not in oldest:
+                oldest[name] = now - entry.facts.arrived
+                if len(oldest) == left:
+                    break
+        states, above = [], 0
+        for tier in self.policy.config.tiers:
+            count = self._tier_count.get(tier.name, 0)
+            above += count
+            outlook = self._expected(above + 1, tier, 1.0) if above else Outlook(1, 0.0, 0.0, 0.0)
+            reading = readings.get(tier.name, Reading())
+            states.append(TierState(tier.name, count, oldest.get(tier.name, 0.0), outlook, reading))
+        return states
 
     def ahead(self, item: Item) -> int:
         """What waits in its tier and in those above."""
@@ -237,6 +273,7 @@ class FairQueue(Generic[Item]):
             entry.standing = standing
             self.policy.queued(standing)
             self._enter(item_id, entry)
+        self._watch.restart((standing.account, units) for standing, units in self._leased.values())
 
     # inside
 
@@ -264,10 +301,15 @@ class FairQueue(Generic[Item]):
         else:
             del self._user_count[key]
 
-    def _lease(self, item_id: str, standing: Standing, units: float) -> None:
+    def _lease(self, item_id: str, standing: Standing, units: float, *, in_turn: bool) -> None:
         self._leased[item_id] = (standing, units)
+        self._watch.granted(standing.account, units, in_turn=in_turn)
         self.policy.expect(standing, units)
         self.policy.floors.served({standing.account.tier.name: units}, self._active())
+
+    def _look_whether_empty(self, standing: Standing) -> None:
+        if not self._members[standing]:
+            self._watch.emptied(standing.account)
 
     def _active(self) -> list[str]:
         return [band.tier for band in self.policy.bands.values() if band.first_waiting() is not None]
@@ -294,9 +336,11 @@ class FairQueue(Generic[Item]):
 
     def _position(self, item_id: str) -> int:
         """How many will have been released with it, if nobody else comes: of its tier as quotas go, of others all."""
-        entry = self._waiting[item_id]
-        standing = entry.standing
-        mine = self._members[standing].ahead(item_id) + 1
+        standing = self._waiting[item_id].standing
+        return self._place(standing, self._members[standing].ahead(item_id) + 1)
+
+    def _place(self, standing: Standing, mine: int) -> int:
+        """The same for the request that is number `mine` of its account."""
         position = float(mine)
         for number, band in self.policy.bands.items():
             if number < standing.band:
@@ -310,5 +354,6 @@ class FairQueue(Generic[Item]):
     def _rank(self, tier: str) -> int:
         return next((t.rank for t in self.policy.config.tiers if t.name == tier), -1)
 
-    def _errors_of(self, entry: _Entry[Item]) -> Errors:
-        return self._errors.setdefault(entry.standing.account.tier.name, Errors())
+    def _expected(self, position: int, tier: Tier, seconds: float) -> Outlook:
+        errors = self._errors.setdefault(tier.name, Errors())
+        return errors.outlook(position, position * self._pace.seconds(seconds))

@@ -28,10 +28,9 @@ class Pace:
         self._weight = 0.0
         self._last: float | None = None
 
-    @property
-    def seconds(self) -> float:
-        """The mean of late; 1 before anything was seen."""
-        return self._mean if self._weight else 1.0
+    def seconds(self, otherwise: float = 1.0) -> float:
+        """The mean of late; `otherwise` before anything was seen."""
+        return self._mean if self._weight else otherwise
 
     def released(self, now: float, *, more: bool) -> None:
         """A request left the queue for a replica; `more`: others still wait, so that the next interval counts."""

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+
+from router.qos.outlook import Errors, Outlook
+from router.qos.watch import Reading
 
 Key = tuple[int, float, float]  # (tier rank, virtual time, arrival in seconds); the least goes first
 Item = TypeVar("Item")
 Ordered_contra = TypeVar("Ordered_contra", contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TierState:
+    """What waits in one tier, the oldest of it since `oldest_seconds`; `outlook` is that of one more request."""
+
+    tier: str
+    waiting: int
+    oldest_seconds: float
+    outlook: Outlook
+    reading: Reading
 
 
 class Arrived(Protocol):
@@ -47,6 +62,15 @@ class Room(Protocol[Item]):
 
     def ahead(self, item: Item) -> int:
         """About how many requests would go before `item`, if it waited."""
+
+    def prospect(self, item: Item, seconds: float) -> Outlook:
+        """Where `item` would stand, and how long it would wait; `seconds` pass between two releases, if not known."""
+
+    def outlook(self, item_id: str, seconds: float) -> Outlook:
+        """The same for what waits. Raises KeyError."""
+
+    def tiers(self) -> list[TierState]:
+        """All tiers in which anybody waits, or has; none where there are no tiers."""
 
     def push(self, item_id: str, item: Item) -> None:
         """Queue `item`; its id must not be queued already (ValueError)."""
@@ -113,6 +137,21 @@ class WaitingQueue(Generic[Item]):
     def ahead(self, item: Item) -> int:
         """All that wait."""
         return len(self._live)
+
+    def prospect(self, item: Item, seconds: float) -> Outlook:
+        """Behind all that wait."""
+        return Errors().outlook(len(self._live) + 1, (len(self._live) + 1) * seconds)
+
+    def outlook(self, item_id: str, seconds: float) -> Outlook:
+        """By what has a lesser key."""
+        number, item = self._live[item_id]
+        mine = (self._ordering.key(item), number)
+        position = 1 + sum((self._ordering.key(other), n) < mine for n, other in self._live.values())
+        return Errors().outlook(position, position * seconds)
+
+    def tiers(self) -> list[TierState]:
+        """There are none."""
+        return []
 
     def push(self, item_id: str, item: Item) -> None:
         """Queue `item`; its id must not be queued already (ValueError)."""

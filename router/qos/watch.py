@@ -77,10 +77,9 @@ class _Interval:
 
 
 class Watch:
-    """Told of every lease; `look` now and then. `model` is named in the log."""
+    """Told of every lease; `look` now and then."""
 
-    def __init__(self, model: str = "") -> None:
-        self._model = model
+    def __init__(self) -> None:
         self._books: dict[Key, _Book] = {}
         self._intervals = [_Interval(span) for span in SPANS]
         self._violations: dict[str, int] = {}
@@ -108,11 +107,13 @@ class Watch:
         for interval in self._intervals:
             interval.bases.pop(account.key, None)
 
-    def restart(self) -> None:
-        """Other quotas hold: what is compared begins anew."""
+    def restart(self, leased: Iterable[tuple[Account, float]]) -> None:
+        """Other quotas hold: what is compared begins anew. `leased`: who holds leases, and what each probably costs."""
         for interval in self._intervals:
             interval.since, interval.bases = float("-inf"), {}
-        self._books = {key: book for key, book in self._books.items() if book.leases}
+        self._books.clear()
+        for account, units in leased:
+            self.granted(account, units, in_turn=False)
 
     def look(self, now: float, waiting: Iterable[Account]) -> dict[str, Reading]:
         """The readings by tier; `waiting` are the accounts that wait at `now`."""
@@ -126,8 +127,8 @@ class Watch:
                     interval.accused.add(tier)
                     self._violations[tier] = self._violations.get(tier, 0) + 1
                     log.error(
-                        "tier %s of %s: service / quota of two accounts that waited for %.0f s drifted %.0f apart, "
-                        "at most %.0f is right", tier, self._model, now - interval.since, gap, bound,
+                        "tier %s: service / quota of two accounts that waited for %.0f s drifted %.0f apart, at most "
+                        "%.0f is right", tier, now - interval.since, gap, bound,
                     )  # fmt: skip
                 if gap - bound > (worst[tier][0] - worst[tier][1] if tier in worst else float("-inf")):
                     worst[tier] = (gap, bound)

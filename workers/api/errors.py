@@ -70,11 +70,17 @@ class NotAuthorized(RequestError):
 
 
 class Overloaded(EchelonError):
-    """Refused for now. `retry_after` is in seconds."""
+    """Refused for now. `retry_after` is in seconds.
+
+    Where a queue was full, `position` says where the request would have stood (0: not known), and `wait` how many
+    seconds it would have waited: at least, probably, at most.
+    """
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.position = 0
+        self.wait = (0.0, 0.0, 0.0)
 
 
 class NoReplica(Overloaded):

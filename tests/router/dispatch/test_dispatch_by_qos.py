@@ -406,3 +406,23 @@ def test_sub_users_share_their_owners_part_and_take_turns_in_it() -> None:
     names = [site.submit("cheap", sub="quiet") for _ in range(3)]
     site.run(leases=8)
     assert not any(name in site.queue for name in names)
+
+
+def test_a_refusal_tells_the_place_and_the_wait() -> None:
+    """G10: position, and the wait as an interval, as they would be for who waits there."""
+    site = Site(TIERS.replace("user_group_map", "tiers: {Bronze: {max_queued_per_user: 30}}\nuser_group_map"), slots=2)
+    for _ in range(200):
+        site.submit("vip")
+        site.run(leases=1)
+    for _ in range(40):
+        site.submit("cheap")
+    (first, *rest) = site.refused
+    assert first.position == 31
+    low, middle, high = first.wait
+    assert 0.0 <= low <= middle <= high
+    assert high > 0.0
+    assert {r.position for r in rest} == {31}
+    assert "it would be number 31, and wait" in first.message
+    site.submit("vip")
+    site.submit("cheap")
+    assert site.refused[-1].position == 32

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from router.dispatch.lease import TierRow
 from router.generation import ChoiceDelta, GenerationRequest
 from router.http.status import ReplicaRow
 from router.text.offload import TextPool
@@ -58,6 +59,7 @@ class FakeStatus:
     is_healthy: bool = True
     rows: list[ReplicaRow] = field(default_factory=list)
     unleased: dict[str, int] = field(default_factory=dict)
+    tier_rows: list[TierRow] = field(default_factory=list)
 
     def live(self):
         return self.is_live
@@ -73,6 +75,9 @@ class FakeStatus:
 
     def waiting(self):
         return self.unleased
+
+    def tiers(self):
+        return self.tier_rows
 
 
 @dataclass

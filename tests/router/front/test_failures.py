@@ -309,3 +309,15 @@ def test_answer_is_not_trivial(tokenizer):
     """The fake's answer has characters of 1 to 4 bytes, or the tests above would prove little."""
     assert {len(c.encode()) for c in ANSWER} == {1, 2, 3, 4}
     assert len(tokenizer.encode(ANSWER)) > len(ANSWER) / 2
+
+
+async def test_a_refusal_shows_place_and_wait(tokenizer):
+    error = Overloaded("full", retry_after=2.0)
+    error.position, error.wait = 31, (1.0, 2.25, 7.0)
+    generator = FakeGenerator(tokenizer, refusal=error)
+    app = create_app(FrontConfig(), [ServedModel("m", tokenizer, 256)], generator, FakeStatus())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as c:
+        r = await c.post(CHAT, json=HI)
+    assert r.status_code == 429
+    shown = {name: r.headers[name] for name in ("retry-after", "x-queue-position", "x-queue-wait-seconds")}
+    assert shown == {"retry-after": "2", "x-queue-position": "31", "x-queue-wait-seconds": "1.0 2.2 7.0"}

@@ -9,6 +9,7 @@ import threading
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from router.dispatch.lease import TierRow
 from router.engine_metrics import EngineMetrics
 from router.generation import Trace
 from router.http.app import create_app
@@ -180,3 +181,25 @@ async def test_a_refusal_at_the_gate_counts(tokenizer):
         assert (await client.get("/v1/models")).status_code == 401
         assert (await client.get("/health")).status_code == 200
     assert value(metrics, "echelon_refusals_total", reason="invalid_api_key") == 1
+
+
+def test_the_tiers_of_the_queue():
+    status = FakeStatus()
+    assert "qos_" not in EngineMetrics(status).page().decode()
+    status.tier_rows = [
+        TierRow("m", "Gold", 3, 1.5, 2.5, 70.0, 100.0, 0.01, 2),
+        TierRow("m", "Bronze", 0, *[0.0] * 5, 0),
+    ]
+    seen = samples(EngineMetrics(status).page())
+    at = (("model_name", "m"), ("tier", "Gold"))
+    names = {name: number for (name, labels), number in seen.items() if labels == at}
+    assert names == {
+        "echelon_tier_waiting": 3,
+        "echelon_tier_oldest_wait_seconds": 1.5,
+        "echelon_tier_expected_wait_seconds": 2.5,
+        "qos_service_gap": 70.0,
+        "qos_service_gap_bound": 100.0,
+        "qos_share_error": 0.01,
+        "qos_bound_violations_total": 2,
+    }
+    assert seen["qos_bound_violations_total", (("model_name", "m"), ("tier", "Bronze"))] == 0
