@@ -14,8 +14,11 @@ import struct
 import sys
 import tempfile
 from pathlib import Path
+from typing import TextIO
 
 DEMO_MODEL = "demo"
+_FOLDER, _LOCK = "echelon-", "owner.lock"
+_held: list[TextIO] = []  # locks, until the process ends
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
@@ -72,8 +75,7 @@ def prepare_ray() -> None:
     whose settings are written to `edge_file()` before Serve starts. No port is
     one that a second Ray on this machine would take as well (Serve's fallback proxy even shares its port with it).
     """
-    private = Path(tempfile.mkdtemp(prefix="echelon-", dir="/tmp"))
-    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    private = private_folder(Path("/tmp"))
     stats, metrics, fallback_http, fallback_grpc = map(str, free_ports(4))
     defaults = {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -102,6 +104,25 @@ def prepare_ray() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def private_folder(parent: Path) -> Path:
+    """A new folder in `parent`, removed when this process ends. Those that killed ones have left are removed now.
+
+    Its owner holds a lock on a file in it; the system lets go of that however the owner ends.
+    """
+    for left in parent.glob(f"{_FOLDER}*/{_LOCK}"):
+        with contextlib.suppress(OSError), left.open() as lock:  # another user's, or gone meanwhile
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent)
+    private = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=parent))
+    # Renamed when it is locked, so that nobody finds it before.
+    held = (private / f"{_LOCK}.new").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    (private / f"{_LOCK}.new").rename(private / _LOCK)
+    _held.append(held)
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    return private
 
 
 def edge_file() -> Path:
