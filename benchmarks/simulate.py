@@ -1,11 +1,13 @@
 """The shipped policy, dispatcher and engine scheduler under a virtual clock.
 
+    python benchmarks/simulate.py guarantees [--json FILE] [--trials 10000] [--processes 2] [--state FILE]
+    python benchmarks/simulate.py suites [--pictures docs/pictures]
     python benchmarks/simulate.py dispatch [--seeds 3] [--json FILE]
     python benchmarks/simulate.py scale [--replicas 1000] [--requests 1000000] [--seed 1]
     python benchmarks/simulate.py what-if TRACE [--qos-config-path FILE] [--replicas N]
 
 Only the device is a model: a step takes a fixed time and so much for each prompt token, decoding sequence and KV token
-read. Exits with 1 when a bound does not hold.
+read. `guarantees` exits with 1 when one does not hold.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +15,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from simulation import dispatch, scale, what_if
+from simulation import dispatch, guarantees, isolation, scale, suites, what_if
 
 Outcome = tuple[bool, Any]  # (whether all holds, what is written as JSON)
+TAUS = (0.0025, 0.005, 0.010, 0.015, 0.020, 0.030, 0.050, 0.100)
 STRATEGIES = ("oracle", "min_expected_latency", "lmdeploy", "power_of_two", "round_robin", "min_observed_latency")
 
 _out = Console(width=None if sys.stdout.isatty() else 160)
@@ -31,6 +33,16 @@ def declare(commands: Any) -> None:
         parser.add_argument("--json", type=Path, help="write the figures here")
         return parser
 
+    parser = add("guarantees", run_guarantees, "the table of guarantees; exits with 1 on a miss")
+    parser.add_argument("--trials", type=int, default=10_000, help="traces of G2")
+    parser.add_argument("--seconds", type=float, default=60.0, help="virtual seconds of G3")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--state", type=Path, help="G2 goes on from this file")
+    parser.add_argument("--quick", action="store_true", help="shorter runs, for CI")
+    parser.add_argument("--only", nargs="*", choices=list(guarantees.CHECKS), help="these rows")
+    parser = add("suites", run_suites, "VTC's suites under four policies, and the frontier of tau")
+    parser.add_argument("--pictures", type=Path, help="a folder for PNGs (needs matplotlib)")
+    parser.add_argument("--only", nargs="*", help="these suites")
     parser = add("dispatch", run_dispatch, "replicas of speed 1:2:4, one of which turns 10x slower")
     parser.add_argument("--seeds", type=int, default=3)
     parser = add("scale", run_scale, "a thousand replicas, a million requests")
@@ -44,6 +56,64 @@ def declare(commands: Any) -> None:
     parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2], help="tried one after the other")
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--pool", type=int, default=437_000, help="tokens of KV cache of a replica")
+
+
+def run_guarantees(given: argparse.Namespace) -> Outcome:
+    """Row after row, shown as they come."""
+    effort = guarantees.Effort(given.trials, given.seconds, given.processes, given.quick, given.state)
+    names = given.only or list(guarantees.CHECKS)
+    table = Table("", "figure", "bound", "holds", "trials", "what", title="Guarantees, in simulation")
+    rows: dict[str, Any] = {}
+    with Progress(console=Console(stderr=True)) as progress:
+        every = progress.add_task("rows", total=len(names))
+        for name in names:
+            task = progress.add_task(name, total=effort.trials if name == "G2" else None)
+            row = guarantees.checked(name, effort, lambda task=task: progress.advance(task))
+            progress.remove_task(task)
+            progress.advance(every)
+            rows[name] = row.as_json()
+            mark = "[green]yes" if row.passed else "[red]no"
+            table.add_row(name, f"{row.figure:.4g}", f"{row.bound:.4g}", mark, str(row.trials), row.says)
+    _out.print(table)
+    return all(row["pass"] for row in rows.values()), rows
+
+
+def run_suites(given: argparse.Namespace) -> Outcome:
+    """A table; with `--pictures` service over time of each, and the frontier."""
+    chosen = [s for s in suites.suites() if not given.only or s.name in given.only]
+    table = Table("suite", "policy", "tok/s", "answer tok/s", "gap", "TTFT of light users", "rejected")
+    results: dict[str, list[suites.Result]] = defaultdict(list)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("suites", total=len(chosen) * len(suites.POLICIES))
+        for suite in chosen:
+            for policy in suites.POLICIES:
+                got = suites.run(suite, policy)
+                results[suite.name].append(got)
+                progress.advance(task)
+                table.add_row(
+                    suite.name, policy, f"{got.tokens:.0f}", f"{got.output:.0f}", f"{got.gap:,.0f}",
+                    f"{got.light:.2f} s", f"{got.rejected:.0%}",
+                )  # fmt: skip
+    _out.print(table)
+    written: dict[str, Any] = {
+        name: [{k: v for k, v in asdict(r).items() if k != "rows"} for r in rows] for name, rows in results.items()
+    }
+    if not given.only:
+        written["frontier"] = frontier = isolation.frontier(TAUS)
+        shape = Table("flood", "tau", "ITL p99", "TTFT p99", "throughput / FIFO's")
+        for row in frontier:
+            shape.add_row(
+                row["flood"], f"{1e3 * row['tau']:g} ms", f"{1e3 * row['itl']:.1f} ms",
+                f"{1e3 * row['ttft']:.0f} ms", f"{row['speed']:.2f}",
+            )  # fmt: skip
+        _out.print(shape)
+    if given.pictures is not None:
+        from simulation import pictures
+
+        pictures.draw_suites(chosen, results, given.pictures)
+        if not given.only:
+            pictures.draw_frontier(frontier, given.pictures)
+    return True, written
 
 
 def run_dispatch(given: argparse.Namespace) -> Outcome:

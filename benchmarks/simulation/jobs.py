@@ -59,7 +59,7 @@ class Job:
     def request(self) -> EngineRequest:
         """What the engine is asked."""
         sampling = SamplingParams(max_tokens=self.output, seed=self.number)
-        return EngineRequest(self.name, self.tokens(), sampling, owner=self.user)
+        return EngineRequest(self.name, self.tokens(), sampling, owner=self.user, tier=self.tier)
 
     def emit(self, tokens: int, now: float) -> None:
         """So many more tokens came."""

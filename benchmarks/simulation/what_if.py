@@ -24,6 +24,7 @@ from router.dispatch.dispatcher import DispatcherConfig
 from router.qos.config import QosConfig, load_qos_config
 from simulation.cluster import Cluster
 from simulation.jobs import Job, again, quantile
+from simulation.orderings import orderings_of
 from simulation.replica import Shape
 from workers.api.errors import ConfigError
 
@@ -92,7 +93,8 @@ def replay(jobs: list[Job], qos: QosConfig | None, shape: Shape, replicas: int) 
     """By tier, the highest first."""
     shape = Shape(shape.slots, shape.budget, shape.pool, shape.cost, prefix_caching=any(j.prefix_tokens for j in jobs))
     config = DispatcherConfig(recovery=0.0, canary_every=math.inf, qos=qos)
-    cluster = Cluster(config, [shape] * replicas)
+    longest = max(j.prompt + j.output for j in jobs)
+    cluster = Cluster(config, [shape] * replicas, ordering=orderings_of(qos, shape, longest) if qos else None)
     cluster.run(jobs)
     by_tier: dict[str, list[Job]] = defaultdict(list)
     for job in jobs:

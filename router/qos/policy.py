@@ -34,7 +34,7 @@ class Limits:
     pacing: float | None = None  # X; None = U
     eviction: float | None = None  # E; None = X + L: less evicts faster than it serves
     quantum: float = 512.0  # of one turn inside a step
-    tau: float = 0.020
+    tau: float = 0.018
 
     @property
     def ahead(self) -> float:

@@ -20,7 +20,7 @@ from workers.api.request import EngineRequest
 REPORT_SECONDS = 0.05
 
 
-def step_limits(prices: Prices, *, step_tokens: int, pool_tokens: int, context: int, tau: float = 0.020) -> Limits:
+def step_limits(prices: Prices, *, step_tokens: int, pool_tokens: int, context: int, tau: float = 0.018) -> Limits:
     """The limits of an engine that runs `step_tokens` a step over `pool_tokens` of cache, `context` a sequence."""
     step = prices.most_a_step(step_tokens, pool_tokens)
     return Limits(step, longest=prices.prefill * min(context, pool_tokens), tau=tau)

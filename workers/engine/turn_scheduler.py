@@ -3,7 +3,8 @@
 Steps in which all decodes run, nobody waits for room that others hold, and no prompt is part-done, need no order: the
 policy is asked once. All others are filled turn by turn; inside a turn come the flow's decodes, oldest first, then its
 part-done prefills, then its queue. Whoever needs a slot or a block takes it from the flow that the policy names, from
-its youngest sequence that is not in the plan.
+its youngest sequence that is not in the plan. Who waits and finds too little room keeps what there is: nobody whose
+turn comes later is admitted in that step, else small requests would take it for ever (docs/adr/0005).
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from workers.engine.roster import Roster
 from workers.engine.scheduler import PlannedStep, Scheduler
 from workers.engine.sequence import Phase, Sequence
 
-_MOST_REFUSED = 16  # admissions that found no room, in a step that runs something: then nobody else is asked
-
 
 class TurnScheduler(Scheduler):
     """Plans one step after the other; at most one may be uncommitted when the next is planned."""
@@ -37,7 +36,7 @@ class TurnScheduler(Scheduler):
         self._now = 0.0
         self._holders: dict[Handle, list[Sequence]] | None = None  # who may yield, by flow, the youngest last
         self._evicted: set[Sequence] = set()  # in this step
-        self._refused = 0
+        self._is_reserved = False  # what room there is, for one that found too little of it
 
     def plan(self, now: float) -> PlannedStep | None:
         """The next step, its blocks taken and its slots given; None if there is none before something is committed."""
@@ -98,7 +97,7 @@ class TurnScheduler(Scheduler):
 
     def _fill(self, turns: Turns) -> PlannedStep | None:
         plan = Filling(self._budget)
-        self._holders, self._refused = None, 0
+        self._holders, self._is_reserved = None, False
         self._evicted.clear()
         while plan.left > 0 and (turn := turns.next()) is not None:
             self._serve(turn, turns, plan)
@@ -127,23 +126,24 @@ class TurnScheduler(Scheduler):
             head = flow.head()
             if head is None or head in self._evicted or turn.only not in (None, head.id):
                 break
+            if self._is_reserved and not turn.urgent:
+                break
             if units >= turn.units or turn.seconds - seconds < self._cost.prices.prefill:
                 more = True
                 break
             hits = self._make_admissible(head, turn, plan)
             if hits is None:
+                self._is_reserved |= not turn.urgent
                 break
             admissible = True
             plan.added.append(self._roster.admit(head, hits))
             added = self._run(head, turn, plan, turn.units - units, turn.seconds - seconds)
             units, seconds = units + added[0], seconds + added[1]
-        if more and not admissible and turn.only is None and self._residents.free_slots:
+        if more and not admissible and not self._is_reserved and turn.only is None and self._residents.free_slots:
             head = flow.head()
             admissible = head is not None and head not in self._evicted and self._fit(head) is not None
         turns.served(units, more=more, admissible=admissible, seconds=seconds)
-        full = not self._residents.free_slots and self._refused > 0
-        if full or (self._refused >= _MOST_REFUSED and not plan.empty):
-            turns.admitting = False
+        turns.admitting = not self._is_reserved
 
     def _runnable(self, flow: Flow, turn: Turn, plan: Filling) -> list[Sequence]:
         """Its residents in the order of a turn."""
@@ -204,7 +204,6 @@ class TurnScheduler(Scheduler):
             if hits is not None:
                 return hits
             if not (checked or self._would_fit(sequence, turn, plan)) or not self._yield(turn, plan, None):
-                self._refused += 1
                 return None
             checked = True
 
