@@ -22,7 +22,8 @@ from cluster.served_model import served_model
 from router.dispatch.client import DispatcherClient
 from router.engine_link import EngineLinks
 from router.metrics_page import FrontMetrics
-from router.request_context import REQUEST_ID
+from router.remote_stories import RemoteStories
+from router.request_context import enter
 from router.service import Reply, Service, refused
 from router.sessions import Sessions
 from workers.api.errors import EchelonError, EngineFault, InvalidRequest, NotAuthorized
@@ -102,12 +103,13 @@ class Gateway:
 
     def _open(self) -> Service:
         """The service, for a new request; connections belong to the event loop, so that they start with the first."""
-        REQUEST_ID.set(f"req-{uuid.uuid4().hex}")
+        enter(f"req-{uuid.uuid4().hex}")
         if self._service is None:
             name = f"gateway-{os.getpid()}-{uuid.uuid4().hex}"
             dispatcher = DispatcherClient(name, secret=self._secret, locate=locate_dispatcher)
             dispatcher.start()
-            self._service = Service([self._model], Sessions(dispatcher, EngineLinks(name, secret=self._secret)))
+            sessions = Sessions(dispatcher, EngineLinks(name, secret=self._secret))
+            self._service = Service([self._model], sessions, stories=RemoteStories(dispatcher))
             self._metrics = FrontMetrics(dispatcher, self._service.metrics)
             self._metrics.start()  # the ingresses show them
         return self._service

@@ -26,6 +26,7 @@ from router.keys.resolver import KeyResolver
 from router.metrics import Metrics
 from router.metrics_page import FrontMetrics
 from router.remote_answers import RemoteAnswers
+from router.remote_stories import RemoteStories
 from router.sessions import Sessions
 
 MAX_ONGOING = 100_000  # Serve must never queue: the dispatcher does, in order
@@ -53,6 +54,7 @@ class Ingress:
             metrics=metrics,
             page=self._metrics.page,
             answers=RemoteAnswers(dispatcher),
+            stories=RemoteStories(dispatcher),
             identity=KeyResolver(self._keys) if self._keys else NoKeys(loopback_only=not config.http.no_auth),
         )
 

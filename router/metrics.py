@@ -68,6 +68,7 @@ class Meter:
         self.e2e: float | None = None  # seconds, once closed
         self.reasons: list[str] = []  # of the choices that have ended
         self.failure: str | None = None
+        self.prepared = 0.0  # seconds before it started, for body, template and tokenizer
         metrics.in_flight.labels(model).inc()
 
     def tokens(self, choice: int, count: int) -> None:
@@ -115,6 +116,15 @@ class Meter:
     def replays(self) -> int:
         """Attempts after a replica failed, over all prompts."""
         return sum(t.replays for t in self._traces)
+
+    def parts(self) -> tuple[tuple[str, float], ...]:
+        """The spans of its time, once closed, in seconds; their sum is all of it. Replays count as generation."""
+        total = self.e2e or 0.0
+        first = total if self.ttft is None else self.ttft
+        queued = min(self.queue_seconds, first)
+        last = max((at - self._start for at in self._last.values()), default=first)
+        spans = self.prepared, queued, first - queued, last - first, total - last
+        return tuple(zip(("prepare", "queue", "first_token", "generate", "finish"), spans, strict=True))
 
     def close(self) -> None:
         """The request is over; without a reason and without a failure it was aborted by its client."""

@@ -11,17 +11,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from router.dispatch.lease import Ended
 from router.generation import Generator
 from router.http.config import FrontConfig, ServedModel
 from router.http.identity import Identity
 from router.http.job import Job, JobMaker
 from router.http.reading import Answer, Reading
+from router.http.stories import Stories
 from router.metrics import Meter, Metrics
 from router.protocol.errors import HttpRefusal, answer_for, code_of, echo, is_refusal
 from router.protocol.json_entry import parse_object
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
 from router.protocol.validation import validate
+from router.request_context import REQUEST_AT
 from router.request_log import log_finished, log_kept, log_refused
 from router.text.offload import TextPool
 from workers.api.errors import ConfigError, EchelonError, InvalidRequest, ModelNotFound, RequestError
@@ -56,6 +59,7 @@ def refused(error: BaseException) -> Reply:
 class Service:
     """Answers on `generator` for `models`, for `identity`. `draw_seed` gives 64 random bits, `now` seconds since 1970.
 
+    `stories` hears of each request that has ended.
     Raises ConfigError when two models share a name.
     """
 
@@ -68,7 +72,9 @@ class Service:
         draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
         now: Callable[[], float] = time.time,
         metrics: Metrics | None = None,
+        stories: Stories | None = None,
     ) -> None:
+        self._stories = stories
         self.config = config or FrontConfig()
         self._models = {m.name: m for m in models}
         if len(self._models) != len(models):
@@ -103,7 +109,29 @@ class Service:
         """The meter of `job`, which starts now."""
         first = job.requests[0]
         traces = [r.trace for r in job.requests]
-        return self.metrics.request(job.model, first.tier, first.owner, job.prompt_tokens, traces)
+        meter = self.metrics.request(job.model, first.tier, first.owner, job.prompt_tokens, traces)
+        came = REQUEST_AT.get()
+        meter.prepared = 0.0 if came is None else max(time.monotonic() - came, 0.0)
+        return meter
+
+    def ended(self, job: Job, meter: Meter, cached_tokens: int) -> None:
+        """`job` is over, for whatever reason: its meter is closed, and it is told to whom it concerns."""
+        meter.close()
+        log_finished(job, meter, cached_tokens)
+        if self._stories is not None:
+            first = job.requests[0]
+            self._stories.ended(
+                Ended(
+                    first.id.rpartition(".")[0],
+                    first.owner,
+                    meter.failure or meter.outcome,
+                    meter.parts(),
+                    None if meter.ttft is None else meter.prepared + meter.ttft,
+                    meter.prompt_tokens,
+                    cached_tokens,
+                    meter.output_tokens,
+                )
+            )
 
     async def job(self, route: str, body: bytes, identity: Identity) -> Job:
         """The job that `body` (JSON) asks for on `route` (a key of BODIES). Raises RequestError, which is counted."""
@@ -148,8 +176,7 @@ class Service:
             meter.failed(code_of(e), refused=is_refusal(e))
             raise
         finally:
-            meter.close()
-            log_finished(job, meter, reading.usage().cached_tokens)
+            self.ended(job, meter, reading.usage().cached_tokens)
 
     async def answer(self, route: str, body: bytes, identity: Identity) -> Answer:
         """`job`, then `run`. Raises InvalidRequest for a stream: there is nobody to read it."""

@@ -115,6 +115,7 @@ class _Attempt:
     prefill: int = 0
     decode: int = 0
     cached: int = 0
+    preemptions: int = 0
     granted_at: float = 0.0
     first_seconds: float = 0.0  # from the grant to the first token; 0: none came
     numbers: dict[str, int] = field(default_factory=dict)  # of the choices, by the ids of their sequences
@@ -127,6 +128,7 @@ class _Attempt:
         self.prefill += delta.executed_prefill
         self.decode += delta.executed_decode
         self.cached += delta.cached_tokens
+        self.preemptions += delta.preemptions
 
     def lost(self, loss: LeaseLost) -> None:
         self.loss = loss
@@ -150,6 +152,7 @@ class _Attempt:
             cached_tokens=self.cached,
             output_tokens=sum(made.values()),
             first_seconds=self.first_seconds,
+            preemptions=self.preemptions,
         )
 
 
@@ -219,6 +222,7 @@ class Sessions:
             owner=request.owner,
             tier=request.tier,
             sub=request.sub,
+            name=request.id,
             route=request.route,
             resumed_tokens=sum(len(run.choices[i].emitted) for i in unfinished),
             accepted=run.accepted,

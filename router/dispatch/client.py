@@ -27,6 +27,7 @@ from router.dispatch.lease import (
     ReplicaTable,
     Reregister,
     Settle,
+    Story,
     Verdict,
 )
 from workers.api.channel import Channel, dial
@@ -229,7 +230,7 @@ class DispatcherClient:
                     lost.on_lost(message)
             case ReplicaTable():
                 self.table, self.table_at = message, monotonic()
-            case FrontPages() | Claimed():
+            case FrontPages() | Claimed() | Story():
                 asked = self._asked.get(message.number)
                 if asked is not None and not asked.done():
                     asked.set_result(message)
@@ -267,7 +268,7 @@ class DispatcherClient:
         if self._channel is not None:
             self._channel.send(message)
 
-    def _unread(self, message: FrontPages | Claimed) -> None:
+    def _unread(self, message: FrontPages | Claimed | Story) -> None:
         """Whoever asked has left; what it would have been first to run, the next one may."""
         if isinstance(message, Claimed) and message.verdict is Verdict.FIRST:
             self.tell(Keep(message.key, b"", b""))

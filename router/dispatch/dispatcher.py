@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from router.dispatch.config import DispatcherConfig
 from router.dispatch.fleet import Waiting
@@ -18,6 +19,7 @@ from router.dispatch.leases import Leases
 from router.dispatch.ledger import Ledger
 from router.dispatch.registry import Registry
 from router.dispatch.rooms import Rooms, charge
+from router.dispatch.stories import Stories
 from router.dispatch.strategies import make_strategy
 from router.dispatch.table import Lease
 from router.qos.config import QosConfig
@@ -49,6 +51,7 @@ class Dispatcher:
             ordering=ordering,
         )
         self._leases = Leases()
+        self.stories = Stories()
         self._registry = Registry(config, self._leases, make_room=self._rooms.make, started=clock())
         self._granting = Granting(
             config,
@@ -57,6 +60,8 @@ class Dispatcher:
             self._expectations,
             strategy=make_strategy(config.strategy, rng),
             clock=clock,
+            stories=self.stories,
+            home=self._rooms.home,
         )
         self._gone: dict[str, float] = {}  # clients away since
 
@@ -95,6 +100,7 @@ class Dispatcher:
                     replica.observe_first(lease, settled.first_seconds)
         elif settled.outcome is Outcome.LOST and replica is not None:
             replica.suspect = True
+        self.stories.settled(settled, self._rooms.units(request, settled), now)
         charge(self._registry.fleet(request.model).queue, request, settled)
         self._drop(lease, now)
         self._leases.ends.settled += 1
@@ -110,6 +116,7 @@ class Dispatcher:
         for fleet in self._registry.fleets:
             if fleet.queue.remove(lease_id) is not None:
                 self._leases.ends.cancelled += 1
+                self.stories.dropped(lease_id, "cancelled", self._clock())
                 return self._granting.release(fleet)  # it may have been the head that blocked others
         self._leases.ends.late += 1
         return []
@@ -163,6 +170,7 @@ class Dispatcher:
             lease_id = lease.request.lease_id
             self._registry.fleet(lease.request.model).queue.ended(lease_id)
             self._leases.ends.lost += 1
+            self.stories.dropped(lease_id, "lost", self._clock())
             replies.append(Reply(lease.client, LeaseLost(lease_id, replica_id, reason, died)))
         return replies
 
@@ -212,6 +220,7 @@ class Dispatcher:
                 del self._gone[client]
                 self._forget(client, keep=set(), now=now)
         self._registry.watch(now)
+        self._granting.look()
         return self._granting.expire() + self._granting.release_all()
 
     def reload(self, qos: QosConfig) -> list[Reply]:
@@ -242,6 +251,20 @@ class Dispatcher:
     def waiting_by_model(self) -> tuple[tuple[str, int], ...]:
         """The same, apart."""
         return tuple((fleet.model, len(fleet.queue)) for fleet in self._registry.fleets)
+
+    def story(self, owner: str | None, request_id: str) -> dict[str, Any] | None:
+        """What became of a request of `owner` (None: of anybody), and where it stands if it waits; None: unknown."""
+        story = self.stories.tell(owner, request_id)
+        if story is None:
+            return None
+        for lease_id in self.stories.waiting(owner, request_id):
+            for fleet in self._registry.fleets:
+                if lease_id in fleet.queue:
+                    outlook = self._granting.outlook(fleet, lease_id)
+                    if outlook.position > story.get("position", 0):  # of several prompts, the last one's
+                        story["position"] = outlook.position
+                        story["wait_seconds"] = [round(s, 2) for s in (outlook.low, outlook.middle, outlook.high)]
+        return story
 
     def tiers(self) -> tuple[TierRow, ...]:
         """Every tier of every queue, with the gaps between its accounts: this looks after them."""
@@ -278,6 +301,7 @@ class Dispatcher:
     def _drop(self, lease: Lease, now: float) -> None:
         lease_id = lease.request.lease_id
         self._registry.fleet(lease.request.model).queue.ended(lease_id)  # without a charge, unless it was settled
+        self.stories.dropped(lease_id, "cancelled", now)
         self._leases.drop(lease_id, self._registry.get(lease.replica_id), now)
 
     def _forget(self, client: str, keep: set[str], now: float) -> None:
@@ -292,3 +316,4 @@ class Dispatcher:
             for waiting in [w for w in fleet.queue if w.client == client]:
                 fleet.queue.remove(waiting.request.lease_id)
                 self._leases.ends.cancelled += 1
+                self.stories.dropped(waiting.request.lease_id, "cancelled", self._clock())

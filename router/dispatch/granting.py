@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from router.dispatch.config import DispatcherConfig
 from router.dispatch.fleet import Fleet, Waiting
 from router.dispatch.latency import OutputLengths
-from router.dispatch.lease import Acquire, Granted, LeaseLost, Refusal, Refused
+from router.dispatch.lease import Acquire, Granted, LeaseLost, Refusal, Refused, ReplicaState
 from router.dispatch.leases import Leases
 from router.dispatch.registry import Registry
+from router.dispatch.stories import MOST_CANDIDATES, Candidate, Stories
 from router.dispatch.strategies import Strategy
-from router.dispatch.table import Demand, Lease
+from router.dispatch.table import Demand, Lease, Replica
+from router.qos.outlook import Outlook
 
+_LOOKED_AT = 4000  # waiting requests compared in one look
 _LOOK_PAST = 32  # waiting requests that only their exclusions hold back are passed over, this many at once
 
 
@@ -61,9 +64,12 @@ class Granting:
         *,
         strategy: Strategy,
         clock: Callable[[], float],
+        stories: Stories,
+        home: Callable[[Acquire], tuple[str, str]],
     ) -> None:
         self._config, self._registry, self._leases = config, registry, leases
         self._expectations, self._strategy, self._clock = expectations, strategy, clock
+        self._stories, self._home = stories, home
         self._shed: list[Reply] = []
 
     def admit(self, client: str, request: Acquire) -> Granted | Refused | None:
@@ -75,9 +81,11 @@ class Granting:
             return Refused(request.lease_id, Refusal.UNKNOWN_MODEL, request.model)
         fleet = self._registry.fleet(request.model)
         waiting = Waiting(request, client, now - max(request.age, 0.0), now)
+        self._stories.asked(request, *self._home(request), waiting.arrived)
         refusal = self._refusal(waiting, fleet)
         if refusal is not None:
             ends.refused += 1
+            self._stories.refused(refusal, now)
             return refusal
         self._make_place(waiting, fleet)
         fleet.queue.push(request.lease_id, waiting)
@@ -130,8 +138,23 @@ class Granting:
                     fleet.queue.remove(w.request.lease_id)
                     self._leases.ends.refused += 1
                     text = f"no replica of {fleet.model} came up in {grace:g} s"
-                    replies.append(Reply(w.client, Refused(w.request.lease_id, Refusal.NO_REPLICA, text, grace)))
+                    refused = Refused(w.request.lease_id, Refusal.NO_REPLICA, text, grace)
+                    self._stories.refused(refused, now)
+                    replies.append(Reply(w.client, refused))
         return replies
+
+    def look(self) -> None:
+        """Some of those that wait are told where they stand, for their stories; it takes a millisecond or two."""
+        now, left = self._clock(), _LOOKED_AT
+        while left > 0 and (lease_id := self._stories.due(now)) is not None:
+            for fleet in self._registry.fleets:
+                if lease_id in fleet.queue:
+                    left -= len(fleet.queue)
+                    self._stories.stands(lease_id, self.outlook(fleet, lease_id).position, now)
+
+    def outlook(self, fleet: Fleet, lease_id: str) -> Outlook:
+        """Where `lease_id`, which waits, stands. Raises KeyError."""
+        return fleet.queue.outlook(lease_id, fleet.pace(self._expectations.hold_seconds))
 
     def _refusal(self, waiting: Waiting, fleet: Fleet) -> Refused | None:
         request, queue = waiting.request, fleet.queue
@@ -158,7 +181,9 @@ class Granting:
         if out is not None:
             self._leases.ends.refused += 1
             text = f"requests of higher tiers took all places to wait for {fleet.model}"
-            self._shed.append(Reply(out.client, self._overloaded(out, fleet, text)))
+            refused = self._overloaded(out, fleet, text)
+            self._stories.refused(refused, self._clock())
+            self._shed.append(Reply(out.client, refused))
 
     def _try(self, waiting: Waiting, fleet: Fleet, now: float) -> Granted | None:
         """The lease of `waiting`, if a replica has room. It is still in the queue then."""
@@ -173,6 +198,28 @@ class Granting:
         lease.blocks = self._registry.blocks(request, replica.info)
         lease.concurrent = replica.slots + request.choices
         lease.first = first - replica.lag if replica.model.known else 0.0
-        self._leases.hold(lease, replica, uncached, now)
         cached = demand.prefill - uncached
-        return Granted(request.lease_id, replica.info, expected, now - waiting.arrived, first, cached)
+        granted = Granted(request.lease_id, replica.info, expected, now - waiting.arrived, first, cached)
+        if request.name:
+            self._stories.granted(granted, self._candidates(fleet, replica, request, demand), now)
+        self._leases.hold(lease, replica, uncached, now)
+        return granted
+
+    def _candidates(self, fleet: Fleet, chosen: Replica, request: Acquire, demand: Demand) -> list[Candidate]:
+        """The chosen one and some others, as they stood before it."""
+        others = [r for r in fleet.replicas[:MOST_CANDIDATES] if r is not chosen][: MOST_CANDIDATES - 1]
+        found = []
+        for r in (chosen, *others):
+            blocks = self._registry.blocks(request, r.info)
+            if r is chosen:
+                state = "chosen"
+            elif r.state is not ReplicaState.READY:
+                state = str(r.state)
+            elif r.info.id in request.excluded:
+                state = "excluded"
+            else:
+                has_room = r.free_slots >= request.choices and r.free_blocks >= blocks
+                state = "possible" if has_room else "full"
+            cached = demand.prefill - r.uncached(demand)
+            found.append(Candidate(r.info.id, state, r.expected(demand), r.expected_first(demand), cached))
+        return found

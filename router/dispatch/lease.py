@@ -58,6 +58,7 @@ class Acquire:
     owner: str = "default"
     tier: str = ""
     sub: str = ""  # which of the owner's own users asks
+    name: str = ""  # the generation request's: what it starts with is the id that its client knows; empty = not told
     route: str = ""
     resumed_tokens: int = 0
     accepted: bool = False
@@ -105,6 +106,7 @@ class Settle:
     cached_tokens: int = 0
     output_tokens: int = 0  # emitted under this lease
     first_seconds: float = 0.0  # from the grant to the first token; 0: none came
+    preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,37 @@ class Keep:
     answer: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request is over for its client. `parts` are the spans of its time, in seconds; their sum is all of it."""
+
+    request_id: str
+    owner: str
+    outcome: str
+    parts: tuple[tuple[str, float], ...]
+    first_seconds: float | None  # from when it came to its first token
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskStory:
+    """What became of a request; `owner` None = whosever it was. Answered by `Story` of the same number."""
+
+    number: int
+    owner: str | None
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """JSON; empty where nothing is known."""
+
+    number: int
+    body: bytes
+
+
 DISPATCH_CODEC = FrameCodec(
     {
         **BASE_MESSAGES,
@@ -258,5 +291,8 @@ DISPATCH_CODEC = FrameCodec(
         27: Claim,
         28: Claimed,
         29: Keep,
+        40: Ended,
+        41: AskStory,
+        42: Story,
     }
 )

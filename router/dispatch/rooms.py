@@ -32,6 +32,18 @@ class Rooms:
         self._ordering: Ordering[Waiting] = ordering or Fifo()
         self._prices = Prices()
 
+    def home(self, request: Acquire) -> tuple[str, str]:
+        """Tier and account of `request`; the account is empty where there are no quotas."""
+        if self.qos is None or not self.qos.enabled:
+            return request.tier, ""
+        account = self.qos.account(request.owner, request.tier)
+        return account.key
+
+    def units(self, request: Acquire, settled: Settle) -> float:
+        """What `settled` executed, in units of service."""
+        reads = kv_read(request, settled.decode_tokens)
+        return self._prices.units(settled.prefill_tokens, settled.decode_tokens, reads)
+
     def make(self) -> Room[Waiting]:
         """An empty room."""
         if self.qos is None or not self.qos.enabled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,14 +16,17 @@ from router.dispatch.lease import (
     DISPATCH_CODEC,
     Acquire,
     AskPages,
+    AskStory,
     Cancel,
     Claim,
+    Ended,
     FrontPage,
     FrontPages,
     Keep,
     ReplicaTable,
     Reregister,
     Settle,
+    Story,
 )
 from router.dispatch.ledger import Ledger
 from router.dispatch.observer import Observer
@@ -210,6 +214,11 @@ class DispatcherServer:
                 self._tell(self._answers.claim(channel.peer, message))
             case Keep():
                 self._tell(self._answers.keep(channel.peer, message))
+            case Ended():
+                self.dispatcher.stories.ended(message)
+            case AskStory():
+                story = self.dispatcher.story(message.owner, message.request_id)
+                channel.send(Story(message.number, b"" if story is None else json.dumps(story).encode()))
             case AskPages():
                 others = tuple((name, page) for name, page in self._pages.items() if name != channel.peer)
                 channel.send(FrontPages(message.number, others))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import math
 import secrets
 import time
@@ -27,6 +28,7 @@ from router.http.gate import Gate, error_response
 from router.http.identity import Identity, IdentityResolver, NoKeys
 from router.http.once import Answers, Once, key_of
 from router.http.status import Status
+from router.http.stories import Stories
 from router.http.straight import note_server
 from router.metrics import CONTENT_TYPE, Metrics
 from router.protocol.errors import HttpRefusal, echo
@@ -55,16 +57,17 @@ def create_app(
     metrics: Metrics | None = None,
     page: Callable[[], Awaitable[bytes]] | None = None,
     answers: Answers | None = None,
+    stories: Stories | None = None,
     draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
     now: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The application. `identity` None = no keys, loopback only; `draw_seed` seeds requests that bring none.
 
     `page` gives what /metrics shows; None = the numbers of this front and of the engines. `answers` keeps those of
-    requests with an idempotency key; None = the header is ignored.
+    requests with an idempotency key; None = the header is ignored. `stories` remembers what became of requests.
     Errors have OpenAI's body and every answer an `x-request-id`. Raises ConfigError when two models share a name.
     """
-    service = Service(models, generator, config=config, draw_seed=draw_seed, now=now, metrics=metrics)
+    service = Service(models, generator, config=config, draw_seed=draw_seed, now=now, metrics=metrics, stories=stories)
     once = None if answers is None else Once(answers)
     show = page or functools.partial(local_page, service.metrics, EngineMetrics(status))
 
@@ -97,7 +100,7 @@ def create_app(
             if kept is not None:
                 service.count_kept(route, owner)
                 return kept
-        exchange = Exchange(job, generator, service.meter(job), config.stalled_seconds)
+        exchange = Exchange(job, generator, service.meter(job), service.ended, config.stalled_seconds)
         if once is None or key is None:
             return exchange
         return once.first(key, body, exchange, stream=job.stream)
@@ -131,6 +134,26 @@ def create_app(
     async def show_model(request: Request, model: str) -> Response:
         """One model."""
         return JSONResponse(_card(service.model(model, request.state.identity)))
+
+    async def story_of(request: Request, request_id: str) -> dict[str, Any]:
+        identity: Identity = request.state.identity
+        body = b"" if stories is None else await stories.story(None if identity.admin else identity.owner, request_id)
+        if not body:
+            raise HttpRefusal(404, f"Nothing is known of a request '{echo(request_id)}'.", code="request_not_found")
+        story: dict[str, Any] = json.loads(body)
+        return story
+
+    @app.get("/requests/{request_id:path}/explain", tags=["qos"])
+    async def explain(request: Request, request_id: str) -> Response:
+        """Where a request of the caller's stood, why it ran where it ran, what it cost, and where its time went."""
+        return JSONResponse(await story_of(request, request_id))
+
+    @app.get("/requests/{request_id:path}", tags=["qos"])
+    async def show_request(request: Request, request_id: str) -> Response:
+        """How far a request of the caller's is; while it waits, its place, and seconds: least, probable, most."""
+        story = await story_of(request, request_id)
+        names = ("id", "state", "outcome", "tier", "position", "wait_seconds")
+        return JSONResponse({name: story[name] for name in names if name in story})
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,7 +23,6 @@ from router.http.reading import Reading
 from router.metrics import Meter
 from router.protocol.errors import answer_for, code_of, is_refusal
 from router.protocol.sse import CONTENT_TYPE, DONE, error_event
-from router.request_log import log_finished
 from workers.api.errors import EchelonError, EngineFault
 
 log = logging.getLogger("echelon.http")
@@ -34,15 +34,22 @@ _STREAM_HEADERS = [
 
 
 class Exchange(Response):
-    """Runs `job` on `generator` and answers with the result; `meter` is closed at the end.
+    """Runs `job` on `generator` and answers with the result; `ended` is called at the end, with the cached tokens.
 
     A write that the client does not take within `patience` seconds ends the answer.
     """
 
-    def __init__(self, job: Job, generator: Generator, meter: Meter, patience: float = 60.0) -> None:
+    def __init__(
+        self,
+        job: Job,
+        generator: Generator,
+        meter: Meter,
+        ended: Callable[[Job, Meter, int], None],
+        patience: float = 60.0,
+    ) -> None:
         self.background = None
         self._patience = patience
-        self._job, self._generator, self._meter = job, generator, meter
+        self._job, self._generator, self._meter, self._ended = job, generator, meter, ended
         self._reading = Reading(job, meter)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,8 +83,7 @@ class Exchange(Response):
             self._end()
 
     def _end(self) -> None:
-        self._meter.close()
-        log_finished(self._job, self._meter, self._reading.usage().cached_tokens)
+        self._ended(self._job, self._meter, self._reading.usage().cached_tokens)
 
     async def _run(self, scope: Scope, receive: Receive, outlet: Outlet) -> None:
         if self._job.stream:

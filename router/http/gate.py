@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from router.http.edge import IncomingBody, believe_proxy
 from router.http.identity import IdentityResolver
 from router.protocol.errors import HttpRefusal, answer_for, code_of, echo
-from router.request_context import REQUEST_ID
+from router.request_context import enter
 from workers.api.errors import EchelonError
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
@@ -84,7 +84,7 @@ class Gate:
             request_id = f"req-{uuid.uuid4().hex}"
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        REQUEST_ID.set(request_id)
+        enter(request_id)
         started = False
 
         async def send_named(message: Message) -> None:

@@ -22,6 +22,8 @@ from workers.api.ordering import Charge
 
 _SAMPLE = 8  # one request in so many teaches how good predictions are: a position costs a look at all accounts
 
+_LOOK_SECONDS = 1.0  # between two looks at the gaps between accounts
+
 Item = TypeVar("Item")
 
 
@@ -75,6 +77,8 @@ class FairQueue(Generic[Item]):
         self._pace = Pace()
         self._errors: dict[str, Errors] = {}
         self._watch = Watch()
+        self._looked_at = float("-inf")
+        self._readings: dict[str, Reading] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -226,8 +230,10 @@ class FairQueue(Generic[Item]):
     def tiers(self) -> list[TierState]:
         """Every tier of the configuration; looks after the gaps between accounts."""
         now = self._clock()
-        waiting = [s.account for s, members in self._members.items() if members]
-        readings = self._watch.look(now, waiting)
+        if now - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = now
+            waiting = [s.account for s, members in self._members.items() if members]
+            self._readings = self._watch.look(now, waiting)
         oldest: dict[str, float] = {}
         left = sum(1 for n in self._tier_count.values() if n)
         for entry in self._waiting.values():  # in the order they were queued
@@ -241,7 +247,7 @@ class FairQueue(Generic[Item]):
             count = self._tier_count.get(tier.name, 0)
             above += count
             outlook = self._expected(above + 1, tier, 1.0) if above else Outlook(1, 0.0, 0.0, 0.0)
-            reading = readings.get(tier.name, Reading())
+            reading = self._readings.get(tier.name, Reading())
             states.append(TierState(tier.name, count, oldest.get(tier.name, 0.0), outlook, reading))
         return states
 

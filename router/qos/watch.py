@@ -74,6 +74,7 @@ class _Interval:
     since: float = float("-inf")
     bases: dict[Key, tuple[float, float]] = field(default_factory=dict)
     accused: set[str] = field(default_factory=set)  # tiers: one violation an interval
+    worst: dict[str, tuple[float, float]] = field(default_factory=dict)  # by tier: gap and bound, when last looked at
 
 
 class Watch:
@@ -84,6 +85,7 @@ class Watch:
         self._intervals = [_Interval(span) for span in SPANS]
         self._violations: dict[str, int] = {}
         self._share_errors: dict[str, float] = {}
+        self._looks = 0
 
     def granted(self, account: Account, units: float, *, in_turn: bool = True) -> None:
         """A lease of `account`, which will probably cost `units`."""
@@ -117,25 +119,19 @@ class Watch:
 
     def look(self, now: float, waiting: Iterable[Account]) -> dict[str, Reading]:
         """The readings by tier; `waiting` are the accounts that wait at `now`."""
-        worst: dict[str, tuple[float, float]] = {}
         accounts = list(waiting)
-        for interval in self._intervals:
-            for band in self._bands(interval):
-                tier = band[0].account.tier.name
-                gap, bound = self._gap(band, interval)
-                if gap > bound and tier not in interval.accused:
-                    interval.accused.add(tier)
-                    self._violations[tier] = self._violations.get(tier, 0) + 1
-                    log.error(
-                        "tier %s: service / quota of two accounts that waited for %.0f s drifted %.0f apart, at most "
-                        "%.0f is right", tier, now - interval.since, gap, bound,
-                    )  # fmt: skip
-                if gap - bound > (worst[tier][0] - worst[tier][1] if tier in worst else float("-inf")):
-                    worst[tier] = (gap, bound)
-                if interval.span == SHARE_SPAN:
-                    self._measure_shares(band, interval)
-            if now - interval.since >= interval.span:
+        self._looks += 1
+        for number, interval in enumerate(self._intervals):
+            over = now - interval.since >= interval.span
+            if over or self._looks % len(self._intervals) == number:  # each in turn: many accounts take a while
+                self._compare(interval, now)
+            if over:
                 self._begin(interval, now, accounts)
+        worst: dict[str, tuple[float, float]] = {}
+        for interval in self._intervals:
+            for tier, (gap, bound) in interval.worst.items():
+                if tier not in worst or gap - bound > worst[tier][0] - worst[tier][1]:
+                    worst[tier] = (gap, bound)
         tiers = {*worst, *self._violations, *self._share_errors, *(a.tier.name for a in accounts)}
         return {
             t: Reading(*worst.get(t, (0.0, 0.0)), self._share_errors.get(t, 0.0), self._violations.get(t, 0))
@@ -143,6 +139,23 @@ class Watch:
         }
 
     # inside
+
+    def _compare(self, interval: _Interval, now: float) -> None:
+        interval.worst = {}
+        for band in self._bands(interval):
+            tier = band[0].account.tier.name
+            gap, bound = self._gap(band, interval)
+            if gap > bound and tier not in interval.accused:
+                interval.accused.add(tier)
+                self._violations[tier] = self._violations.get(tier, 0) + 1
+                log.error(
+                    "tier %s: service / quota of two accounts that waited for %.0f s drifted %.0f apart, at most "
+                    "%.0f is right", tier, now - interval.since, gap, bound,
+                )  # fmt: skip
+            if tier not in interval.worst or gap - bound > interval.worst[tier][0] - interval.worst[tier][1]:
+                interval.worst[tier] = (gap, bound)
+            if interval.span == SHARE_SPAN:
+                self._measure_shares(band, interval)
 
     def _book(self, account: Account) -> _Book:
         book = self._books.get(account.key)

@@ -106,6 +106,7 @@ class Delta:
     cached_tokens: int = 0  # prompt tokens found in the prefix cache (last delta only)
     executed_prefill: int = 0  # prefill tokens run for this sequence (last delta only)
     executed_decode: int = 0
+    preemptions: int = 0  # of this sequence (last delta only)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,7 @@ class Roster:
             cached_tokens=sequence.cached,
             executed_prefill=sequence.executed_prefill,
             executed_decode=sequence.executed_decode,
+            preemptions=sequence.preemptions,
         )
 
     def _wait(self, sequence: Sequence) -> None:
