@@ -32,6 +32,7 @@ from cluster.first_answer import await_answer, base_url, cause
 from cluster.gateway_actor import start_gateway
 from cluster.ingress_deployment import front_application
 from cluster.names import DISPATCHER, FRONT_APP, GATEWAY, NAMESPACE, REPLICAS_APP
+from cluster.step_qos import StepQos
 from cluster.tls import context_trusting
 from workers.api.errors import ConfigError, EchelonError
 
@@ -134,6 +135,7 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
         replicas=config.model.replicas,
         secret=secret,
         threads=threads_per_rank(config),
+        qos=None if config.dispatch.qos is None else StepQos.read(Path(config.dispatch.qos)),
     )
     targets = [
         serve.RunTarget(replicas, name=REPLICAS_APP, route_prefix=None),

@@ -18,6 +18,7 @@ from cluster.dispatcher_actor import find_dispatcher
 from cluster.gang import Gang
 from cluster.placement import rank_bundles
 from cluster.start_turn import start_turn, turns_at_once
+from cluster.step_qos import StepQos
 from workers.api.config import ReplicaConfig
 
 ANNOUNCE_SECONDS = 0.5
@@ -30,7 +31,9 @@ log = logging.getLogger("ray.serve")  # Serve routes this one to the replica's l
 class Replica:
     """The supervisor of one gang of ranks."""
 
-    async def __init__(self, config: ReplicaConfig, revision: str | None, secret: str, threads: int) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, config: ReplicaConfig, revision: str | None, secret: str, threads: int, qos: StepQos | None = None
+    ) -> None:
         self._id = serve.get_replica_context().replica_id.unique_id
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -43,6 +46,7 @@ class Replica:
                 replica_id=self._id,
                 secret=secret,
                 threads=threads,
+                qos=qos,
             )
             self._info = await gang.start()
         self._tasks = [asyncio.create_task(self._watch(gang)), asyncio.create_task(self._announce(gang))]
@@ -96,9 +100,15 @@ class Replica:
 
 
 def replica_application(
-    config: ReplicaConfig, *, revision: str | None, replicas: int, secret: str, threads: int
+    config: ReplicaConfig,
+    *,
+    revision: str | None,
+    replicas: int,
+    secret: str,
+    threads: int,
+    qos: StepQos | None = None,
 ) -> serve.Application:
-    """The Serve application of all replicas of one model."""
+    """The Serve application of all replicas of one model; `qos` orders their steps."""
     deployment = serve.deployment(
         Replica,
         name=config.model.name,
@@ -113,4 +123,4 @@ def replica_application(
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=5,
     )
-    return deployment.bind(config, revision, secret, threads)
+    return deployment.bind(config, revision, secret, threads, qos)

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.placement import rank_options
 from cluster.rank_actor import RankActor
+from cluster.step_qos import StepQos
 from workers.api.config import ReplicaConfig
 from workers.api.replica import ReplicaInfo
 
@@ -31,7 +32,7 @@ class Gang:
 
     def __init__(
         self, config: ReplicaConfig, group: PlacementGroup, *, revision: str | None, replica_id: str, secret: str,
-        threads: int,
+        threads: int, qos: StepQos | None = None,
     ) -> None:  # fmt: skip
         self._id = replica_id
         # Ranks that wait for a hung one give up after `step_timeout`, and their errors say more than silence does.
@@ -42,7 +43,7 @@ class Gang:
                 **rank_options(config),
                 name=f"rank-{replica_id}-{rank}",
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-            ).remote(config, revision, replica_id, rank, secret, threads)
+            ).remote(config, revision, replica_id, rank, secret, threads, qos)
             for rank in range(config.tensor_parallel)
         ]
         self.pids: list[int] = []  # by rank, once started

@@ -16,6 +16,7 @@ import ray
 from cluster.config import resolve_model
 from cluster.environment import free_port, set_collective_interface
 from cluster.logs import set_up_logs
+from cluster.step_qos import StepQos
 from workers.api.config import ReplicaConfig
 from workers.api.replica import ReplicaInfo
 
@@ -52,7 +53,14 @@ class RankActor:
     """Loads its shard in `start`, then steps in `run`, which never returns while the replica is well."""
 
     def __init__(
-        self, config: ReplicaConfig, revision: str | None, replica_id: str, rank: int, secret: str, threads: int
+        self,
+        config: ReplicaConfig,
+        revision: str | None,
+        replica_id: str,
+        rank: int,
+        secret: str,
+        threads: int,
+        qos: StepQos | None = None,
     ) -> None:
         set_up_logs(config.log_level, config.log_format)
         gc.disable()  # until `start` is done: what it imports and loads stays, and looking at it again is for nothing
@@ -60,6 +68,7 @@ class RankActor:
         self._config = replace(config, model=replace(config.model, path=str(folder)))
         self._replica_id, self._rank, self._secret, self._threads = replica_id, rank, secret, threads
         self._host = ray.util.get_node_ip_address()
+        self._qos = qos
         self._server: EngineServer | None = None
         self._sender: PlanSender | None = None
         self._receiver: PlanReceiver | None = None
@@ -122,7 +131,13 @@ class RankActor:
             pid=os.getpid(),
             max_num_batched_tokens=self._config.engine.max_num_batched_tokens,
         )
-        self._server = EngineServer(rank.make_engine(executor), info, self._secret)
+        qos = self._qos
+        if qos is None:
+            self._server = EngineServer(rank.make_engine(executor), info, self._secret)
+        else:
+            ordering = qos.ordering(info)
+            self._server = EngineServer(rank.make_engine(executor, ordering), info, self._secret)
+            qos.follow(ordering, self._server)
         return Started(self._server.start(self._host), os.getpid(), rank.phases)
 
     def run(self) -> None:

@@ -98,6 +98,8 @@ class _Run:
             sampling=choice.sampling,
             resumed_ids=tuple(choice.emitted),
             owner=r.owner,
+            tier=r.tier,
+            age=monotonic() - self.since,
             salt=r.salt,
             adapter=r.adapter,
         )

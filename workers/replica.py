@@ -12,11 +12,13 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from workers.api.channel import Channel, Listener, listen
 from workers.api.errors import ContextLengthExceeded, EngineFault, RequestError
+from workers.api.ordering import ServiceReport, ServiceSync
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 from workers.api.request import INVALID, Delta, EngineRequest, FinishReason
 from workers.api.wire import ENGINE_CODEC, Abort, StepFrame, Submit, Welcome
@@ -38,7 +40,8 @@ class EngineServer:
 
     def __init__(self, engine: Engine, info: ReplicaInfo, secret: str) -> None:
         self._engine, self._info, self._secret = engine, info, secret
-        self._inbox: deque[tuple[Channel, Submit | Abort | _Observed | None]] = deque()
+        self._inbox: deque[tuple[Channel, Submit | Abort | ServiceSync | _Observed | None]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._stopping = False
         self._step_began: float | None = None
@@ -77,7 +80,7 @@ class EngineServer:
                     deltas = self._engine.step()
                     self._step_began = None
                     self._hand_out(deltas)
-                elif not self._inbox:
+                elif not (self._inbox or self._calls):
                     self._wake.wait(IDLE_REPORT_SECONDS)
                     self._wake.clear()
                     if not self._inbox:
@@ -87,6 +90,11 @@ class EngineServer:
             self._thread.join(timeout=5.0)
             if not self._thread.is_alive():
                 self._loop.close()
+
+    def between_steps(self, call: Callable[[], None]) -> None:
+        """`call` is made in the engine's thread, before the next step. Any thread."""
+        self._calls.append(call)
+        self._wake.set()
 
     def stop(self) -> None:
         """Make `run` return after the step under way. Any thread."""
@@ -102,6 +110,8 @@ class EngineServer:
 
     def _take_commands(self) -> None:
         rejected: list[Delta] = []
+        while self._calls:
+            self._calls.popleft()()
         while self._inbox:
             channel, message = self._inbox.popleft()
             if message is None:  # the peer is gone
@@ -110,6 +120,11 @@ class EngineServer:
             elif isinstance(message, _Observed):
                 self._observed = True
                 self._engine.tell_cache_anew()
+                if self._engine.ordering is not None:
+                    self._engine.ordering.greet()
+            elif isinstance(message, ServiceSync):
+                if self._engine.ordering is not None:
+                    self._engine.ordering.sync(message)
             elif isinstance(message, Abort):
                 for request_id in message.request_ids:
                     self._engine.abort(request_id)
@@ -151,20 +166,27 @@ class EngineServer:
             by_channel.setdefault(channel, []).append(delta)
             if delta.finish is not None:
                 del self._owner[delta.request_id]
-        news = self._engine.cache_news(MOST_NEWS) if self._observed else None
-        self._loop.call_soon_threadsafe(self._send, by_channel, self._engine.load(), news)
+        told: list[CacheNews | ServiceReport] = []
+        if self._observed:
+            if (news := self._engine.cache_news(MOST_NEWS)) is not None:
+                told.append(news)
+            ordering = self._engine.ordering
+            if ordering is not None and (report := ordering.report(time.monotonic())) is not None:
+                told.append(report)
+        self._loop.call_soon_threadsafe(self._send, by_channel, self._engine.load(), told)
 
     # asyncio thread
 
-    def _send(self, by_channel: dict[Channel, list[Delta]], load: LoadReport, news: CacheNews | None) -> None:
+    def _send(
+        self, by_channel: dict[Channel, list[Delta]], load: LoadReport, told: list[CacheNews | ServiceReport]
+    ) -> None:
         for channel, deltas in by_channel.items():
             channel.send(StepFrame(tuple(deltas), load))
         frame = b""
         for channel in self._channels:
             if channel.peer.startswith(OBSERVER):
                 if not frame:
-                    told = b"" if news is None else ENGINE_CODEC.encode(news)
-                    frame = told + ENGINE_CODEC.encode(StepFrame((), load))
+                    frame = b"".join(map(ENGINE_CODEC.encode, (*told, StepFrame((), load))))
                 channel.send_frame(frame)
 
     def opened(self, channel: Channel) -> None:
@@ -177,7 +199,7 @@ class EngineServer:
 
     def received(self, channel: Channel, message: Any) -> None:
         """A command for the engine thread."""
-        if isinstance(message, Submit | Abort):
+        if isinstance(message, Submit | Abort | ServiceSync):
             self._inbox.append((channel, message))
             self._wake.set()
         else:

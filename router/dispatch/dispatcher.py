@@ -23,7 +23,9 @@ from router.dispatch.stories import Stories
 from router.dispatch.strategies import make_strategy
 from router.dispatch.table import Lease
 from router.qos.config import QosConfig
+from router.qos.fair_queue import FairQueue
 from router.qos.queue import Ordering
+from workers.api.ordering import ServiceReport, ServiceSync
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 
 __all__ = ["Dispatcher", "DispatcherConfig", "Reply"]
@@ -101,7 +103,8 @@ class Dispatcher:
         elif settled.outcome is Outcome.LOST and replica is not None:
             replica.suspect = True
         self.stories.settled(settled, self._rooms.units(request, settled), now)
-        charge(self._registry.fleet(request.model).queue, request, settled)
+        by_step = replica is not None and replica.tiered
+        charge(self._registry.fleet(request.model).queue, request, settled, charged=by_step)
         self._drop(lease, now)
         self._leases.ends.settled += 1
         return self._release(request.model)
@@ -136,7 +139,9 @@ class Dispatcher:
             self._leases.ends.acquired += 1
             lease = Lease(h.request, client, h.replica_id, now - max(h.request.age, 0.0), now)
             queue = self._registry.fleet(h.request.model).queue
-            queue.adopt(lease_id, Waiting(h.request, client, lease.arrived, now))
+            waiting = Waiting(h.request, client, lease.arrived, now)
+            queue.adopt(lease_id, waiting)
+            lease.seat = queue.seat(waiting)
             replica = self._registry.get(h.replica_id)
             if replica is not None:
                 lease.blocks = self._registry.blocks(h.request, replica.info)
@@ -164,11 +169,15 @@ class Dispatcher:
 
     def replica_down(self, replica_id: str, reason: str = "removed", *, died: bool = True) -> list[Reply]:
         """`replica_id` is no more; each lease on it is reported lost, once. Unknown ids only lose what was on them."""
+        gone = self._registry.get(replica_id)
+        if gone is not None:
+            self._registry.fleet(gone.info.model).served.gone(replica_id)
         self._registry.remove(replica_id, self._clock())
         replies = []
         for lease in self._leases.drop_all_on(replica_id):
             lease_id = lease.request.lease_id
-            self._registry.fleet(lease.request.model).queue.ended(lease_id)
+            queue = self._registry.fleet(lease.request.model).queue
+            queue.ended(lease_id, charged=gone is not None and gone.tiered)
             self._leases.ends.lost += 1
             self.stories.dropped(lease_id, "lost", self._clock())
             replies.append(Reply(lease.client, LeaseLost(lease_id, replica_id, reason, died)))
@@ -192,6 +201,28 @@ class Dispatcher:
         replica = self._registry.get(replica_id)
         if replica is not None:
             replica.prefixes.take(news)
+
+    def service(self, replica_id: str, report: ServiceReport) -> list[Reply]:
+        """What `replica_id` executed is charged; it is one whose steps the policy orders."""
+        replica = self._registry.get(replica_id)
+        if replica is None:
+            return []
+        fleet = self._registry.fleet(replica.info.model)
+        if not isinstance(fleet.queue, FairQueue) or not fleet.served.report(replica_id, report, fleet.queue):
+            return []
+        replica.tiered, now = True, self._clock()
+        for row in report.accounts:
+            replica.waits(row.key, row.waiting, now)
+        return self._granting.release(fleet) + self._granting.release_heads(fleet)
+
+    def service_syncs(self) -> list[tuple[str, ServiceSync]]:
+        """By replica, what it does not know yet of the cluster's service."""
+        return [
+            sync
+            for fleet in self._registry.fleets
+            if isinstance(fleet.queue, FairQueue)
+            for sync in fleet.served.syncs(fleet.queue)
+        ]
 
     def canaries(self) -> list[str]:
         """Replicas that are to make a canary token now; `canary` tells how it went."""
@@ -299,10 +330,11 @@ class Dispatcher:
         return self._granting.release(self._registry.by_model.get(model))
 
     def _drop(self, lease: Lease, now: float) -> None:
-        lease_id = lease.request.lease_id
-        self._registry.fleet(lease.request.model).queue.ended(lease_id)  # without a charge, unless it was settled
+        lease_id, replica = lease.request.lease_id, self._registry.get(lease.replica_id)
+        queue = self._registry.fleet(lease.request.model).queue
+        queue.ended(lease_id, charged=replica is not None and replica.tiered)  # no charge here, unless it was settled
         self.stories.dropped(lease_id, "cancelled", now)
-        self._leases.drop(lease_id, self._registry.get(lease.replica_id), now)
+        self._leases.drop(lease_id, replica, now)
 
     def _forget(self, client: str, keep: set[str], now: float) -> None:
         for lease_id in self._leases.of(client):

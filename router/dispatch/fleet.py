@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from router.dispatch.latency import Speed
 from router.dispatch.lease import Acquire, Refusal, Refused
+from router.dispatch.served import ServedLedger
 from router.dispatch.strategies import Strategy
 from router.dispatch.table import Demand, Replica, blocks_needed
 from router.qos.queue import Room
@@ -28,6 +29,7 @@ class Fleet:
         self.model = model
         self.replicas: list[Replica] = []
         self.queue = room
+        self.served = ServedLedger()
         self.empty_since = float("-inf")
         self._margin = margin
         self._context = self._most_slots = self._most_tokens = self._slots = 0
@@ -81,23 +83,42 @@ class Fleet:
             and known <= info.num_blocks * info.block_size
         )
 
-    def place(self, request: Acquire, demand: Demand, strategy: Strategy, *, insist: bool) -> Replica | None:
-        """The replica for `request`, if one has room. Excluded ones only if there is no other and `insist`."""
+    def place(
+        self, request: Acquire, demand: Demand, strategy: Strategy, *, insist: bool, rank: int = 0
+    ) -> Replica | None:
+        """The replica for `request` of the tier `rank`, if one has room. Excluded ones only if there is no other and
+        `insist`. Room that lower tiers would have to yield is taken only where none is free.
+        """
         rows = self.replicas if self._alike else [r for r in self.replicas if self._fits(request, r)]
         if request.excluded:
             others = [r for r in rows if r.info.id not in request.excluded]
             if others or not insist:
                 rows = others
         choices, size, blocks = request.choices, 0, 0
-        candidates = []
+        candidates: list[Replica] = []
+        by_force: list[Replica] = []  # lower tiers would have to yield
         for r in rows:
-            if r.free_slots >= choices:
+            free_slots, free_blocks = r.room(rank)
+            if free_slots >= choices:
                 if r.block_size != size:
                     size = r.block_size
                     blocks = blocks_needed(request, size, self._margin)
-                if r.free_blocks >= blocks or r.free_blocks == r.info.num_blocks:  # margins never keep it out for ever
-                    candidates.append(r)
-        return strategy.choose(candidates, demand) if candidates else None
+                if free_blocks >= blocks or free_blocks == r.info.num_blocks:  # margins never keep it out for ever
+                    free = r.free_slots >= choices and r.free_blocks >= min(blocks, free_blocks)
+                    (candidates if free else by_force).append(r)
+        rows = candidates or by_force
+        return strategy.choose(rows, demand) if rows else None
+
+    def place_head(
+        self, request: Acquire, demand: Demand, strategy: Strategy, account: tuple[str, ...]
+    ) -> Replica | None:
+        """The replica in whose engine `request` waits for its `account`, if there is one where none does."""
+        rows = [
+            r
+            for r in self.replicas
+            if r.takes_head(account) and r.info.id not in request.excluded and self._fits(request, r)
+        ]
+        return strategy.choose(rows, demand) if rows else None
 
     def speed(self, seed: Speed) -> Speed:
         """The mean of what was measured, in times; `seed` if nothing was."""

@@ -16,6 +16,7 @@ from router.dispatch.strategies import Strategy
 from router.dispatch.table import Demand, Lease, Replica
 from router.qos.outlook import Outlook
 
+_MOST_FRONTS = 32  # accounts, the least served first, that are looked at for a head in an engine
 _LOOKED_AT = 4000  # waiting requests compared in one look
 _LOOK_PAST = 32  # waiting requests that only their exclusions hold back are passed over, this many at once
 
@@ -122,6 +123,19 @@ class Granting:
             queue.put_back()
         return replies
 
+    def release_heads(self, fleet: Fleet) -> list[Reply]:
+        """Leases to wait in the engines, one for each account and replica: the policy there weighs who runs against
+        who waits, which it can only where it knows them.
+        """
+        now = self._clock()
+        replies: list[Reply] = []
+        for waiting in fleet.queue.fronts(_MOST_FRONTS):
+            granted = self._try(waiting, fleet, now, as_head=True)
+            if granted is not None:
+                replies.append(Reply(waiting.client, granted))
+                fleet.queue.granted(waiting.request.lease_id)
+        return replies
+
     def release_all(self) -> list[Reply]:
         """The same for all fleets."""
         return [reply for fleet in list(self._registry.fleets) for reply in self.release(fleet)]
@@ -185,16 +199,23 @@ class Granting:
             self._stories.refused(refused, self._clock())
             self._shed.append(Reply(out.client, refused))
 
-    def _try(self, waiting: Waiting, fleet: Fleet, now: float) -> Granted | None:
-        """The lease of `waiting`, if a replica has room. It is still in the queue then."""
+    def _try(self, waiting: Waiting, fleet: Fleet, now: float, *, as_head: bool = False) -> Granted | None:
+        """The lease of `waiting`, if a replica has room, or takes it as the head of its account's queue. It is still in
+        the waiting room then.
+        """
         request = waiting.request
         demand = self._expectations.demand(request, now)
         insist = now - waiting.queued >= self._config.exclusion_grace
-        replica = fleet.place(request, demand, self._strategy, insist=insist)
+        seat = fleet.queue.seat(waiting)
+        if as_head:
+            replica = fleet.place_head(request, demand, self._strategy, seat.account)
+        else:
+            replica = fleet.place(request, demand, self._strategy, insist=insist, rank=seat.rank)
         if replica is None:
             return None
         expected, first, uncached = replica.expected(demand), replica.expected_first(demand), replica.uncached(demand)
         lease = Lease(request, waiting.client, replica.info.id, waiting.arrived, now)
+        lease.seat, lease.is_head = seat, as_head
         lease.blocks = self._registry.blocks(request, replica.info)
         lease.concurrent = replica.slots + request.choices
         lease.first = first - replica.lag if replica.model.known else 0.0

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from router.dispatch.canary import canary_fault, canary_request
 from workers.api.channel import Channel, dial
 from workers.api.errors import WireError
+from workers.api.ordering import ServiceReport, ServiceSync
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 from workers.api.wire import ENGINE_CODEC, StepFrame, Submit, Welcome
 
@@ -29,6 +30,9 @@ class Watcher(Protocol):
 
     def replica_cache(self, replica_id: str, news: CacheNews) -> None:
         """What its prefix cache gained and lost."""
+
+    def replica_service(self, replica_id: str, report: ServiceReport) -> None:
+        """What it executed for each account."""
 
     def replica_canary(self, replica_id: str, fault: str | None) -> None:
         """The canary has ended; `fault` says what came instead of its token."""
@@ -60,6 +64,11 @@ class Observer:
             request = canary_request()
             self._canary = request.id
             self._channel.send(Submit((request,)))
+
+    def send_sync(self, sync: ServiceSync) -> None:
+        """The replica is told what the cluster has served; dropped if it is not there."""
+        if self._channel is not None and self._is_up:
+            self._channel.send(sync)
 
     async def close(self) -> None:
         """The connection is closed; nothing is told any more."""
@@ -120,6 +129,8 @@ class Observer:
                     if delta.request_id == self._canary and delta.finish is not None:
                         self._canary = ""
                         self._watcher.replica_canary(self.info.id, canary_fault(delta))
+        elif isinstance(message, ServiceReport):
+            self._watcher.replica_service(self.info.id, message)
         elif isinstance(message, CacheNews):
             self._watcher.replica_cache(self.info.id, message)
         elif isinstance(message, Welcome) and self._welcomed is not None and not self._welcomed.done():

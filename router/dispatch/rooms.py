@@ -72,10 +72,10 @@ class Rooms:
         return Facts(request.owner, request.tier, units, waiting.arrived, request.accepted, request.sub)
 
 
-def charge(room: Room[Waiting], request: Acquire, settled: Settle) -> None:
-    """The lease of `request` is over; what it executed is charged."""
+def charge(room: Room[Waiting], request: Acquire, settled: Settle, *, charged: bool) -> None:
+    """The lease of `request` is over; what it executed is charged, unless it was `charged` step by step."""
     reads = kv_read(request, settled.decode_tokens)
-    room.ended(request.lease_id, settled.prefill_tokens, settled.decode_tokens, reads)
+    room.ended(request.lease_id, settled.prefill_tokens, settled.decode_tokens, reads, charged=charged)
 
 
 def kv_read(request: Acquire, decodes: int) -> int:

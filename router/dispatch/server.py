@@ -32,6 +32,7 @@ from router.dispatch.ledger import Ledger
 from router.dispatch.observer import Observer
 from router.qos.config import QosConfig
 from workers.api.channel import Channel, Listener, listen
+from workers.api.ordering import ServiceReport
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 
 TICK_SECONDS = 0.1
@@ -172,6 +173,9 @@ class DispatcherServer:
     def replica_cache(self, replica_id: str, news: CacheNews) -> None:  # noqa: D102
         self.dispatcher.cache(replica_id, news)
 
+    def replica_service(self, replica_id: str, report: ServiceReport) -> None:  # noqa: D102
+        self._answer(self.dispatcher.service(replica_id, report))
+
     def replica_canary(self, replica_id: str, fault: str | None) -> None:  # noqa: D102
         if fault is not None:
             log.error("replica %s failed its canary and gets no leases: %s", replica_id, fault)
@@ -260,6 +264,8 @@ class DispatcherServer:
             await asyncio.sleep(TICK_SECONDS)
             self._answer(self.dispatcher.tick())
             self._tell(self._answers.tick())
+            for replica_id, sync in self.dispatcher.service_syncs():
+                self._registered[replica_id].observer.send_sync(sync)
             for replica_id in self.dispatcher.canaries():
                 self._registered[replica_id].observer.send_canary()
             if monotonic() - self._table_at >= TABLE_SECONDS:

@@ -9,9 +9,11 @@ from router.dispatch.canary import Canary
 from router.dispatch.latency import Speed, SpeedModel, blend
 from router.dispatch.lease import Acquire, ReplicaRow, ReplicaState
 from router.dispatch.prefixes import PrefixIndex, PromptHashes
+from router.qos.queue import Seat
 from workers.api.replica import LoadReport, ReplicaInfo
 
 _REPORT_LAG = 0.02  # seconds from a grant until the engine's reports can count it
+_HEAD_LAG = 0.1  # seconds from a grant until a report that does not count the request says that it runs
 _TRY_NEW = 0.5  # an unmeasured replica is believed to be this much quicker, so that it is tried
 _STALE = 10.0  # seconds without a step until what was learned begins to fade, and to have faded
 _OBSERVED_STALE = 30.0  # seconds
@@ -30,6 +32,8 @@ class Lease:
     granted: float
     blocks: int = 0
     concurrent: int = 1  # slots in use with it, when it was granted
+    seat: Seat = Seat(0, ())  # an engine that knows tiers lets lower ones (greater ranks) yield to it
+    is_head: bool = False  # it was granted to wait in the engine, for its account
     first: float = 0.0  # seconds to the first token, as expected when granted, without the learned lag; 0: not known
 
 
@@ -58,10 +62,11 @@ class Replica:
     """
 
     __slots__ = (
-        "block_size", "blocks", "canary", "draining", "firsts", "fleet", "free_blocks", "free_slots", "index", "info",
+        "block_size", "blocks", "by_rank", "canary", "draining", "firsts", "fleet", "free_blocks", "free_slots",
+        "heads", "index", "info",
         "kv_seconds", "lag", "leases", "load", "model", "observed", "observed_at", "prefixes", "progress_at",
         "queue_seconds", "recovering", "reported_at", "seq_seconds", "slots", "step_ends", "step_seconds", "suspect",
-        "suspect_since", "taught_at", "token_seconds", "trusted", "unreported", "unreported_tokens",
+        "suspect_since", "taught_at", "tiered", "token_seconds", "trusted", "unreported", "unreported_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -80,8 +85,12 @@ class Replica:
         self.prefixes = PrefixIndex(info.num_blocks)
         self.suspect_since: float | None = None  # as the watch saw it
         self.canary = Canary()
-        self.slots = sum(lease.request.choices for lease in leases.values())
-        self.blocks = sum(lease.blocks for lease in leases.values())
+        self.slots = self.blocks = 0
+        self.by_rank: dict[int, list[int]] = {}  # (slots, blocks) that leases hold, by the rank of their tier
+        self.tiered = False  # its engine orders steps by tiers, and reports what it executed
+        self.heads: dict[tuple[str, ...], tuple[str, float]] = {}  # by account: the lease that waits there, and since
+        for lease in leases.values():
+            self._count(lease, 1)
         self.unreported: deque[tuple[float, int]] = deque()  # (granted, prefill tokens) not yet in a report
         self.unreported_tokens = 0
         self.observed: float | None = None  # seconds a lease took for each slot in use
@@ -120,6 +129,33 @@ class Replica:
         self.free_slots = info.max_num_seqs - slots
         self.free_blocks = info.num_blocks - blocks
 
+    def room(self, rank: int) -> tuple[int, int]:
+        """(slots, blocks) for a lease of the tier `rank`: the free ones, and those of tiers that yield to it."""
+        below = [held for other, held in self.by_rank.items() if other > rank] if self.tiered else ()
+        if not below or self.state is not ReplicaState.READY:
+            return self.free_slots, self.free_blocks
+        slots, blocks = sum(held[0] for held in below), sum(held[1] for held in below)
+        return self.free_slots + slots, max(self.free_blocks, self.info.num_blocks - self.blocks + blocks)
+
+    def takes_head(self, account: tuple[str, ...]) -> bool:
+        """Whether a request of `account` may wait in its engine, so that the policy there knows of it."""
+        return self.tiered and self.state is ReplicaState.READY and account not in self.heads
+
+    def waits(self, account: tuple[str, ...], waiting: int, now: float) -> None:
+        """So many requests of `account` wait in its engine."""
+        head = self.heads.get(account)
+        if head is not None and not waiting and now - head[1] > _HEAD_LAG:
+            del self.heads[account]
+
+    def _count(self, lease: Lease, sign: int) -> None:
+        self.slots += sign * lease.request.choices
+        self.blocks += sign * lease.blocks
+        held = self.by_rank.setdefault(lease.seat.rank, [0, 0])
+        held[0] += sign * lease.request.choices
+        held[1] += sign * lease.blocks
+        if not held[0]:
+            del self.by_rank[lease.seat.rank]
+
     def _under_way(self, speed: Speed, now: float) -> tuple[float, float]:
         """(how many times slower than `speed` it is now, when the step under way will have ended).
 
@@ -154,8 +190,9 @@ class Replica:
     def add(self, lease_id: str, lease: Lease, prefill: int, now: float) -> None:
         """The lease holds its slots and blocks here from now on."""
         self.leases[lease_id] = lease
-        self.slots += lease.request.choices
-        self.blocks += lease.blocks
+        self._count(lease, 1)
+        if lease.is_head:
+            self.heads[lease.seat.account] = (lease_id, now)
         if prefill:
             self.unreported.append((now, prefill))
             self.unreported_tokens += prefill
@@ -164,8 +201,9 @@ class Replica:
     def remove(self, lease_id: str, now: float) -> None:
         """The lease holds nothing any more."""
         lease = self.leases.pop(lease_id)
-        self.slots -= lease.request.choices
-        self.blocks -= lease.blocks
+        self._count(lease, -1)
+        if self.heads.get(lease.seat.account, ("",))[0] == lease_id:
+            del self.heads[lease.seat.account]
         self.refresh(now)
 
     def report(self, load: LoadReport, now: float) -> None:

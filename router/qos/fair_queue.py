@@ -1,7 +1,8 @@
 """The dispatcher's waiting room in the policy's order: tiers, accounts by virtual time, users of an account in turn.
 
-Requests leave it for a lease (`granted`) or for good (`remove`). A lease counts with what it will probably be charged
-until it has ended, and from then on with what was executed: nobody gains by asking for little or by being cancelled.
+Requests leave it for a lease (`granted`) or for good (`remove`). A lease counts with what it will probably be charged,
+less what its replica has reported, until it has ended, and from then on with what was executed: nobody gains by asking
+for little or by being cancelled.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from router.qos.config import QosConfig, Tier
 from router.qos.members import Members, Place
 from router.qos.outlook import Errors, Outlook, Pace
 from router.qos.policy import Limits, Policy
-from router.qos.queue import TierState
+from router.qos.queue import Seat, TierState
 from router.qos.standing import Standing
 from router.qos.watch import Reading, Watch
 from workers.api.ordering import Charge
@@ -68,6 +69,7 @@ class FairQueue(Generic[Item]):
         self._waiting: dict[str, _Entry[Item]] = {}
         self._aside: dict[str, _Entry[Item]] = {}
         self._leased: dict[str, tuple[Standing, float]] = {}
+        self._expected: dict[Standing, float] = {}  # of the leases that stand, in units
         self._members: dict[Standing, Members] = {}
         self._oldest: dict[str, list[tuple[float, str]]] = {}  # by tier with a max_wait: all that wait, a heap
         self._lanes: dict[str, str] = {}  # by tier: the overdue request that holds a lease
@@ -159,8 +161,12 @@ class FairQueue(Generic[Item]):
         standing.resident += 1
         self._lease(item_id, standing, facts.units, in_turn=False)
 
-    def ended(self, item_id: str, prefill: int = 0, decode: int = 0, kv_read: int = 0) -> None:
-        """The lease is over: what was executed, in tokens, is charged, and no more. Unknown ids are left alone."""
+    def ended(
+        self, item_id: str, prefill: int = 0, decode: int = 0, kv_read: int = 0, *, charged: bool = False
+    ) -> None:
+        """The lease is over: what was executed, in tokens, is charged, and no more; `charged`: it has been, or will be
+        by `served`. Unknown ids are left alone.
+        """
         held = self._leased.pop(item_id, None)
         if held is None:
             return
@@ -170,8 +176,24 @@ class FairQueue(Generic[Item]):
             del self._lanes[tier]
         self.policy.ended(standing)
         self.policy.floors.served({tier: -expected}, self._active())  # it counted when it was granted
-        self.policy.commit(prefill + decode, [Charge(standing, prefill, decode, kv_read)], {standing: expected})
+        self._expected[standing] -= expected
+        if charged:  # of what was expected, the part that was executed is no longer pending: `served` took it out
+            self._settle_pending(standing, self.policy.prices.units(prefill, decode, kv_read) - expected)
+        else:
+            self.policy.commit(prefill + decode, [Charge(standing, prefill, decode, kv_read)], {standing: expected})
         self._watch.ended(standing.account, expected, self.policy.prices.units(prefill, decode, kv_read))
+
+    def served(self, executed: int, overhead: int, charges: list[Charge]) -> None:
+        """Replicas executed so many tokens, for these accounts, and for nobody."""
+        self.policy.commit(executed - overhead, charges)
+        self.policy.ledger.waste(overhead)
+        for standing, prefill, decode, kv_read, _ in charges:
+            self._settle_pending(standing, -self.policy.prices.units(prefill, decode, kv_read))
+
+    def _settle_pending(self, standing: Standing, change: float) -> None:
+        """Never beyond what its leases were expected to cost: what a bill and the reports differ by must not add up."""
+        after = min(max(standing.pending + change, 0.0), max(self._expected.get(standing, 0.0), 0.0))
+        self.policy.expect(standing, after - standing.pending)
 
     def set_aside(self, item_id: str) -> None:
         """It is passed over until `put_back`."""
@@ -257,6 +279,20 @@ class FairQueue(Generic[Item]):
         rank = self.policy.config.account(facts.user, facts.tier).tier.rank
         return sum(n for name, n in self._tier_count.items() if self._rank(name) <= rank)
 
+    def seat(self, item: Item) -> Seat:
+        """Its account's."""
+        facts = self._describe(item)
+        account = self.policy.config.account(facts.user, facts.tier)
+        return Seat(account.tier.rank, account.key)
+
+    def fronts(self, most: int) -> list[Item]:
+        """The next request of each account that waits, of the first `most` in the order of service."""
+        found: list[Item] = []
+        for band in self.policy.bands.values():
+            least = heapq.nsmallest(most - len(found), band.waiters(), key=lambda s: s.time)
+            found += (self._waiting[self._members[s].first()].item for s in least)
+        return found
+
     def replace(self, config: QosConfig) -> None:
         """`config` holds from now on, for what waits too. Service and virtual times stand; nothing is dropped."""
         entries = list(self._waiting.items())
@@ -309,6 +345,7 @@ class FairQueue(Generic[Item]):
 
     def _lease(self, item_id: str, standing: Standing, units: float, *, in_turn: bool) -> None:
         self._leased[item_id] = (standing, units)
+        self._expected[standing] = self._expected.get(standing, 0.0) + units
         self._watch.granted(standing.account, units, in_turn=in_turn)
         self.policy.expect(standing, units)
         self.policy.floors.served({standing.account.tier.name: units}, self._active())

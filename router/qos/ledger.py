@@ -64,6 +64,11 @@ class Ledger:
                 totals.decode += decode
                 totals.kv_read += kv_read
 
+    def waste(self, tokens: int) -> None:
+        """So many tokens ran for nobody."""
+        self.executed += tokens
+        self.overhead += tokens
+
     def totals(self, key: tuple[str, str]) -> Totals:
         """Of the account with this key; they may be added to."""
         found = self.accounts.get(key)

@@ -123,6 +123,11 @@ class Policy:
             return None if account is None else self.standing(account)
         return found
 
+    @property
+    def standings(self) -> Iterable[Standing]:
+        """All accounts that were ever seen."""
+        return self._standings.values()
+
     def standing(self, account: Account) -> Standing:
         """The account's; the same object as long as the configuration stands."""
         found = self._standings.get(account.key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from router.qos.outlook import Errors, Outlook
 from router.qos.watch import Reading
@@ -47,6 +47,13 @@ class Fifo:
         return (0, 0.0, item.arrived)
 
 
+class Seat(NamedTuple):
+    """Where an item is charged: the rank of its tier (the least is the highest), and its account."""
+
+    rank: int
+    account: tuple[str, ...]
+
+
 class Room(Protocol[Item]):
     """Where requests wait for a lease; it decides who comes next, and hears how each lease ended."""
 
@@ -72,6 +79,12 @@ class Room(Protocol[Item]):
     def tiers(self) -> list[TierState]:
         """All tiers in which anybody waits, or has; none where there are no tiers."""
 
+    def seat(self, item: Item) -> Seat:
+        """Where it is charged."""
+
+    def fronts(self, most: int) -> list[Item]:
+        """Of each account that waits what comes first, of the first `most` accounts."""
+
     def push(self, item_id: str, item: Item) -> None:
         """Queue `item`; its id must not be queued already (ValueError)."""
 
@@ -87,8 +100,12 @@ class Room(Protocol[Item]):
     def adopt(self, item_id: str, item: Item) -> None:
         """`item` holds a lease already."""
 
-    def ended(self, item_id: str, prefill: int = 0, decode: int = 0, kv_read: int = 0) -> None:
-        """The lease is over, and so many tokens were executed, or read by decodes. Unknown ids are left alone."""
+    def ended(
+        self, item_id: str, prefill: int = 0, decode: int = 0, kv_read: int = 0, *, charged: bool = False
+    ) -> None:
+        """The lease is over, and so many tokens were executed, or read by decodes; `charged`: step by step, as its
+        replica reported them. Unknown ids are left alone.
+        """
 
     def set_aside(self, item_id: str) -> None:
         """`item_id`, which waits, is passed over until `put_back`."""
@@ -153,6 +170,14 @@ class WaitingQueue(Generic[Item]):
         """There are none."""
         return []
 
+    def seat(self, item: Item) -> Seat:
+        """All alike."""
+        return Seat(0, ())
+
+    def fronts(self, most: int) -> list[Item]:
+        """None: there are no accounts."""
+        return []
+
     def push(self, item_id: str, item: Item) -> None:
         """Queue `item`; its id must not be queued already (ValueError)."""
         if item_id in self._live:
@@ -182,7 +207,9 @@ class WaitingQueue(Generic[Item]):
     def adopt(self, item_id: str, item: Item) -> None:
         """Leases change nothing here."""
 
-    def ended(self, item_id: str, prefill: int = 0, decode: int = 0, kv_read: int = 0) -> None:
+    def ended(
+        self, item_id: str, prefill: int = 0, decode: int = 0, kv_read: int = 0, *, charged: bool = False
+    ) -> None:
         """Leases change nothing here."""
 
     def set_aside(self, item_id: str) -> None:

@@ -34,7 +34,7 @@ class StepOrder:
         self._live: dict[str, _Live] = {}  # of tiers that may not starve
         self._changed: dict[Standing, None] = {}  # since the last report
         self._reported = float("-inf")
-        self._executed = 0  # tokens that were reported
+        self._greeting = False
 
     @property
     def prices(self) -> Prices:
@@ -133,18 +133,20 @@ class StepOrder:
 
     def report(self, now: float) -> ServiceReport | None:
         """Totals since the start, of the accounts that have changed; at most one in REPORT_SECONDS."""
-        if now - self._reported < REPORT_SECONDS or not self._changed:
+        if now - self._reported < REPORT_SECONDS or not (self._changed or self._greeting):
             return None
         ledger = self.policy.ledger
         rows = []
-        for standing in self._changed:
-            totals = ledger.totals(standing.key)
-            rows.append(Service(standing.key, totals.prefill, totals.decode, totals.kv_read, standing.queued))
-        self._changed, self._reported = {}, now
-        return ServiceReport(ledger.executed, ledger.overhead, tuple(rows))
+        for s in self._changed:
+            totals, time = ledger.totals(s.key), s.service / s.weight + s.offset
+            rows.append(Service(s.key, totals.prefill, totals.decode, totals.kv_read, s.service, time, s.queued))
+        whole = self._greeting
+        self._changed, self._reported, self._greeting = {}, now, False
+        return ServiceReport(ledger.executed, ledger.overhead, tuple(rows), whole)
 
     def greet(self) -> None:
-        """The next report has all accounts."""
+        """The next report comes at once and has all accounts."""
+        self._greeting = True
         self._changed.update(dict.fromkeys(s for key in self.policy.ledger.accounts if (s := self.policy.find(key))))
         self._reported = float("-inf")
 
@@ -154,7 +156,7 @@ class StepOrder:
         for served in message.accounts:
             standing = self.policy.find((served.key[0], served.key[1]))
             if standing is not None:
-                standing.offset = served.time - served.own / standing.weight
+                standing.offset = served.time - served.units / standing.weight
                 self.policy.place(standing)
 
     def replace(self, config: QosConfig) -> None:

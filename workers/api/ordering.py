@@ -142,18 +142,23 @@ class Ordering(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One account on one replica since its start, in tokens; `waiting`: its requests there without a slot now."""
+    """One account on one replica since its start, in tokens, and in `units`. `time`: the virtual time at which it
+    stands there; `waiting`: its requests there without a slot.
+    """
 
     key: tuple[str, ...]
     prefill: int
     decode: int
     kv_read: int
+    units: float
+    time: float
     waiting: int
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceReport:
-    """What a replica executed since its start, in tokens. `accounts` are those that changed since the last report.
+    """What a replica executed since its start, in tokens. `accounts` are those that changed since the last report; all
+    that were ever charged if it is `whole`.
 
     executed == overhead + the prefill and decode tokens of all accounts.
     """
@@ -161,17 +166,18 @@ class ServiceReport:
     executed: int
     overhead: int
     accounts: tuple[Service, ...]
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One account in the cluster: its virtual time divided by the replicas, and how many of the receiver's own units
+    """One account in the cluster: its virtual time divided by the replicas, and how many of the receiver's own `units`
     that holds already.
     """
 
     key: tuple[str, ...]
     time: float
-    own: float
+    units: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import Any
 import msgpack
 
 from workers.api.errors import WireError
+from workers.api.ordering import ServiceReport, ServiceSync
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 from workers.api.request import Delta, EngineRequest
 
@@ -190,4 +191,15 @@ class FrameSplitter:
 
 
 BASE_MESSAGES: dict[int, type[Any]] = {0: Hello, 1: Ping}
-ENGINE_CODEC = FrameCodec({**BASE_MESSAGES, 2: Welcome, 3: Submit, 4: Abort, 5: StepFrame, 6: CacheNews})
+ENGINE_CODEC = FrameCodec(
+    {
+        **BASE_MESSAGES,
+        2: Welcome,
+        3: Submit,
+        4: Abort,
+        5: StepFrame,
+        6: CacheNews,
+        7: ServiceReport,
+        8: ServiceSync,
+    }
+)
