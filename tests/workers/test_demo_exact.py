@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -43,6 +43,9 @@ from demo_requests import (
 )
 from tiny import replica
 
+from router.qos.config import Account, QosConfig, Tier
+from router.qos.ledger import Prices
+from router.qos.steps import StepOrder, step_limits
 from workers.api.philox import exponential
 from workers.api.request import EngineRequest
 from workers.engine.core import Engine
@@ -61,8 +64,11 @@ class Way:
     threaded: bool = False
     a_step: int | None = None
     preempt_every: int | None = None
+    tiers: bool = False  # every third request is of a higher tier than the others, and takes their slots
 
     def run(self, asked: list[EngineRequest]) -> tuple[Engine, dict[str, Answer]]:
+        if self.tiers:
+            asked = [replace(one, owner="vip" if i % 3 == 2 else f"low{i % 2}") for i, one in enumerate(asked)]
         limits = {"cache_bytes_cpu": 64 << 20, "max_num_seqs": 64, "num_blocks": self.num_blocks, **self.engine}
         rank = Rank(replica(FOLDER, **limits), threaded=self.threaded)
         engine = Engine(
@@ -72,6 +78,7 @@ class Way:
             max_model_len=rank.max_model_len,
             vocab_size=rank.vocab_size,
             watermark=self.watermark,
+            ordering=two_tiers() if self.tiers else None,
         )
         if self.preempt_every is not None:
             preempt_often(engine, self.preempt_every)
@@ -79,6 +86,13 @@ class Way:
             return engine, serve(engine, asked, self.a_step)
         finally:
             rank.close()
+
+
+def two_tiers() -> StepOrder:
+    top, low = Tier(0, "top"), Tier(1, "low")
+    accounts = (Account(top, "vip", 1.0), Account(low, "low0", 3.0), Account(low, "low1", 1.0))
+    limits = step_limits(Prices(), step_tokens=64, pool_tokens=4096, context=64)
+    return StepOrder(QosConfig((top, low), accounts), limits)
 
 
 TINY: dict[str, Any] = {
@@ -94,6 +108,10 @@ WAYS = {
     "no prefix cache": Way({"prefix_caching": False, "block_size": 64}),
     "tiny pool": Way({"block_size": 4}, **TINY),
     "tiny pool, each step awaited": Way({"block_size": 4, "step_ahead": False}, **TINY),
+    "tiers": Way(
+        {"max_num_batched_tokens": 128, "max_num_seqs": 12}, a_step=2, threaded=True, tiers=True
+    ),
+    "tiers, tiny pool": Way({"block_size": 4, "max_num_seqs": 24}, **TINY, a_step=1, tiers=True),
     "preempted all the time": Way(
         {"max_num_batched_tokens": 128, "prefix_caching": False}, watermark=0, threaded=True, a_step=1, preempt_every=2
     ),
@@ -103,6 +121,7 @@ FAST = (
     "arriving by and by, in a thread",
     "chunked, each step awaited",
     "tiny pool, each step awaited",
+    "tiers",
     "preempted all the time",
 )
 SLOW = [name for name in WAYS if name != "tiny pool, each step awaited"]
@@ -128,11 +147,15 @@ def check_way(name: str, count: int) -> None:
     engine, got = way.run(requests(count))
     assert differing(got, alone(count)) == {}
     load = engine.load()
-    assert load.preemptions >= (count // 8 if way.num_blocks else count if way.preempt_every else 0)
+    least = count // 8 if way.num_blocks or way.tiers else count if way.preempt_every else 0
+    assert load.preemptions >= least
+    if isinstance(engine.ordering, StepOrder):
+        ledger = engine.ordering.policy.ledger
+        assert (ledger.missing, ledger.executed) == (0, engine.stats.executed)
     if engine.config.prefix_caching:
         assert load.prefix_hits > 0
         assert sum(one.cached_tokens for one in got.values()) > 0
-    ran_again = way.num_blocks is not None or way.preempt_every is not None
+    ran_again = way.num_blocks is not None or way.preempt_every is not None or way.tiers
     assert (engine.stats.overhead > 0) is (engine.config.step_ahead or ran_again)
 
 
