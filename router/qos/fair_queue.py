@@ -69,7 +69,7 @@ class FairQueue(Generic[Item]):
         self._waiting: dict[str, _Entry[Item]] = {}
         self._aside: dict[str, _Entry[Item]] = {}
         self._leased: dict[str, tuple[Standing, float]] = {}
-        self._expected: dict[Standing, float] = {}  # of the leases that stand, in units
+        self._leased_units: dict[Standing, float] = {}  # of the leases that stand, in units
         self._members: dict[Standing, Members] = {}
         self._oldest: dict[str, list[tuple[float, str]]] = {}  # by tier with a max_wait: all that wait, a heap
         self._lanes: dict[str, str] = {}  # by tier: the overdue request that holds a lease
@@ -139,8 +139,8 @@ class FairQueue(Generic[Item]):
         self._look_whether_empty(entry.standing)
         return entry.item
 
-    def granted(self, item_id: str) -> None:
-        """`item_id` leaves for a lease."""
+    def granted(self, item_id: str, *, in_turn: bool = True) -> None:
+        """`item_id` leaves for a lease; not `in_turn`: others came before it in the order."""
         entry = self._waiting.pop(item_id)
         standing, tier = entry.standing, entry.standing.account.tier
         self._leave(item_id, entry, units=entry.facts.units)
@@ -150,7 +150,7 @@ class FairQueue(Generic[Item]):
         overdue = tier.max_wait is not None and now - entry.facts.arrived >= tier.max_wait
         if overdue:
             self._lanes.setdefault(tier.name, item_id)
-        self._lease(item_id, standing, entry.facts.units, in_turn=not overdue)
+        self._lease(item_id, standing, entry.facts.units, in_turn=in_turn and not overdue)
         self._pace.released(now, more=bool(self._waiting))
         self._errors.setdefault(tier.name, Errors()).add(entry.predicted, now - entry.queued)
 
@@ -176,7 +176,7 @@ class FairQueue(Generic[Item]):
             del self._lanes[tier]
         self.policy.ended(standing)
         self.policy.floors.served({tier: -expected}, self._active())  # it counted when it was granted
-        self._expected[standing] -= expected
+        self._leased_units[standing] -= expected
         if charged:  # of what was expected, the part that was executed is no longer pending: `served` took it out
             self._settle_pending(standing, self.policy.prices.units(prefill, decode, kv_read) - expected)
         else:
@@ -192,7 +192,7 @@ class FairQueue(Generic[Item]):
 
     def _settle_pending(self, standing: Standing, change: float) -> None:
         """Never beyond what its leases were expected to cost: what a bill and the reports differ by must not add up."""
-        after = min(max(standing.pending + change, 0.0), max(self._expected.get(standing, 0.0), 0.0))
+        after = min(max(standing.pending + change, 0.0), max(self._leased_units.get(standing, 0.0), 0.0))
         self.policy.expect(standing, after - standing.pending)
 
     def set_aside(self, item_id: str) -> None:
@@ -345,7 +345,7 @@ class FairQueue(Generic[Item]):
 
     def _lease(self, item_id: str, standing: Standing, units: float, *, in_turn: bool) -> None:
         self._leased[item_id] = (standing, units)
-        self._expected[standing] = self._expected.get(standing, 0.0) + units
+        self._leased_units[standing] = self._leased_units.get(standing, 0.0) + units
         self._watch.granted(standing.account, units, in_turn=in_turn)
         self.policy.expect(standing, units)
         self.policy.floors.served({standing.account.tier.name: units}, self._active())

@@ -17,7 +17,7 @@ from router.dispatch.client import DispatcherClient
 from router.dispatch.config import DispatcherConfig
 from router.dispatch.server import DispatcherServer
 from router.engine_link import EngineLinks
-from router.generation import GenerationRequest
+from router.generation import ChoiceDelta, GenerationRequest
 from router.qos.config import make_qos_config
 from router.qos.fair_queue import FairQueue
 from router.qos.ledger import Prices
@@ -159,10 +159,13 @@ class Site:
         ids = tuple((sum(map(ord, name)) * 7 + i * 5) % VOCAB for i in range(prompt))
         request = GenerationRequest(name, MODEL, ids, (SamplingParams(max_tokens=output, seed=len(name)),), owner=owner)
         tokens: list[int] = []
-        async with contextlib.aclosing(self.sessions.generate(request)) as batches:  # type: ignore[type-var]
-            async for batch in batches:
-                for part in batch:
-                    tokens += part.delta.token_ids
+
+        def take(batch: tuple[ChoiceDelta, ...]) -> bool:
+            for part in batch:
+                tokens.extend(part.delta.token_ids)
+            return True
+
+        await self.sessions.generate(request, take)
         return tokens
 
 

@@ -108,9 +108,7 @@ WAYS = {
     "no prefix cache": Way({"prefix_caching": False, "block_size": 64}),
     "tiny pool": Way({"block_size": 4}, **TINY),
     "tiny pool, each step awaited": Way({"block_size": 4, "step_ahead": False}, **TINY),
-    "tiers": Way(
-        {"max_num_batched_tokens": 128, "max_num_seqs": 12}, a_step=2, threaded=True, tiers=True
-    ),
+    "tiers": Way({"max_num_batched_tokens": 128, "max_num_seqs": 12}, a_step=2, threaded=True, tiers=True),
     "tiers, tiny pool": Way({"block_size": 4, "max_num_seqs": 24}, **TINY, a_step=1, tiers=True),
     "preempted all the time": Way(
         {"max_num_batched_tokens": 128, "prefix_caching": False}, watermark=0, threaded=True, a_step=1, preempt_every=2
