@@ -14,11 +14,9 @@ import struct
 import sys
 import tempfile
 from pathlib import Path
-from typing import TextIO
 
 DEMO_MODEL = "demo"
 _FOLDER, _LOCK = "echelon-", "owner.lock"
-_held: list[TextIO] = []  # locks, until the process ends
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
@@ -117,10 +115,9 @@ def private_folder(parent: Path) -> Path:
             shutil.rmtree(left.parent)
     private = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=parent))
     # Renamed when it is locked, so that nobody finds it before.
-    held = (private / f"{_LOCK}.new").open("w")
+    held = os.open(private / f"{_LOCK}.new", os.O_CREAT | os.O_WRONLY, 0o600)  # until the process ends
     fcntl.flock(held, fcntl.LOCK_EX)
     (private / f"{_LOCK}.new").rename(private / _LOCK)
-    _held.append(held)
     atexit.register(shutil.rmtree, private, ignore_errors=True)
     return private
 
