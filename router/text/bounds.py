@@ -8,6 +8,7 @@ longest token is a run of a hundred spaces, which says little about words.
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +29,11 @@ _UNBOUNDED = 1 << 60
 _PIECE = 1 << 14  # characters counted at a time: counting holds the interpreter
 _SEAM = 16  # bytes by which a text that is normalized in pieces may differ at each seam
 _UNICODE_FORMS = frozenset({"NFC", "NFD", "NFKC", "NFKD"})
+LONG_RUN = 4096  # characters; longer words cost a tokenizer more for each character, the longer the more
+MOST_IN_LONG_RUNS = 1 << 20  # characters of one text: about a second, where as many in short words take a third of it
+_RUN = re.compile(rf"\w{{{LONG_RUN + 1}}}|\s{{{LONG_RUN + 1}}}|[^\w\s]{{{LONG_RUN + 1}}}")
+_RUN_ENDS = {"w": re.compile(r"\W"), "s": re.compile(r"\S"), "o": re.compile(r"[\w\s]")}
+_SPLITTING = frozenset({"ByteLevel", "Split", "Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Punctuation"})
 _KEEPING = frozenset({"ByteLevel", "Digits", "Metaspace", "UnicodeScripts"})  # pre-tokenizers that drop nothing
 
 
@@ -49,6 +55,47 @@ class TokenBound:
                 if counts[k] > limit * most[k]:
                     return True
         return False
+
+    def too_slow(self, text: str) -> bool:
+        """Whether `text` would keep a tokenizer busy for long: too much of it stands in words that never end.
+
+        A pre-tokenizer's word is merged as a whole, at a cost that grows faster than its length; without a
+        pre-tokenizer that splits, the text is one word. Holds the interpreter for a millisecond at a time at most.
+        """
+        if len(text) <= MOST_IN_LONG_RUNS:
+            return False
+        if not self._splits:
+            return True
+        in_runs = at = 0
+        while at < len(text):
+            found = _RUN.search(text, at, at + _PIECE)
+            if found is None:
+                at += _PIECE - LONG_RUN  # one that begins behind would not end before the seam
+                continue
+            end = self._run_end(text, found)
+            in_runs += end - found.start()
+            if in_runs > MOST_IN_LONG_RUNS:
+                return True
+            at = end
+        return False
+
+    @staticmethod
+    def _run_end(text: str, found: re.Match[str]) -> int:
+        first = found[0][0]
+        other = _RUN_ENDS["s" if first.isspace() else "w" if first.isalnum() or first == "_" else "o"]
+        at = found.end()
+        while at < len(text):
+            end = other.search(text, at, at + _PIECE)
+            if end is not None:
+                return end.start()
+            at += _PIECE
+        return len(text)
+
+    @cached_property
+    def _splits(self) -> bool:
+        before = self._spec["pre_tokenizer"]
+        steps = before["pretokenizers"] if before and before["type"] == "Sequence" else [before] if before else []
+        return any(s["type"] in _SPLITTING and s.get("use_regex", True) for s in steps)
 
     def _normalized(self, piece: str) -> str:
         normalizer = self._backend.normalizer

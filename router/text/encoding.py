@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tokenizers
 
-from router.text.bounds import TokenBound
-from workers.api.errors import ContextLengthExceeded
+from router.text.bounds import LONG_RUN, MOST_IN_LONG_RUNS, TokenBound
+from workers.api.errors import ContextLengthExceeded, InvalidRequest
 
 
 def ids_of(
@@ -28,10 +28,20 @@ def ids_of(
 
 
 def check_bound(bound: TokenBound, text: str, *, limit: int | None, noun: str) -> None:
-    """Raises ContextLengthExceeded for a text that has more than `limit` tokens for certain, without tokenizing it."""
+    """Raises ContextLengthExceeded for a text that has more than `limit` tokens for certain, without tokenizing it.
+
+    Raises InvalidRequest for one that it would take too long to tokenize.
+    """
     if limit is not None and bound.exceeds(text, limit):
         raise ContextLengthExceeded(
             f"This model's maximum context length is {limit} tokens. However, your {noun} resulted in more than that, "
             f"with {len(text)} characters. Please reduce the length of the {noun}.",
             param=noun,
+        )
+    if bound.too_slow(text):
+        raise InvalidRequest(
+            f"Invalid '{noun}': more than {MOST_IN_LONG_RUNS} characters stand in runs of more than {LONG_RUN} without "
+            "a space or a change between letters and punctuation. Break them up.",
+            param=noun,
+            code="invalid_value",
         )

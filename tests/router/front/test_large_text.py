@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 import tokenizers
@@ -13,6 +14,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from router.http.config import ServedModel
 from router.http.identity import Identity
 from router.service import Service
+from router.text import bounds
 from router.text.bounds import TokenBound
 from router.text.offload import TextPool
 from router.text.rendering import DirectRenderer
@@ -20,7 +22,7 @@ from router.text.template_pool import TemplatePool
 from router.text.templates import ChatTemplate, Conversation
 from router.text.token_bytes import TokenBytes
 from router.text.tokenizer import Tokenizer
-from workers.api.errors import ContextLengthExceeded
+from workers.api.errors import ContextLengthExceeded, InvalidRequest
 
 from .fakes import CHAT_TEMPLATE, FakeGenerator, make_backend
 from .test_bad_inputs import CHAT, COMPLETION
@@ -36,7 +38,7 @@ HOSTILE = {
     "joiners": "\u202e👩\u200d" * (MEGABYTE // 10),
     "specials": "<|im_end|>" * (MEGABYTE // 10),
     "digits": "7" * MEGABYTE,
-    "punctuation": "!?" * (MEGABYTE // 2),
+    "punctuation": "!?" * (MEGABYTE // 4),
 }
 
 
@@ -137,6 +139,60 @@ def test_a_prompt_that_cannot_fit_is_not_tokenized(monkeypatch):
         tokenizer.encode(HOSTILE["letters"], limit=10)
     assert e.value.param == "prompt"
     assert len(read) == 1
+
+
+@pytest.mark.parametrize("noun", ["prompt", "messages"])
+@pytest.mark.parametrize(
+    "text", ["a" * (4 * MEGABYTE), ("b" * 5000 + " ") * 300, "你" * (2 * MEGABYTE), "=" * (2 * MEGABYTE)]
+)
+async def test_words_that_never_end_are_refused_though_the_context_could_hold_them(monkeypatch, noun, text):
+    tokenizer = Tokenizer(
+        make_backend(), renderer=DirectRenderer(ChatTemplate(CHAT_TEMPLATE, {"bos_token": "<|bos|>"}))
+    )
+    monkeypatch.setattr("router.text.encoding.ids_of", lambda *_, **__: pytest.fail("it was tokenized"))
+    pool, limit = TextPool(1), 10 * MEGABYTE
+
+    async def encode():
+        if noun == "prompt":
+            return tokenizer.encode(text, limit=limit)
+        return await tokenizer.chat.encode(Conversation([{"role": "user", "content": text}]), pool, limit=limit)
+
+    with pytest.raises(InvalidRequest, match="Break them up") as e:
+        await encode()
+    assert (e.value.param, e.value.code) == (noun, "invalid_value")
+    pool.close()
+
+
+LONG_RUNS = st.lists(
+    st.tuples(st.sampled_from(["a", "é", "你", "_", "7", " ", "\n", "=", "\u0301", "🎉"]), st.integers(1, 20_000)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(runs=LONG_RUNS)
+@example(runs=[("a", 4096), (" ", 1), ("a", 4097)])
+@example(runs=[("=", 12_288), ("a", 4097), ("=", 12_287)])
+@settings(max_examples=40, deadline=None)
+def test_long_runs_are_counted_as_a_reader_would(runs):
+    """Against sums over the runs that were put there."""
+    text = "".join(one * times for one, times in runs)
+    kinds = [("w" if c.isalnum() or c == "_" else "s" if c.isspace() else "o", times) for c, times in runs]
+    lengths = [sum(n for _, n in group) for _, group in itertools.groupby(kinds, key=lambda k: k[0])]
+    in_runs = sum(n for n in lengths if n > bounds.LONG_RUN)
+    bound = BOUNDS["bytes"]
+    for most, slow in ((in_runs, False), (in_runs - 1, in_runs > 0)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bounds, "MOST_IN_LONG_RUNS", most)
+            assert bound.too_slow(text) is slow
+
+
+def test_without_a_splitting_pre_tokenizer_a_text_is_one_word():
+    prose = "the end of the world " * (MEGABYTE // 20)
+    assert BOUNDS["runs"].too_slow(prose)
+    assert BOUNDS["spaces"].too_slow(prose)
+    assert not BOUNDS["bytes"].too_slow(prose)
+    assert not BOUNDS["runs"].too_slow(prose[:MEGABYTE])
 
 
 def test_the_limit_is_exact():
