@@ -103,6 +103,27 @@ def test_a_request_leaves_a_line(cluster: Any) -> None:
     assert "Say something" not in line
 
 
+def test_a_request_is_explained(cluster: Any) -> None:
+    """Without keys a user is who it says; the time of its request is told in parts, and where it could have run."""
+    request = urllib.request.Request(
+        cluster.base_url + "/chat/completions_qos",
+        data=json.dumps({"model": "demo", "messages": "What is 3 + 4?", "user_id": "anna"}).encode(),
+        headers={"content-type": "application/json", "x-request-id": "explain-me"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        usage = json.load(answer)["usage"]
+    url = cluster.base_url.removesuffix("/v1") + "/requests/explain-me/explain"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        told = json.load(answer)
+    assert (told["owner"], told["outcome"], told["output_tokens"]) == ("anna", "stop", usage["completion_tokens"])
+    parts = dict(told["seconds"])
+    assert parts.pop("total") == pytest.approx(sum(parts.values()), abs=1e-5)
+    (lease,) = told["leases"]
+    assert {c["replica"] for c in lease["candidates"]} == {r.info.id for r in cluster.ready()}
+    assert lease["end"]["first_token_seconds"] > 0.0
+    assert lease["end"]["units"] > usage["completion_tokens"]
+
+
 def test_a_retry_gets_the_same_answer_also_after_its_front_died(cluster: Any) -> None:
     import ray
 
