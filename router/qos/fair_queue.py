@@ -181,7 +181,9 @@ class FairQueue(Generic[Item]):
             self._settle_pending(standing, self.policy.prices.units(prefill, decode, kv_read) - expected)
         else:
             self.policy.commit(prefill + decode, [Charge(standing, prefill, decode, kv_read)], {standing: expected})
-        self._watch.ended(standing.account, expected, self.policy.prices.units(prefill, decode, kv_read))
+        billed = prefill or decode or not charged  # else it was charged step by step, and ended without a bill
+        units = self.policy.prices.units(prefill, decode, kv_read) if billed else expected
+        self._watch.ended(standing.account, expected, units)
 
     def served(self, executed: int, overhead: int, charges: list[Charge]) -> None:
         """Replicas executed so many tokens, for these accounts, and for nobody."""
