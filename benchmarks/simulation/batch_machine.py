@@ -13,6 +13,7 @@ from collections import deque
 
 from simulation.jobs import Job
 from simulation.replica import BLOCK, Shape
+from workers.api.ordering import ServiceSync
 from workers.api.replica import CacheNews, LoadReport
 from workers.api.request import Delta, FinishReason
 
@@ -86,6 +87,12 @@ class BatchMachine:
     def news(self) -> CacheNews | None:
         """It has no prefix cache."""
         return None
+
+    def service(self, now: float) -> None:
+        """It counts for nobody: leases are charged when they end."""
+
+    def sync(self, message: ServiceSync) -> None:
+        """Its steps have no order."""
 
     def _ended(self) -> list[int]:
         ended = []

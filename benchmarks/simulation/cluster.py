@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -14,7 +15,7 @@ from router.dispatch.lease import Acquire, Granted, Outcome, Refused, Settle
 from router.dispatch.prefixes import prompt_hashes_now
 from simulation.jobs import Job
 from simulation.replica import BLOCK, Shape, VirtualReplica
-from workers.api.ordering import Ordering
+from workers.api.ordering import Ordering, ServiceReport, ServiceSync
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 from workers.api.request import Delta
 
@@ -42,6 +43,12 @@ class Machine(Protocol):
     def news(self) -> CacheNews | None:
         """What its prefix cache gained and lost since the last call."""
 
+    def service(self, now: float) -> ServiceReport | None:
+        """What it executed, by account, if its steps have an order and it is time to tell."""
+
+    def sync(self, message: ServiceSync) -> None:
+        """What the cluster has served."""
+
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
@@ -63,6 +70,16 @@ class EngineMachine(VirtualReplica):
         """Its engine's own."""
         return self.engine.cache_news(MOST_NEWS)
 
+    def service(self, now: float) -> ServiceReport | None:
+        """Its ordering's own."""
+        ordering = self.engine.ordering
+        return None if ordering is None else ordering.report(now)
+
+    def sync(self, message: ServiceSync) -> None:
+        """To its ordering."""
+        if self.engine.ordering is not None:
+            self.engine.ordering.sync(message)
+
     @property
     def busy(self) -> bool:
         """Its engine has work."""
@@ -80,7 +97,11 @@ class _Host:
 
 
 class Cluster:
-    """`shapes` replicas behind a dispatcher. `hash_prompts`: requests tell the hashes of their blocks."""
+    """`shapes` replicas behind a dispatcher, which `clients` ingresses ask in turn.
+
+    `hash_prompts`: requests tell the hashes of their blocks. `sync_every`: seconds between two messages that tell
+    replicas whose steps have an `ordering` what the cluster has served.
+    """
 
     def __init__(
         self,
@@ -91,6 +112,8 @@ class Cluster:
         make: Callable[[Shape, dict[int, Job]], Machine] | None = None,
         ordering: Callable[[int], Ordering] | None = None,
         hash_prompts: bool = False,
+        sync_every: float = TICK,
+        clients: int = 1,
     ) -> None:
         self.now = 0.0
         self.jobs: dict[int, Job] = {}  # that hold a lease or wait for one
@@ -101,11 +124,13 @@ class Cluster:
         self.on_grant: Callable[[Job, Granted], None] = lambda job, granted: None
         self.most_waiting = 0
         self.steps = 0
-        self._hash_prompts = hash_prompts
+        self.each_tick: list[Callable[[Cluster], None]] = []
+        self.waiting: Counter[str] = Counter()  # requests without a lease, by user
+        self._hash_prompts, self._sync_every, self._clients = hash_prompts, sync_every, clients
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._arrivals: Iterator[Job] = iter(())
-        self._left = False
+        self._left = self._ordered = False
         for number, shape in enumerate(shapes):
             if make is not None:
                 machine = make(shape, self.jobs)
@@ -128,6 +153,10 @@ class Cluster:
             self.hosts[info.id] = _Host(info, machine)
             self.dispatcher.replica_up(info)
             self.dispatcher.load(info.id, machine.load())
+            if isinstance(machine, EngineMachine) and machine.engine.ordering is not None:
+                self._ordered = True
+                machine.engine.ordering.greet()
+                self._tell_service(self.hosts[info.id])
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         """`what` happens at `when`."""
@@ -140,6 +169,8 @@ class Cluster:
         self._left = True
         self._next_arrival()
         self.at(self.now + TICK, self._tick)
+        if self._ordered:
+            self.at(self.now + self._sync_every, self._sync)
         while self._events and (self._left or self.jobs) and self._events[0][0] <= until:
             self.now, _, what = heapq.heappop(self._events)
             what()
@@ -158,6 +189,7 @@ class Cluster:
 
     def _arrive(self, job: Job) -> None:
         self.jobs[job.number] = job
+        self.waiting[job.user] += 1
         self.before_arrival(job)
         request = Acquire(
             job.name,
@@ -169,9 +201,10 @@ class Cluster:
             route="chat",
             prompt=prompt_hashes_now(job.tokens(), BLOCK) if self._hash_prompts else None,
         )
-        answer = self.dispatcher.acquire("ingress", request)
+        client = f"ingress{job.number % self._clients}"
+        answer = self.dispatcher.acquire(client, request)
         if answer is not None:
-            self._take((Reply("ingress", answer),))
+            self._take((Reply(client, answer),))
         self._take(self.dispatcher.shed())
         self.most_waiting = max(self.most_waiting, self.dispatcher.waiting)
         self._next_arrival()
@@ -182,7 +215,21 @@ class Cluster:
                 host.reported = self.now
                 self._take(self.dispatcher.load(host.info.id, host.machine.load()))
         self._take(self.dispatcher.tick())
+        for look in self.each_tick:
+            look(self)
         self.at(self.now + TICK, self._tick)
+
+    def _sync(self) -> None:
+        for host in self.hosts.values():
+            self._tell_service(host)
+        for replica_id, message in self.dispatcher.service_syncs():
+            self.hosts[replica_id].machine.sync(message)
+        self.at(self.now + self._sync_every, self._sync)
+
+    def _tell_service(self, host: _Host) -> None:
+        report = host.machine.service(self.now)
+        if report is not None:
+            self._take(self.dispatcher.service(host.info.id, report))
 
     def _stepped(self, host: _Host) -> None:
         """The step under way is over: what came of it is told, and the next one begins."""
@@ -195,6 +242,7 @@ class Cluster:
             news = host.machine.news() if self._hash_prompts else None
             if news is not None:
                 self.dispatcher.cache(host.info.id, news)
+            self._tell_service(host)
             self._take(self.dispatcher.load(host.info.id, report))
         if host.machine.busy:
             self.steps += 1
@@ -227,6 +275,7 @@ class Cluster:
         for reply in replies:
             message = reply.message
             job = self.jobs[int(message.lease_id[1:])]
+            self.waiting[job.user] -= 1
             if isinstance(message, Granted):
                 job.replica, job.granted = message.replica.id, self.now
                 self.on_grant(job, message)

@@ -152,16 +152,16 @@ def run(strategy: str, seed: int, *, rate: float = RATE, seconds: float = SECOND
     )
 
 
-def spiral(strategy: str, seed: int, *, replicas: int = 4, rate: float = 60.0, seconds: float = 40.0) -> Run:
-    """Every request begins with the same 4,096 tokens, and one replica alone cannot serve them."""
+def spiral(strategy: str, seed: int, *, replicas: int = 3, rate: float = 80.0, seconds: float = 8.0) -> Run:
+    """Every request begins with the same 1,024 tokens, and one replica alone cannot serve them."""
     extra: dict[str, Callable[[Random], Strategy]] = {"affinity": lambda rng: Affinity()}
     rng = Random(seed)
     make = Maker()
     jobs = [
-        make("u", 4096 + rng.randint(200, 800), rng.randint(50, 300), at=at, prefix=1, prefix_tokens=4096)[0]
+        make("u", 1024 + rng.randint(20, 200), rng.randint(50, 200), at=at, prefix=1, prefix_tokens=1024)[0]
         for at in poisson(rng, rate, seconds)
     ]
-    shape = Shape(slots=48, pool=400_000, prefix_caching=True)
+    shape = Shape(slots=256, pool=400_000, prefix_caching=True)
     STRATEGIES.update(extra)
     try:
         config = DispatcherConfig(strategy=strategy, recovery=0.0, canary_every=math.inf)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulation import fairness, isolation, work
+from simulation import cluster_fairness, fairness, isolation, work
 from simulation.rows import Row
 
 
@@ -58,11 +58,14 @@ CHECKS: dict[str, Callable[[Effort, Callable[[], None]], Row]] = {
     "G3": lambda effort, tick: fairness.g3(effort.seconds),
     "G4": lambda effort, tick: work.g4(1 if effort.quick else 6),
     "G5": lambda effort, tick: isolation.g5(),
+    "G6": lambda effort, tick: cluster_fairness.g6(quick=effort.quick),
     "G8": lambda effort, tick: work.g8(2 if effort.quick else 20),
     "G9": lambda effort, tick: fairness.g9(),
+    "G11": lambda effort, tick: cluster_fairness.g11(),
     "long_short": lambda effort, tick: work.long_short(),
     "kv_decode": lambda effort, tick: work.kv_decode(),
     "cached_hog": lambda effort, tick: work.cached_hog(),
+    "slots": lambda effort, tick: cluster_fairness.slots(),
     "mixed": lambda effort, tick: work.mixed((20_000,) if effort.quick else (20_000, 60_000, 437_000)),
 }
 

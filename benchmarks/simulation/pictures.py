@@ -24,6 +24,10 @@ def draw_suites(suites: Sequence[Suite], results: Mapping[str, Sequence[Result]]
     figure, axes = plt.subplots(
         len(rows), len(POLICIES), figsize=(11, 1.75 * len(rows)), sharex=True, sharey="row", squeeze=False
     )
+    for axis, policy in zip(axes[0], POLICIES, strict=True):
+        axis.set_title(policy, fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds", fontsize=8)
     for row, suite in zip(axes, rows, strict=True):
         for axis, result in zip(row, results[suite.name], strict=True):
             for user in suite.quotas:
@@ -32,12 +36,8 @@ def draw_suites(suites: Sequence[Suite], results: Mapping[str, Sequence[Result]]
             axis.set_xlim(0, SECONDS)
             axis.spines[["top", "right"]].set_visible(False)
             axis.tick_params(labelsize=7)
-            if row is axes[0]:
-                axis.set_title(result.policy, fontsize=10)
-            if row is axes[-1]:
-                axis.set_xlabel("seconds", fontsize=8)
         row[0].set_ylabel(f"{suite.name}\nunits / s", fontsize=8)
-        row[-1].legend(fontsize=7, frameon=False, loc="upper right")
+        row[-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for axis in axes.flat:
         axis.set_ylim(bottom=0)
     figure.suptitle("Service of each client (1 a prompt token, 2 an answer token), mean over 30 s", fontsize=11)
@@ -64,15 +64,15 @@ def draw_frontier(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     for row in rows:
         by_flood[row["flood"]].append(row)
     figure, axis = plt.subplots(figsize=(7, 4.2))
-    for (name, points), color in zip(by_flood.items(), ("#1b6ca8", "#d1495b"), strict=True):
+    for (name, points), color, below in zip(by_flood.items(), ("#1b6ca8", "#d1495b"), (-9, 5), strict=True):
         itl = [1e3 * p["itl"] for p in points]
         speed = [p["speed"] for p in points]
         axis.plot(itl, speed, "o-", color=color, markersize=4, label=f"flood of {name}")
         last = None
         for x, y, point in zip(itl, speed, points, strict=True):
-            if last is None or abs(x - last) > 1.0:
+            if last is None or abs(x - last) > 2.0:
                 axis.annotate(
-                    f"{1e3 * point['tau']:g} ms", (x, y), fontsize=7, xytext=(3, -9), textcoords="offset points"
+                    f"{1e3 * point['tau']:g} ms", (x, y), fontsize=7, xytext=(3, below), textcoords="offset points"
                 )
                 last = x
     axis.axvline(25.0, color="#999999", linewidth=0.8, linestyle="--")

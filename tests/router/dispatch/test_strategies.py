@@ -1,4 +1,4 @@
-"""Which replica is chosen, on clusters whose speeds are known."""
+"""Which replica is chosen, on clusters of known speeds. `test_fault_proxy_*` are the faults of LMDeploy's proxy."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def cluster(strategy: str, speeds: dict[str, float], *, slots: int = 64) -> tupl
     return d, clock
 
 
-def test_of_two_idle_replicas_the_faster_is_taken() -> None:
+def test_fault_proxy_of_two_idle_replicas_the_faster_is_taken() -> None:
     for order in ({"slow": 1.0, "fast": 100.0}, {"fast": 100.0, "slow": 1.0}):
         d, _ = cluster("min_expected_latency", order)
         assert replica_of(d.acquire("i", ask())) == "fast"
 
 
-def test_the_new_request_is_counted_so_a_speed_of_100_takes_a_burst() -> None:
+def test_fault_proxy_the_new_request_is_counted_so_a_speed_of_100_takes_a_burst() -> None:
     """Dividing only the requests that are there by speed splits idle nodes evenly."""
     d, _ = cluster("min_expected_latency", {"slow": 1.0, "fast": 100.0})
     taken = Counter(replica_of(d.acquire("i", ask())) for _ in range(20))
@@ -54,7 +54,7 @@ def test_given_speeds_are_believed_before_anything_was_measured() -> None:
     assert replica_of(d.acquire("i", ask())) == "fast"
 
 
-def test_a_long_prompt_is_not_a_short_one() -> None:
+def test_fault_proxy_a_long_prompt_is_not_a_short_one() -> None:
     """One request each, but 50k tokens of prefill stand before one of them."""
     d, _ = cluster("min_expected_latency", {"a": 1.0, "b": 1.0})
     d.load("a", LoadReport(50, prefill_backlog=50_000, running=1))
@@ -137,7 +137,7 @@ def test_same_seed_same_choices(strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
-def test_no_node_is_no_crash(strategy: str) -> None:
+def test_fault_proxy_no_node_is_no_crash(strategy: str) -> None:
     d, clock = made(DispatcherConfig(strategy=strategy, recovery=0.0))
     assert d.acquire("i", ask("1")) is None
     clock.now += 100.0
@@ -145,7 +145,7 @@ def test_no_node_is_no_crash(strategy: str) -> None:
     assert "no replica of m came up" in reply.message.message  # type: ignore[union-attr]
 
 
-def test_min_observed_latency_tries_the_unseen_once_then_compares() -> None:
+def test_fault_proxy_min_observed_latency_tries_the_unseen_once_then_compares() -> None:
     d, clock = made(DispatcherConfig(strategy="min_observed_latency", recovery=0.0, suspect_after=1e9))
     for name in ("a", "b"):
         d.replica_up(info(name))

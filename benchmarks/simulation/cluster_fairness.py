@@ -1,0 +1,190 @@
+"""G6, G11 and the trace `slots`: shares in a cluster, with counters that replicas hear of late; and its live metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import combinations
+from unittest import mock
+
+from router.dispatch.dispatcher import DispatcherConfig
+from router.qos.policy import Policy
+from router.qos.standing import Standing
+from simulation.cluster import Cluster, EngineMachine
+from simulation.jobs import Job, Maker
+from simulation.orderings import orderings_of
+from simulation.replica import Shape
+from simulation.rows import Row, at_most, gap_bound, longest_of, step_units, tiers
+
+SHAPE = Shape(slots=32, pool=120_000)
+SYNCS = (0.05, 0.2, 1.0)
+_LEARNED = 8.0  # seconds; until the first long answers have ended nobody knows how long they are
+
+Traffic = Callable[[int, float], list[Job]]  # (replicas, seconds) -> more than they can do
+
+
+class ClusterGaps:
+    """The greatest drift of service / quota over any interval through which both of a pair wait for leases."""
+
+    def __init__(self, quotas: dict[str, float]) -> None:
+        self.quotas = quotas
+        self.worst = 0.0  # times the lesser quota
+        self.units: dict[str, float] = {}
+        self.begun: dict[str, float] = {}  # at _LEARNED
+        self._spans: dict[tuple[str, str], list[float]] = {}
+
+    def __call__(self, cluster: Cluster) -> None:
+        """At a tick."""
+        self.units = units_of(cluster)
+        if cluster.now < _LEARNED:
+            return
+        self.begun = self.begun or dict(self.units)
+        for a, b in combinations(self.quotas, 2):
+            if not (cluster.waiting[a] and cluster.waiting[b]):
+                self._spans.pop((a, b), None)
+                continue
+            gap = self.units.get(a, 0.0) / self.quotas[a] - self.units.get(b, 0.0) / self.quotas[b]
+            span = self._spans.setdefault((a, b), [gap, gap])
+            span[0], span[1] = min(span[0], gap), max(span[1], gap)
+            self.worst = max(self.worst, (span[1] - span[0]) * min(self.quotas[a], self.quotas[b]))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of useful service since _LEARNED."""
+        served = {u: self.units.get(u, 0.0) - self.begun.get(u, 0.0) for u in self.quotas}
+        return {u: s / sum(served.values()) for u, s in served.items()}
+
+
+def units_of(cluster: Cluster) -> dict[str, float]:
+    """Useful service of each user on all replicas."""
+    units: dict[str, float] = {}
+    for host in cluster.hosts.values():
+        assert isinstance(host.machine, EngineMachine)
+        assert host.machine.books is not None
+        for user, served in host.machine.books.users.items():
+            units[user] = units.get(user, 0.0) + served.units
+    return units
+
+
+def interleaved(*streams: list[Job]) -> list[Job]:
+    """In turn: a common start."""
+    return [job for jobs in zip(*streams, strict=True) for job in jobs]
+
+
+def long_and_short(replicas: int, seconds: float) -> list[Job]:
+    """Prompts of 1,000 against answers of 300."""
+    make = Maker()
+    number = round(40 * replicas * seconds)
+    return interleaved(make("a", 1000, 30, n=number), make("b", 60, 300, n=number))
+
+
+def slots_traffic(replicas: int, seconds: float) -> list[Job]:
+    """4,000 in / 8 out against 16 in / 1,000 out."""
+    make = Maker()
+    number = round(8 * replicas * seconds)
+    return interleaved(make("a", 4000, 8, n=2 * number), make("b", 16, 1000, n=2 * number))
+
+
+def backlogged(
+    quotas: dict[str, float], traffic: Traffic, *, replicas: int, sync: float, clients: int = 1, seconds: float = 20.0
+) -> tuple[ClusterGaps, float]:
+    """The gaps, and units of useful service a second and replica."""
+    jobs = traffic(replicas, seconds)
+    config = tiers(quotas, T0={"max_queued": 10**6, "max_queued_per_user": 10**6})
+    dispatching = DispatcherConfig(recovery=0.0, canary_every=math.inf, qos=config, max_waiting=10**6)
+    cluster = Cluster(
+        dispatching,
+        [SHAPE] * replicas,
+        ordering=orderings_of(config, SHAPE, longest_of(jobs)),
+        sync_every=sync,
+        clients=clients,
+    )
+    gaps = ClusterGaps(quotas)
+    cluster.each_tick.append(gaps)
+    cluster.run(jobs, until=seconds)
+    assert all(cluster.waiting[u] for u in quotas), "somebody ran out of work"
+    return gaps, sum(gaps.units.values()) / cluster.now / replicas
+
+
+def bound(replicas: int) -> float:
+    """2 R (U + X) for quota 1."""
+    return 2.0 * replicas * 2.0 * step_units(SHAPE)
+
+
+def g6(*, quick: bool = False) -> Row:
+    """Syncs from 50 ms to 1 s on four replicas; one against four; one to eight ingresses."""
+    quotas = {"a": 2.0, "b": 1.0}
+    _, alone = backlogged(quotas, long_and_short, replicas=1, sync=0.2)
+    worst, slowest = 0.0, math.inf
+    for sync in SYNCS[1:2] if quick else SYNCS:
+        gaps, speed = backlogged(quotas, long_and_short, replicas=4, sync=sync)
+        worst = max(worst, gaps.worst / bound(4))
+        slowest = min(slowest, speed / alone)
+    shares = [
+        backlogged(quotas, long_and_short, replicas=2, sync=0.2, clients=clients)[0].shares["a"]
+        for clients in ((1, 4) if quick else (1, 4, 8))
+    ]
+    moved = max(shares) - min(shares)
+    off = max(abs(share - 2 / 3) for share in shares)
+    says = (
+        f"gap as part of 2 R (U + X), R = 4, syncs of 50 ms to 1 s; speed a replica {slowest:.3f} of R = 1; shares "
+        f"move {100 * moved:.2f} points over 1 to 8 ingresses, and are {100 * off:.2f} points off their quotas"
+    )
+    return Row(worst, 1.0, worst <= 1.0 and slowest >= 0.97 and moved <= 0.01, len(SYNCS) + 4, says)
+
+
+def slots() -> Row:
+    """R = 4, syncs of 50 and 200 ms. Everybody waits for slots, hence for evictions."""
+    worst = 0.0
+    for sync in (0.05, 0.2):
+        gaps, _ = backlogged({"a": 1.0, "b": 1.0}, slots_traffic, replicas=4, sync=sync)
+        worst = max(worst, gaps.worst)
+    most = 4 * gap_bound(SHAPE, 4008)
+    says = f"gap as part of 2 R (U + E + L), R = 4, syncs of 50 and 200 ms; {worst / bound(4):.2f} of 2 R (U + X)"
+    return at_most(worst / most, 1.0, says, 2)
+
+
+def violations(planted: AbstractContextManager[object]) -> int:
+    """What the dispatcher's own watch counts in 100 s of backlog, one user away for a while.
+
+    Engines serve first come, first served: where they order their steps, the dispatcher gives each replica a waiting
+    head of each user out of turn, and the watch allows for those in full.
+    """
+    make = Maker()
+    jobs = interleaved(make("a", 500, 40, n=300), make("b", 100, 200, n=300)) + make("a", 500, 40, n=2500)
+    jobs += make("b", 100, 200, n=900, at=60.0)
+    config = tiers({"a": 1.0, "b": 3.0}, T0={"max_queued": 10**6, "max_queued_per_user": 10**6})
+    dispatching = DispatcherConfig(recovery=0.0, canary_every=math.inf, qos=config, max_waiting=10**6)
+    found = 0
+
+    def look(cluster: Cluster) -> None:
+        nonlocal found
+        found = max(found, sum(row.violations for row in cluster.dispatcher.tiers()))
+
+    with planted:
+        cluster = Cluster(dispatching, [replace(SHAPE, slots=4)])
+        cluster.each_tick.append(look)
+        cluster.run(sorted(jobs, key=lambda j: (j.arrived, j.number)), until=100.0)
+    return found
+
+
+def _one_quota(standing: Standing, account: object) -> None:
+    _take(standing, account)  # type: ignore[arg-type]
+    standing.weight = 1.0
+
+
+_take = Standing._take
+
+
+def g11() -> Row:
+    """The live metric: silent where nothing is wrong, and not where a defect was planted."""
+    sound = violations(nullcontext())
+    planted = {
+        "quotas ignored": mock.patch.object(Standing, "_take", _one_quota),
+        "no lift": mock.patch.object(Policy, "_lift"),
+    }
+    seen = {name: violations(patch) for name, patch in planted.items()}
+    says = "violations counted live; with planted defects: " + ", ".join(f"{name} {n}" for name, n in seen.items())
+    return Row(sound, 0, sound == 0 and all(seen.values()), 1 + len(seen), says)
