@@ -112,9 +112,15 @@ def test_a_request_is_explained(cluster: Any) -> None:
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         usage = json.load(answer)["usage"]
-    url = cluster.base_url.removesuffix("/v1") + "/requests/explain-me/explain"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        told = json.load(answer)
+    told: dict[str, Any] = {}
+
+    def ended() -> bool:  # the front tells of the end after the answer's last byte
+        url = cluster.base_url.removesuffix("/v1") + "/requests/explain-me/explain"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            told.update(json.load(answer))
+        return told["state"] == "ended" and told["seconds"] is not None
+
+    await_true(ended, "its end was not told")
     assert (told["owner"], told["outcome"], told["output_tokens"]) == ("anna", "stop", usage["completion_tokens"])
     parts = dict(told["seconds"])
     assert parts.pop("total") == pytest.approx(sum(parts.values()), abs=1e-5)
