@@ -59,7 +59,7 @@ class Ledger:
         for standing, prefill, decode, kv_read, overhead in charges:
             self.overhead += overhead
             if prefill or decode:
-                totals = self.totals(standing.key)
+                totals = self.accounts.get(standing.key) or self.totals(standing.key)
                 totals.prefill += prefill
                 totals.decode += decode
                 totals.kv_read += kv_read

@@ -99,7 +99,7 @@ class Turns:
                 owed = self._owed[found.account.tier.name]
                 if owed > 0.0:
                     return Turn(found, min(owed, self._limits.quantum), urgent=True)
-            elif not self._paced(found):
+            elif not self._references or not self._paced(found):
                 if found.band // 2 <= self._top:
                     return Turn(found, self._limits.quantum)
                 if self._seconds > 0.0:
@@ -136,12 +136,14 @@ class _Walk:
 
     def next(self, *, admitting: bool) -> Standing | None:
         while self._bands:
-            band = self._policy.bands[self._bands[0]]
-            if self._residents is None:
-                self._residents = _sorted_residents(band)
-            best = self._first_resident()
+            residents = self._residents
+            if residents is None:
+                residents = self._residents = _sorted_residents(self._policy.bands[self._bands[0]])
+            while residents and residents[-1][2] in self._seen:
+                residents.pop()
+            best = residents[-1] if residents else None
             if admitting:
-                top = self._first_waiting(band)
+                top = self._first_waiting(self._policy.bands[self._bands[0]])
                 if top is not None and (best is None or top[0] < best[0]):
                     best = top
             if self._again and (best is None or self._again[0][0] < best[0]):
@@ -151,13 +153,6 @@ class _Walk:
                 return best[2]
             self._bands, self._residents = self._bands[1:], None
         return None
-
-    def _first_resident(self) -> _Place | None:
-        residents = self._residents
-        assert residents is not None, "the band was not opened"
-        while residents and residents[-1][2] in self._seen:
-            residents.pop()
-        return residents[-1] if residents else None
 
     def _first_waiting(self, band: Band) -> _Place | None:
         while (top := band.waiting.top()) is not None and top[2] in self._seen:

@@ -6,6 +6,7 @@ import pytest
 
 from router.dispatch.lease import Granted, Outcome, Settle
 from workers.api.ordering import Service, ServiceReport
+from workers.api.replica import LoadReport
 
 from .test_dispatch_by_qos import TIERS, Site
 from .virtual import info
@@ -49,11 +50,13 @@ def test_where_engines_do_not_order_steps_nobody_takes_what_is_held() -> None:
 
 def test_free_room_is_taken_before_anybody_has_to_yield() -> None:
     site = tiered(slots=1, replicas=2)
-    site.submit("cheap")
-    name = site.submit("vip")
-    held = site.dispatcher._leases.by_id
-    assert len({lease.replica_id for lease in held.values()}) == 2
-    assert held[name].seat.account == VIP
+    held_by = site.dispatcher._leases.by_id[site.submit("cheap")].replica_id
+    free = "r1" if held_by == "r0" else "r0"
+    site.dispatcher.load(
+        free, LoadReport(1, 0.01, decode_tokens=1, prefill_backlog=10**6, total_blocks=9, free_blocks=9)
+    )
+    lease = site.dispatcher._leases.by_id[site.submit("vip")]
+    assert (lease.replica_id, lease.seat.account) == (free, VIP)
 
 
 def test_each_account_has_one_head_in_each_engine() -> None:
