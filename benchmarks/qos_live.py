@@ -33,7 +33,6 @@ prepare_ray()
 from cluster.app import await_running, bring_down, bring_up  # noqa: E402
 from cluster.config import ClusterConfig, DispatchSection, EngineSection, HttpSection  # noqa: E402
 
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 USERS = {"a": 95.0, "b": 5.0, "c": 50.0, "d": 50.0}
 SWITCH_SECONDS = 3.0  # the file is looked at every second, by dispatcher and replicas
 
@@ -81,9 +80,9 @@ class Site:
         self.units: Counter[str] = Counter()
         self._rng = random.Random(7)
 
-    async def ask(self, user: str, prompt_words: int, tokens: int) -> Stream:
+    async def ask(self, user: str, prompt_tokens: int, tokens: int) -> Stream:
         """One streamed completion, to its end."""
-        prompt = " ".join(self._rng.choice(WORDS) for _ in range(prompt_words))
+        prompt = [self._rng.randrange(300, 900) for _ in range(prompt_tokens)]
         body = {
             "model": "demo", "prompt": prompt, "max_tokens": tokens, "stream": True, "ignore_eos": True,
             "user_id": user, "temperature": 1.0, "seed": self._rng.randrange(10**6),
@@ -103,7 +102,7 @@ class Site:
                 seen = tail + got
                 count = seen.count(b"data: {") - tail.count(b"data: {")
                 if count and not stream.events:
-                    self.units[user] += prompt_words
+                    self.units[user] += prompt_tokens
                 self.units[user] += 2 * count
                 stream.events += [time.perf_counter()] * count
                 tail = seen[-64:]
@@ -111,10 +110,10 @@ class Site:
         finally:
             writer.close()
 
-    async def forever(self, user: str, prompt_words: int, tokens: int) -> None:
+    async def forever(self, user: str, prompt_tokens: int, tokens: int) -> None:
         """Again and again, until cancelled."""
         while True:
-            await self.ask(user, prompt_words, tokens)
+            await self.ask(user, prompt_tokens, tokens)
 
 
 @contextlib.asynccontextmanager
