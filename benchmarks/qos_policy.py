@@ -1,10 +1,11 @@
-"""What the QoS policy costs: one decision of the dispatcher, and the turns of one engine step.
+"""What the QoS policy costs: one decision of the dispatcher, the turns of one engine step, and a plan of the engine.
 
     python benchmarks/qos_policy.py [--users 1000] [--queued 10000] [--slots 256]
 
 A decision is one request through the waiting room: pushed, found first, granted, ended with its charge. The turns are
-those of a step in which `slots` accounts decode, all others wait, no slot is free, and the step is settled. Times are
-of the CPU: what else runs on the machine counts less.
+those of a step in which `slots` accounts decode, all others wait, no slot is free, and the step is settled: the worst
+case, where each has its turn. The plan is that of an engine with all slots decoding and `queued` requests waiting, once
+first come, first served. Times are of the CPU: what else runs on the machine counts less.
 """
 
 from __future__ import annotations
@@ -15,12 +16,19 @@ import statistics
 import time
 from typing import NamedTuple
 
+from engine_host import Instant
+
 from router.qos.config import Account, QosConfig, Tier
 from router.qos.fair_queue import Facts, FairQueue
 from router.qos.ledger import Prices
 from router.qos.policy import Limits, Policy
+from router.qos.steps import StepOrder, step_limits
 from router.qos.turns import Turns
+from workers.api.config import EngineConfig
 from workers.api.ordering import Charge
+from workers.api.request import EngineRequest, SamplingParams
+from workers.engine.core import Engine
+from workers.engine.scheduler import PlannedStep
 
 
 class Request(NamedTuple):
@@ -88,6 +96,38 @@ def steps(users: int, queued: int, slots: int, count: int) -> list[float]:
     return taken
 
 
+def plans(users: int, queued: int, slots: int, count: int, *, ordered: bool) -> list[float]:
+    """CPU seconds of each."""
+    prices, rng = Prices(), random.Random(1)
+    limits = step_limits(prices, step_tokens=2048, pool_tokens=slots * 2048, context=2048)
+    engine = Engine(
+        EngineConfig(max_num_seqs=slots, prefix_caching=False),
+        Instant(),
+        num_blocks=slots * 128,
+        max_model_len=2048,
+        ordering=StepOrder(config(users), limits, prices) if ordered else None,
+    )
+    for i in range(slots + queued):
+        owner = 4 * (i % (users // 4)) if i < slots else rng.randrange(users)  # residents are of the highest tier
+        engine.submit(EngineRequest(str(i), (1,) * 16, SamplingParams(max_tokens=1900), owner=f"u{owner}"))
+        if i == slots - 1:
+            for _ in range(20):
+                engine.step()
+    plan, taken = engine._scheduler.plan, []
+
+    def timed(now: float) -> PlannedStep | None:
+        began = time.thread_time()
+        planned = plan(now)
+        taken.append(time.thread_time() - began)
+        return planned
+
+    engine._scheduler.plan = timed  # type: ignore[method-assign]
+    for _ in range(count):
+        engine.step()
+    assert len(engine.roster.residents) == slots
+    return taken
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=1000)
@@ -97,6 +137,8 @@ def main() -> None:
     for name, taken in (
         ("a decision", decisions(given.users, given.queued, 2000)),
         (f"a step of {given.slots} turns", steps(given.users, given.queued, given.slots, 300)),
+        (f"a plan of {given.slots} decodes", plans(given.users, given.queued, given.slots, 300, ordered=True)),
+        ("the same, first come, first served", plans(given.users, given.queued, given.slots, 300, ordered=False)),
     ):
         low, high = min(taken) * 1e6, statistics.quantiles(taken, n=100)[-1] * 1e6
         print(

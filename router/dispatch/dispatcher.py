@@ -96,7 +96,7 @@ class Dispatcher:
         replica = self._registry.get(lease.replica_id)
         if settled.outcome is Outcome.COMPLETED:
             self._expectations.observe(request, settled.output_tokens, now - lease.granted)
-            if replica is not None:
+            if replica is not None and not lease.is_head:
                 replica.observe_lease(lease, now)
                 if settled.first_seconds > 0.0 and lease.first > 0.0:
                     replica.observe_first(lease, settled.first_seconds)

@@ -214,11 +214,13 @@ class Granting:
         if replica is None:
             return None
         expected, first, uncached = replica.expected(demand), replica.expected_first(demand), replica.uncached(demand)
+        if as_head:
+            first = 0.0  # how long it waits in the engine is not predicted, and teaches nothing
         lease = Lease(request, waiting.client, replica.info.id, waiting.arrived, now)
         lease.seat, lease.is_head = seat, as_head
         lease.blocks = self._registry.blocks(request, replica.info)
         lease.concurrent = replica.slots + request.choices
-        lease.first = first - replica.lag if replica.model.known else 0.0
+        lease.first = first - replica.lag if first and replica.model.known else 0.0
         cached = demand.prefill - uncached
         granted = Granted(request.lease_id, replica.info, expected, now - waiting.arrived, first, cached)
         if request.name:
