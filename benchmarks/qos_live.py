@@ -194,18 +194,23 @@ async def speed(site: Site, file: Path, pairs: int) -> list[float]:
     return found
 
 
-async def measure(site: Site, file: Path, pairs: int, crowd: int) -> dict[str, Any]:
-    figures: dict[str, Any] = {"G1": await flood(site, pairs, crowd)}
-    figures["G4"] = {"speed_ratio": await speed(site, file, pairs)}
-    figures["G3"] = {
-        "share_95": [await shares(site, "a", "b", 12.0) for _ in range(3)],
-        "share_50": [await shares(site, "c", "d", 12.0) for _ in range(3)],
-    }
+async def measure(site: Site, file: Path, parts: str, pairs: int, crowd: int) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    if "G1" in parts:
+        figures["G1"] = await flood(site, pairs, crowd)
+    if "G4" in parts:
+        figures["G4"] = {"speed_ratio": await speed(site, file, pairs)}
+    if "G3" in parts:
+        figures["G3"] = {
+            "share_95": [await shares(site, "a", "b", 20.0) for _ in range(3)],
+            "share_50": [await shares(site, "c", "d", 12.0) for _ in range(2)],
+        }
     return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="G1,G3,G4")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--crowd", type=int, default=50)
     parser.add_argument("--json", type=Path)
@@ -221,7 +226,7 @@ def main() -> None:
         try:
             running = bring_up(config, address=None, progress=lambda text: print(text, flush=True))
             await_running(lambda text: None)
-            figures = asyncio.run(measure(Site(running.base_url), file, given.pairs, given.crowd))
+            figures = asyncio.run(measure(Site(running.base_url), file, given.parts, given.pairs, given.crowd))
         finally:
             bring_down(own_ray=True)
     for name, rows in figures.items():

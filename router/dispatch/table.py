@@ -58,12 +58,14 @@ def blocks_needed(request: Acquire, block_size: int, margin: int) -> int:
 class Replica:
     """The numbers that a decision reads are kept as attributes and refreshed on events, not computed for each request.
 
+    Heads wait in the engine beyond what it has room for: they hold no slots and blocks until it says that they run.
+
     `free_slots` and `free_blocks` are 0 unless the state is READY.
     """
 
     __slots__ = (
         "block_size", "blocks", "by_rank", "canary", "draining", "firsts", "fleet", "free_blocks", "free_slots",
-        "heads", "index", "info",
+        "head_blocks", "head_slots", "heads", "index", "info",
         "kv_seconds", "lag", "leases", "load", "model", "observed", "observed_at", "prefixes", "progress_at",
         "queue_seconds", "recovering", "reported_at", "seq_seconds", "slots", "step_ends", "step_seconds", "suspect",
         "suspect_since", "taught_at", "tiered", "token_seconds", "trusted", "unreported", "unreported_tokens",
@@ -86,11 +88,13 @@ class Replica:
         self.suspect_since: float | None = None  # as the watch saw it
         self.canary = Canary()
         self.slots = self.blocks = 0
-        self.by_rank: dict[int, list[int]] = {}  # (slots, blocks) that leases hold, by the rank of their tier
+        self.head_slots = self.head_blocks = 0  # of them, what heads do not hold yet
+        self.by_rank: dict[int, list[int]] = {}  # (slots, blocks) that the others hold, by the rank of their tier
         self.tiered = False  # its engine orders steps by tiers, and reports what it executed
         self.heads: dict[tuple[str, ...], tuple[str, float]] = {}  # by account: the lease that waits there, and since
-        for lease in leases.values():
-            self._count(lease, 1)
+        for lease_id, lease in leases.items():
+            lease.is_head = False  # who waits in an engine that was lost from sight is not known
+            self._count(lease_id, lease, 1)
         self.unreported: deque[tuple[float, int]] = deque()  # (granted, prefill tokens) not yet in a report
         self.unreported_tokens = 0
         self.observed: float | None = None  # seconds a lease took for each slot in use
@@ -123,7 +127,8 @@ class Replica:
         if self.suspect or self.draining:
             self.free_slots = self.free_blocks = 0
             return
-        slots, blocks = self.slots, max(self.blocks, load.total_blocks - load.free_blocks)
+        slots = self.slots - self.head_slots
+        blocks = max(self.blocks - self.head_blocks, load.total_blocks - load.free_blocks)
         if self.recovering:  # leases of ingresses that have not come back yet
             slots = max(slots, load.running + load.waiting)
         self.free_slots = info.max_num_seqs - slots
@@ -135,7 +140,9 @@ class Replica:
         if not below or self.state is not ReplicaState.READY:
             return self.free_slots, self.free_blocks
         slots, blocks = sum(held[0] for held in below), sum(held[1] for held in below)
-        return self.free_slots + slots, max(self.free_blocks, self.info.num_blocks - self.blocks + blocks)
+        return self.free_slots + slots, max(
+            self.free_blocks, self.info.num_blocks - self.blocks + self.head_blocks + blocks
+        )
 
     def takes_head(self, account: tuple[str, ...]) -> bool:
         """Whether a request of `account` may wait in its engine, so that the policy there knows of it."""
@@ -145,14 +152,24 @@ class Replica:
         """So many requests of `account` wait in its engine."""
         head = self.heads.get(account)
         if head is not None and not waiting and now - head[1] > _HEAD_LAG:
+            lease_id, _ = head
+            lease = self.leases[lease_id]
+            self._count(lease_id, lease, -1)
             del self.heads[account]
+            self._count(lease_id, lease, 1)
+            self.refresh(now)
 
-    def _count(self, lease: Lease, sign: int) -> None:
-        self.slots += sign * lease.request.choices
-        self.blocks += sign * lease.blocks
+    def _count(self, lease_id: str, lease: Lease, sign: int) -> None:
+        slots, blocks = sign * lease.request.choices, sign * lease.blocks
+        self.slots += slots
+        self.blocks += blocks
+        if self.heads.get(lease.seat.account, ("",))[0] == lease_id:
+            self.head_slots += slots
+            self.head_blocks += blocks
+            return
         held = self.by_rank.setdefault(lease.seat.rank, [0, 0])
-        held[0] += sign * lease.request.choices
-        held[1] += sign * lease.blocks
+        held[0] += slots
+        held[1] += blocks
         if not held[0]:
             del self.by_rank[lease.seat.rank]
 
@@ -190,9 +207,9 @@ class Replica:
     def add(self, lease_id: str, lease: Lease, prefill: int, now: float) -> None:
         """The lease holds its slots and blocks here from now on."""
         self.leases[lease_id] = lease
-        self._count(lease, 1)
         if lease.is_head:
             self.heads[lease.seat.account] = (lease_id, now)
+        self._count(lease_id, lease, 1)
         if prefill:
             self.unreported.append((now, prefill))
             self.unreported_tokens += prefill
@@ -201,7 +218,7 @@ class Replica:
     def remove(self, lease_id: str, now: float) -> None:
         """The lease holds nothing any more."""
         lease = self.leases.pop(lease_id)
-        self._count(lease, -1)
+        self._count(lease_id, lease, -1)
         if self.heads.get(lease.seat.account, ("",))[0] == lease_id:
             del self.heads[lease.seat.account]
         self.refresh(now)

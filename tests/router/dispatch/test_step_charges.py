@@ -74,6 +74,26 @@ def test_each_account_has_one_head_in_each_engine() -> None:
     assert site.order[3:] == ["cheap"]
 
 
+def test_a_head_holds_no_slot_until_it_runs() -> None:
+    site = tiered(slots=1)
+    first = site.submit("cheap")
+    for _ in range(3):
+        site.submit("cheap")
+    tell(site, row(CHEAP, 1, 0))
+    replica = site.dispatcher._registry.replicas["r0"]
+    assert (len(site.order), replica.free_slots) == (2, 0)
+    site.take(site.dispatcher.settle(Settle(first, Outcome.COMPLETED, 10, 20, 0, 20)))
+    assert len(site.order) == 3  # the slot is given away; who enters first is for the engine to say
+    site.clock.now += 1.0
+    tell(site, row(CHEAP, 20, 20, waiting=0))  # both run: one of them beyond what was counted on
+    assert replica.free_slots == -1
+    assert (len(site.order), list(replica.heads)) == (4, [CHEAP])
+    for name in list(site.dispatcher._leases.by_id):
+        site.take(site.dispatcher.cancel(name))
+    assert (replica.slots, replica.head_slots, replica.blocks, replica.head_blocks, replica.by_rank) == (0, 0, 0, 0, {})
+    assert site.dispatcher.ledger().balanced
+
+
 def test_service_is_charged_as_reported_and_the_bill_changes_nothing() -> None:
     site = tiered(slots=1)
     name = site.submit("cheap", prompt=100, output=10)
