@@ -91,7 +91,7 @@ class Way:
 def two_tiers() -> StepOrder:
     top, low = Tier(0, "top"), Tier(1, "low")
     accounts = (Account(top, "vip", 1.0), Account(low, "low0", 3.0), Account(low, "low1", 1.0))
-    limits = step_limits(Prices(), step_tokens=64, pool_tokens=4096, context=64)
+    limits = step_limits(Prices(), step_tokens=64, pool_tokens=4096, context=64, tau=1e9)  # whatever the machine
     return StepOrder(QosConfig((top, low), accounts), limits)
 
 
