@@ -55,7 +55,7 @@ def g8(trials: int) -> Row:
                 rng.choice("abz"), prompt, rng.randint(2, 300), at=i * 0.02, prefix=rng.randrange(3),
                 prefix_tokens=rng.choice((0, 0, 512)),
             )  # fmt: skip
-        shape = Shape(slots=24, pool=12_000, prefix_caching=True, step_ahead=bool(seed % 2))
+        shape = Shape(slots=24, pool=8_000, prefix_caching=True, step_ahead=bool(seed % 2))
         bench = ours(tiers({"a": 1, "b": 2}, {"z": 1}), jobs, shape)
         for part in range(0, 160, 8):
             bench.run(jobs[part : part + 8], steps=40)
