@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from workers.api.request import Delta, SamplingParams
 
@@ -45,8 +45,7 @@ class GenerationRequest:
     trace: Trace = field(default_factory=Trace, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceDelta:
+class ChoiceDelta(NamedTuple):  # one a token: a frozen dataclass takes three times as long to make
     """A delta of choice number `choice`. Positions are gapless and come once, whatever replicas died."""
 
     choice: int
