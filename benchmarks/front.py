@@ -5,8 +5,9 @@
 One server process has all applications, one client process counts events (it parses nothing; its own ceiling is
 printed); each has a core of its own. The applications take turns, round by round, and every figure is a ratio to the
 bare one of its round. Two ways to produce: `step` makes one token for all streams at a time, as an engine does, in
-every application; `burst` makes each stream's tokens without a pause, so that streams run one after the other. `wall`
-is the ratio of events a second, `cpu` that of the server's CPU time for an event.
+every application; `burst` makes each stream's tokens without a pause, so that streams run one after the other, and the
+front joins what it gets in a turn of the loop, at most 64 events, in one write, as it does where it lags behind its
+engines. `wall` is the ratio of events a second, `cpu` that of the server's CPU time for an event.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from router.http.exchange import Exchange
 from router.http.gate import Gate, error_response
 from router.http.identity import Identity, IdentityResolver, NoKeys
 from router.http.once import Answers, Once, key_of
+from router.http.outlet import Turn
 from router.http.status import Status
 from router.http.stories import Stories
 from router.http.straight import note_server
@@ -69,6 +70,7 @@ def create_app(
     """
     service = Service(models, generator, config=config, draw_seed=draw_seed, now=now, metrics=metrics, stories=stories)
     once = None if answers is None else Once(answers)
+    turn = Turn()
     show = page or functools.partial(local_page, service.metrics, EngineMetrics(status))
 
     @asynccontextmanager
@@ -100,7 +102,7 @@ def create_app(
             if kept is not None:
                 service.count_kept(route, owner)
                 return kept
-        exchange = Exchange(job, generator, service.meter(job), service.ended, config.stalled_seconds)
+        exchange = Exchange(job, generator, service.meter(job), service.ended, turn, config.stalled_seconds)
         if once is None or key is None:
             return exchange
         return once.first(key, body, exchange, stream=job.stream)

@@ -18,7 +18,7 @@ from router.generation import Batch, Generator
 from router.http.batches import generate_all
 from router.http.gate import error_response
 from router.http.job import Job
-from router.http.outlet import EventStream, Outlet
+from router.http.outlet import EventStream, Outlet, Turn
 from router.http.reading import Reading
 from router.metrics import Meter
 from router.protocol.errors import answer_for, code_of, is_refusal
@@ -36,7 +36,8 @@ _STREAM_HEADERS = [
 class Exchange(Response):
     """Runs `job` on `generator` and answers with the result; `ended` is called at the end, with the cached tokens.
 
-    A write that the client does not take within `patience` seconds ends the answer.
+    All exchanges of a front share a `turn`. A write that the client does not take within `patience` seconds ends the
+    answer.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class Exchange(Response):
         generator: Generator,
         meter: Meter,
         ended: Callable[[Job, Meter, int], None],
-        patience: float = 60.0,
+        turn: Turn,
+        patience: float,
     ) -> None:
         self.background = None
-        self._patience = patience
+        self._turn, self._patience = turn, patience
         self._job, self._generator, self._meter, self._ended = job, generator, meter, ended
         self._reading = Reading(job, meter)
 
@@ -100,7 +102,7 @@ class Exchange(Response):
 
     async def _stream(self, scope: Scope, receive: Receive, outlet: Outlet) -> None:
         reading, job = self._reading, self._job
-        events = EventStream(outlet, scope)
+        events = EventStream(outlet, scope, self._turn)
         first = asyncio.Event()  # batch, or the end without one
         begun = started = False
 

@@ -49,31 +49,67 @@ class Outlet:
             self._timer = asyncio.get_running_loop().call_later(self._pause, self._look)
 
 
+class Turn:
+    """The streams that got events in this turn of the loop: each writes them in one piece at its end.
+
+    A front that lags behind its engines reads several steps at a time, and so it writes them at a time.
+    """
+
+    def __init__(self) -> None:
+        self._streams: list[EventStream] = []
+
+    def add(self, stream: EventStream) -> None:
+        """`stream` has something to write."""
+        if not self._streams:
+            asyncio.get_running_loop().call_soon(self._end)
+        self._streams.append(stream)
+
+    def _end(self) -> None:
+        streams, self._streams = self._streams, []
+        for stream in streams:
+            stream.write()
+
+
 class EventStream:
     """The events of one stream on their way to `outlet`. They are ASCII.
 
-    `put` writes at once while the client takes what it gets and the server shows its connection (`straight_write`).
-    Else events are held, and `relay` sends them, as many as there are in one piece, when the client has taken those
-    before. So a step costs its streams no wake-up each, and who reads slowly holds nobody up.
+    They are written at the end of the turn while the client takes what it gets and the server shows its connection
+    (`straight_write`). Else they are held, and `relay` sends them, as many as there are in one piece, when the client
+    has taken those before. So a step costs its streams no wake-up each, and who reads slowly holds nobody up.
     """
 
-    def __init__(self, outlet: Outlet, scope: Scope) -> None:
-        self._outlet, self._scope = outlet, scope
-        self._write: Callable[[str], bool] | None = None  # while events may pass by those that are held
+    def __init__(self, outlet: Outlet, scope: Scope, turn: Turn) -> None:
+        self._outlet, self._scope, self._turn = outlet, scope, turn
+        self._write: Callable[[str], bool] | None = None  # while nobody waits for the client
         self._held: list[str] = []
         self._size = 0
-        self._filled = asyncio.Event()
+        self._filled = asyncio.Event()  # there is something for `relay`
 
     def put(self, events: str) -> None:
-        """Send `events`, now or later. Raises EngineFault for a reader that is too far behind."""
-        if self._write is not None and self._write(events):
-            return
-        self._write = None
+        """Send `events`, soon or later. Raises EngineFault for a reader that is too far behind."""
         self._held.append(events)
         self._size += len(events)
-        self._filled.set()
+        if self._write is None:
+            self._filled.set()
+        elif len(self._held) == 1:
+            self._turn.add(self)
         if self._size > MOST_HELD:
             raise EngineFault(f"the reader of this stream is {self._size} bytes behind")
+
+    def write(self) -> None:
+        """At the end of a turn: write what is held, or leave it to `relay`."""
+        if self._write is None or not self._held:
+            return
+        try:
+            taken = self._write(self._held[0] if len(self._held) == 1 else "".join(self._held))
+        except RuntimeError:  # closed in this turn: `relay` hears of it, and the other streams are written
+            taken = False
+        if taken:
+            self._held.clear()
+            self._size = 0
+        else:
+            self._write = None
+            self._filled.set()
 
     async def relay(self, work: asyncio.Future[None]) -> None:
         """The answer has begun: send what is put until `work` is done."""
