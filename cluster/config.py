@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cluster.edge import EdgeSettings
 from cluster.environment import DEMO_MODEL, cpu_count
 from router.dispatch.dispatcher import DispatcherConfig
+from router.foreign.node import NodeSpec
+from router.foreign.upstream import checked_url
 from router.http.config import FrontConfig
 from router.protocol.json_entry import MAX_BODY_BYTES
 from router.qos.config import load_qos_config
@@ -89,6 +91,15 @@ class HttpSection(Section):
         return self
 
 
+class NodeSection(Section):
+    """A foreign OpenAI-compatible server."""
+
+    url: str
+    models: tuple[str, ...] = ()  # default: what it lists
+    speed: Annotated[float, Field(gt=0)] | None = None  # prompt tokens a second, until it was measured
+    key: Annotated[str, Field(repr=False)] = ""  # that the server wants
+
+
 class DispatchSection(Section):
     """How a replica is chosen."""
 
@@ -96,6 +107,7 @@ class DispatchSection(Section):
         "min_expected_latency"
     )
     max_waiting: Positive = 10_000  # requests that wait for a lease; beyond it 429
+    nodes: tuple[NodeSection, ...] = ()
     qos: str | None = None  # QoS file (docs/qos.md), the same path on every node; relative: to the cluster file
 
 
@@ -116,13 +128,14 @@ class ClusterConfig(Section):
     log: LogSection = LogSection()
 
     def dispatcher_config(self) -> DispatcherConfig:
-        """What the dispatcher is told. Raises ConfigError where the QoS file is bad."""
+        """What the dispatcher is told. Raises ConfigError where the QoS file or a node's URL is bad."""
         dispatch = self.dispatch
         return DispatcherConfig(
             strategy=dispatch.strategy,
             models=(self.model_name,),
             max_waiting=dispatch.max_waiting,
             qos=None if dispatch.qos is None else load_qos_config(Path(dispatch.qos)),
+            nodes=tuple(NodeSpec(checked_url(n.url), n.models, n.speed, n.key) for n in dispatch.nodes),
         )
 
     def front_config(self, edge_secret: str) -> FrontConfig:

@@ -55,6 +55,7 @@ class Ingress:
             page=self._metrics.page,
             answers=RemoteAnswers(dispatcher),
             stories=RemoteStories(dispatcher),
+            nodes=dispatcher,
             identity=KeyResolver(self._keys) if self._keys else NoKeys(loopback_only=not config.http.no_auth),
         )
 

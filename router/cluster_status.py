@@ -38,7 +38,10 @@ class ClusterStatus:
     def replicas(self) -> Sequence[ReplicaRow]:
         """All replicas known."""
         table, age = self._dispatcher.table, self._clock() - self._dispatcher.table_at
-        return [ReplicaRow(r.info.id, r.info.model, r.state.value, r.load, r.since_step + age) for r in table.rows]
+        return [
+            ReplicaRow(r.info.id, r.info.model, r.state.value, None if r.info.url else r.load, r.since_step + age)
+            for r in table.rows
+        ]
 
     def waiting(self) -> Mapping[str, int]:
         """Requests without a lease, by model."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from router.dispatch.lease import Granted, LeaseLost
 from workers.api.request import Delta, SamplingParams
 
 
@@ -22,6 +23,19 @@ class Trace:
     replays: int = 0
     expected_first: float = 0.0  # seconds from the last grant to the first token, as predicted; 0: no grant yet
     first_seconds: float = 0.0  # and as it was; 0: none came
+
+
+@dataclass(slots=True)
+class Handover:
+    """A lease that somebody else asked for. Who takes the request over hears of its loss by `on_lost`."""
+
+    lease_id: str
+    granted: Granted | None = None
+    on_lost: Callable[[LeaseLost], None] = lambda loss: None
+
+    def tell(self, loss: LeaseLost) -> None:
+        """The lease is lost."""
+        self.on_lost(loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +56,7 @@ class GenerationRequest:
     route: str = ""  # learned output lengths are per (owner, route)
     salt: bytes = b""
     adapter: str | None = None
+    handover: Handover | None = None  # of the first lease; None: there is none yet
     trace: Trace = field(default_factory=Trace, compare=False)
 
 

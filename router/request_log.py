@@ -43,6 +43,25 @@ def log_refused(identity: Identity, route: str, code: str) -> None:
     log.info("request refused", extra={"fields": fields})
 
 
+def log_relayed(identity: Identity, route: str, model: str, meter: Meter) -> None:
+    """A foreign node's answer has ended; token counts are as far as they are known."""
+    fields: dict[str, Any] = {
+        "owner": identity.owner,
+        "tier": identity.tier,
+        "route": route,
+        "model": model,
+        "replica": meter.replica,
+        "replays": meter.replays,
+        "prompt_tokens": meter.prompt_tokens,
+        "output_tokens": meter.output_tokens,
+        "queue_ms": _ms(meter.queue_seconds),
+        "ttft_ms": _ms(meter.ttft),
+        "e2e_ms": _ms(meter.e2e),
+        "error": meter.failure,
+    }
+    log.info("request relayed", extra={"fields": fields})
+
+
 def log_kept(identity: Identity, route: str) -> None:
     """The answer was one that had been kept."""
     fields = {"owner": identity.owner, "tier": identity.tier, "route": route}

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from router.dispatch.lease import Ended
 from router.generation import Generator
@@ -97,6 +98,15 @@ class Service:
         if model is None or not identity.may_use(name):
             raise ModelNotFound(echo(name))
         return model
+
+    def serves(self, name: str) -> bool:
+        """Whether our own replicas have a model of that name, whoever asks."""
+        return name in self._models
+
+    async def parsed(self, body: bytes) -> dict[str, Any]:
+        """The JSON object of `body`, unchecked otherwise. Raises InvalidRequest."""
+        limit = self.config.max_body_bytes
+        return await self._pool.run(len(body), lambda: parse_object(body, max_bytes=limit), inline=INLINE_BYTES)
 
     def close(self) -> None:
         """The threads and processes for text end."""

@@ -16,7 +16,7 @@ from router.dispatch.client import DispatcherClient
 from router.dispatch.lease import Acquire, Granted, LeaseLost, Outcome, Settle
 from router.dispatch.prefixes import PromptHashes, prompt_hashes
 from router.engine_link import EngineLinks, Stream
-from router.generation import Batch, ChoiceDelta, GenerationRequest, Sink
+from router.generation import Batch, ChoiceDelta, GenerationRequest, Sink, Trace
 from workers.api.errors import EngineFault, NoReplica, Overloaded, ReplicaLost
 from workers.api.request import INVALID, Delta, EngineRequest, FinishReason, SamplingParams
 
@@ -213,6 +213,10 @@ class Sessions:
 
     async def _lease(self, run: _Run, attempt: _Attempt) -> Granted:
         request, unfinished = run.request, run.unfinished
+        handover, trace = request.handover, request.trace
+        if handover is not None and handover.granted is not None and not run.attempt:
+            attempt.lease_id, handover.on_lost = handover.lease_id, attempt.lost
+            return self._granted(attempt, trace, handover.granted, run.attempt)
         if run.prompt is None:
             run.prompt = await self._hashes(request)
         ask = Acquire(
@@ -232,19 +236,23 @@ class Sessions:
             excluded=run.excluded,
             prompt=run.prompt,
         )
-        trace, asked = request.trace, monotonic()
+        asked = monotonic()
         try:
             granted = await self.dispatcher.acquire(ask, attempt.lost)
-            trace.replica, trace.replays = granted.replica.id, run.attempt
-            trace.expected_first, trace.first_seconds = granted.first_seconds, 0.0
-            attempt.granted_at = monotonic()
-            return granted
+            return self._granted(attempt, trace, granted, run.attempt)
         except Overloaded as e:
             if run.accepted:  # too late to be refused
                 raise ReplicaLost(f"its replica died and there is no other: {e}") from e
             raise
         finally:
             trace.queue_seconds += monotonic() - asked
+
+    @staticmethod
+    def _granted(attempt: _Attempt, trace: Trace, granted: Granted, replays: int) -> Granted:
+        trace.replica, trace.replays = granted.replica.id, replays
+        trace.expected_first, trace.first_seconds = granted.first_seconds, 0.0
+        attempt.granted_at = monotonic()
+        return granted
 
     async def _hashes(self, request: GenerationRequest) -> PromptHashes | None:
         """For the block size of the replicas; None where none is known yet, or the prompt is shorter than a block."""

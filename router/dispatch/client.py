@@ -20,6 +20,7 @@ from router.dispatch.lease import (
     HeldLease,
     Keep,
     LeaseLost,
+    NodeAnswer,
     Outcome,
     Refusal,
     Refused,
@@ -230,7 +231,7 @@ class DispatcherClient:
                     lost.on_lost(message)
             case ReplicaTable():
                 self.table, self.table_at = message, monotonic()
-            case FrontPages() | Claimed() | Story():
+            case FrontPages() | Claimed() | Story() | NodeAnswer():
                 asked = self._asked.get(message.number)
                 if asked is not None and not asked.done():
                     asked.set_result(message)
@@ -268,7 +269,7 @@ class DispatcherClient:
         if self._channel is not None:
             self._channel.send(message)
 
-    def _unread(self, message: FrontPages | Claimed | Story) -> None:
+    def _unread(self, message: FrontPages | Claimed | Story | NodeAnswer) -> None:
         """Whoever asked has left; what it would have been first to run, the next one may."""
         if isinstance(message, Claimed) and message.verdict is Verdict.FIRST:
             self.tell(Keep(message.key, b"", b""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from router.dispatch.latency import Speed
+from router.foreign.node import NodeSpec
 from router.qos.config import QosConfig
 from workers.api.errors import ConfigError
 
@@ -28,6 +29,7 @@ class DispatcherConfig:
     decode_margin: int = 64  # tokens of room for each choice beyond its prompt
     seed_speed: Speed = Speed()
     qos: QosConfig | None = None  # None: first come, first served
+    nodes: tuple[NodeSpec, ...] = ()  # foreign servers that are there from the start
 
     def __post_init__(self) -> None:
         if self.max_waiting < 1:

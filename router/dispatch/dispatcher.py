@@ -98,6 +98,8 @@ class Dispatcher:
             self._expectations.observe(request, settled.output_tokens, now - lease.granted)
             if replica is not None and not lease.is_head:
                 replica.observe_lease(lease, now)
+                if replica.info.url:
+                    replica.observe_answer(lease, settled, now)
                 if settled.first_seconds > 0.0 and lease.first > 0.0:
                     replica.observe_first(lease, settled.first_seconds)
         elif settled.outcome is Outcome.LOST and replica is not None:

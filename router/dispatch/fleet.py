@@ -34,6 +34,7 @@ class Fleet:
         self._margin = margin
         self._context = self._most_slots = self._most_tokens = self._slots = 0
         self._alike = True
+        self._has_foreign = False
 
     def add(self, replica: Replica) -> None:
         """`replica` may be chosen from now on."""
@@ -53,7 +54,11 @@ class Fleet:
         self._most_slots = max((i.max_num_seqs for i in infos), default=0)
         self._most_tokens = max((i.num_blocks * i.block_size for i in infos), default=0)
         self._slots = sum(i.max_num_seqs for i in infos)
-        self._alike = len({(i.max_model_len, i.max_num_seqs, i.num_blocks, i.block_size) for i in infos}) <= 1
+        self._has_foreign = any(i.url for i in infos)
+        self._alike = (
+            not self._has_foreign
+            and len({(i.max_model_len, i.max_num_seqs, i.num_blocks, i.block_size) for i in infos}) <= 1
+        )
 
     def never(self, request: Acquire) -> Refused | None:
         """The refusal of a request that no replica could ever take; None while there are none."""
@@ -70,6 +75,9 @@ class Fleet:
             text = f"{known} tokens, but the cache of a replica of {self.model} holds {self._most_tokens}"
             return Refused(request.lease_id, Refusal.INVALID, text)
         if not self._alike and not any(self._fits(request, r) for r in self.replicas):
+            if self._has_foreign and not request.foreign:
+                text = f"{self.model} is served by foreign nodes alone, which take whole requests over HTTP only"
+                return Refused(request.lease_id, Refusal.INVALID, text)
             return Refused(request.lease_id, Refusal.INVALID, f"no single replica of {self.model} can hold it")
         return None
 
@@ -78,7 +86,8 @@ class Fleet:
         info = replica.info
         known = request.prompt_tokens + request.resumed_tokens
         return (
-            request.prompt_tokens < info.max_model_len
+            (request.foreign or not info.url)
+            and request.prompt_tokens < info.max_model_len
             and request.choices <= info.max_num_seqs
             and known <= info.num_blocks * info.block_size
         )

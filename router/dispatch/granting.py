@@ -144,8 +144,8 @@ class Granting:
         """Refusals of those that have waited for a first replica of their model for too long."""
         now, replies = self._clock(), []
         for fleet in self._registry.fleets:
-            if fleet.replicas or not fleet.queue:
-                continue
+            if not fleet.queue or any(not (r.info.url and r.suspect) for r in fleet.replicas):
+                continue  # a foreign node that does not answer is nobody to wait for
             for w in list(fleet.queue):
                 grace = self._config.replay_grace if w.request.accepted else self._config.replica_grace
                 if now - max(fleet.empty_since, w.queued) >= grace:

@@ -65,6 +65,7 @@ class Acquire:
     age: float = 0.0
     excluded: tuple[str, ...] = ()  # replica ids, avoided while another replica is registered
     prompt: PromptHashes | None = None  # None = not told
+    foreign: bool = False  # whether a foreign server may have it: who asks knows how to talk to one
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +275,33 @@ class Story:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class AddNode:
+    """Dispatch to the foreign server at `url`, too; answered by `NodeAnswer`, unless `number` is 0. See `NodeSpec`."""
+
+    number: int
+    url: str
+    models: tuple[str, ...] = ()
+    speed: float | None = None
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveNode:
+    """Dispatch to the foreign server at `url` no more; answered by `NodeAnswer`."""
+
+    number: int
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAnswer:
+    """It is done, or `fault` says why not."""
+
+    number: int
+    fault: str = ""
+
+
 DISPATCH_CODEC = FrameCodec(
     {
         **BASE_MESSAGES,
@@ -291,6 +319,9 @@ DISPATCH_CODEC = FrameCodec(
         27: Claim,
         28: Claimed,
         29: Keep,
+        30: AddNode,
+        31: RemoveNode,
+        32: NodeAnswer,
         40: Ended,
         41: AskStory,
         42: Story,

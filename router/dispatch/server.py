@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from random import Random
 from time import monotonic
@@ -15,6 +15,7 @@ from router.dispatch.dispatcher import Dispatcher, DispatcherConfig, Reply
 from router.dispatch.lease import (
     DISPATCH_CODEC,
     Acquire,
+    AddNode,
     AskPages,
     AskStory,
     Cancel,
@@ -23,6 +24,8 @@ from router.dispatch.lease import (
     FrontPage,
     FrontPages,
     Keep,
+    NodeAnswer,
+    RemoveNode,
     ReplicaTable,
     Reregister,
     Settle,
@@ -30,8 +33,11 @@ from router.dispatch.lease import (
 )
 from router.dispatch.ledger import Ledger
 from router.dispatch.observer import Observer
+from router.foreign.node import NodeSpec
+from router.foreign.watch import LOOK_SECONDS, ForeignNodes
 from router.qos.config import QosConfig
 from workers.api.channel import Channel, Listener, listen
+from workers.api.errors import NodeFailed
 from workers.api.ordering import ServiceReport
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 
@@ -65,6 +71,8 @@ class DispatcherServer:
     ) -> None:
         self._secret, self._host, self._port, self._name = secret, host, port, name
         self.dispatcher = Dispatcher(config, clock=monotonic, rng=rng or Random())
+        self._config = config
+        self.nodes = ForeignNodes(self)
         self._answers = KeptAnswers(monotonic, config.orphan_grace)
         self._registered: dict[str, _Registration] = {}
         self._ingresses: dict[str, Channel] = {}
@@ -73,12 +81,15 @@ class DispatcherServer:
         self._listener: Listener | None = None
         self._timer: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._adding: set[asyncio.Task[None]] = set()
         self._table_at = 0.0
 
     async def start(self) -> tuple[str, int]:
         """Listen; the address that ingress replicas dial. Raises OSError if the port is taken."""
         self._listener = await listen(self._host, self._port, codec=DISPATCH_CODEC, secret=self._secret, handler=self)
         self._timer = asyncio.create_task(self._tick(), name="dispatcher tick")
+        for spec in self._config.nodes:
+            _start(self._add_first_node(spec), self._adding)
         return self._listener.host, self._listener.port
 
     async def close(self) -> None:
@@ -88,6 +99,10 @@ class DispatcherServer:
         if self._timer is not None:
             self._timer.cancel()
             await asyncio.gather(self._timer, return_exceptions=True)
+        for task in self._adding:
+            task.cancel()
+        await asyncio.gather(*self._adding, return_exceptions=True)
+        await self.nodes.close()
         observers = [r.observer for r in self._registered.values()]
         self._registered.clear()
         await asyncio.gather(*(o.close() for o in observers), *self._ending)
@@ -118,9 +133,7 @@ class DispatcherServer:
         registration = self._registered.pop(replica_id, None)
         if registration is None:
             return
-        task = asyncio.create_task(registration.observer.close())
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        _start(registration.observer.close(), self._ending)
         self._answer(self.dispatcher.replica_down(replica_id, reason, died=died))
         self._broadcast()
 
@@ -192,6 +205,28 @@ class DispatcherServer:
         self._answer(self.dispatcher.replica_down(replica_id, reason))
         self._broadcast()
 
+    # NodeTable
+
+    def node_up(self, info: ReplicaInfo, speed: float | None) -> None:  # noqa: D102
+        self._answer(self.dispatcher.replica_up(info, speed))
+
+    def node_health(self, replica_id: str, *, well: bool) -> None:  # noqa: D102
+        self._answer(self.dispatcher.canary(replica_id, well=well))
+
+    def node_down(self, replica_id: str, reason: str) -> None:  # noqa: D102
+        self._answer(self.dispatcher.replica_down(replica_id, reason, died=False))
+
+    async def add_node(self, spec: NodeSpec) -> None:
+        """`spec` gets leases that foreign servers may have. Raises NodeFailed when it cannot be asked."""
+        await self.nodes.add(spec)
+        self._broadcast()
+
+    def remove_node(self, url: str) -> bool:
+        """`url` gets none any more; streams from there go on. False if it was not known."""
+        known = self.nodes.remove(url)
+        self._broadcast()
+        return known
+
     # workers.api.channel.Handler
 
     def opened(self, channel: Channel) -> None:  # noqa: D102
@@ -223,6 +258,11 @@ class DispatcherServer:
             case AskStory():
                 story = self.dispatcher.story(message.owner, message.request_id)
                 channel.send(Story(message.number, b"" if story is None else json.dumps(story).encode()))
+            case AddNode():
+                _start(self._add_node(channel, message), self._adding)
+            case RemoveNode():
+                known = self.remove_node(message.url)
+                channel.send(NodeAnswer(message.number, "" if known else "there is no such node"))
             case AskPages():
                 others = tuple((name, page) for name, page in self._pages.items() if name != channel.peer)
                 channel.send(FrontPages(message.number, others))
@@ -239,6 +279,27 @@ class DispatcherServer:
             self._answer(self.dispatcher.client_gone(channel.peer))
 
     # inside
+
+    async def _add_node(self, channel: Channel, message: AddNode) -> None:
+        if not message.number and message.url in self.nodes.urls:
+            return  # another ingress remembered it, too
+        fault = ""
+        try:
+            await self.add_node(NodeSpec(message.url, message.models, message.speed, message.key))
+        except NodeFailed as e:
+            fault = str(e)
+        if message.number:
+            channel.send(NodeAnswer(message.number, fault))
+
+    async def _add_first_node(self, spec: NodeSpec) -> None:
+        """One of the configuration: it may come up later than we do."""
+        while True:
+            try:
+                await self.add_node(spec)
+                return
+            except NodeFailed as e:
+                log.warning("node %s %s", spec.url, e)
+                await asyncio.sleep(LOOK_SECONDS)
 
     def _answer(self, replies: Iterable[Reply]) -> None:
         for reply in replies:
@@ -270,3 +331,9 @@ class DispatcherServer:
                 self._registered[replica_id].observer.send_canary()
             if monotonic() - self._table_at >= TABLE_SECONDS:
                 self._broadcast()
+
+
+def _start(work: Coroutine[None, None, None], tasks: set[asyncio.Task[None]]) -> None:
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from router.dispatch.canary import Canary
 from router.dispatch.latency import Speed, SpeedModel, blend
-from router.dispatch.lease import Acquire, ReplicaRow, ReplicaState
+from router.dispatch.lease import Acquire, ReplicaRow, ReplicaState, Settle
 from router.dispatch.prefixes import PrefixIndex, PromptHashes
 from router.qos.queue import Seat
 from workers.api.replica import LoadReport, ReplicaInfo
@@ -248,7 +248,9 @@ class Replica:
 
     def watch(self, now: float, suspect_seconds: float) -> None:
         """Suspect a replica that makes no progress for much longer than its steps take; let old knowledge fade."""
-        if now - self.progress_at > max(suspect_seconds, 10.0 * self.step_seconds):
+        if self.info.url:
+            self._forget_unreported(now)
+        elif now - self.progress_at > max(suspect_seconds, 10.0 * self.step_seconds):
             self.suspect = True
         if not self.suspect:
             self.suspect_since = None
@@ -257,6 +259,15 @@ class Replica:
         if self.observed is not None and now - self.observed_at > _OBSERVED_STALE:
             self.observed = None
         self.refresh(now)
+
+    def _forget_unreported(self, now: float) -> None:
+        """A foreign server reports nothing: its prefills are taken to be over when they should be."""
+        while self.unreported:
+            granted, tokens = self.unreported[0]
+            if now - granted < tokens * self.token_seconds:
+                break
+            self.unreported.popleft()
+            self.unreported_tokens -= tokens
 
     def canary_due(self, now: float, every: float) -> bool:
         """Whether it is idle, as far as is known, and nothing has proved it well for `every` seconds."""
@@ -285,6 +296,18 @@ class Replica:
         seconds = (now - lease.granted) / lease.concurrent
         self.observed = seconds if self.observed is None else 0.8 * self.observed + 0.2 * seconds
         self.observed_at = now
+
+    def observe_answer(self, lease: Lease, settled: Settle, now: float) -> None:
+        """Learn of a foreign server, which reports no steps, from one answer of it."""
+        seconds, each = now - lease.granted, settled.output_tokens / lease.request.choices
+        first = settled.first_seconds
+        if each >= 2.0:
+            began = first if 0.0 < first < seconds else 0.0  # an answer in one piece shows no first token
+            step = (seconds - began) / (each - 1.0 if began else each)
+            self.model.observe(LoadReport(0, step, decode_tokens=lease.concurrent, running=lease.concurrent))
+        if first > 0.0 and settled.prefill_tokens > settled.cached_tokens:
+            self.model.observe(LoadReport(0, first, prefill_tokens=settled.prefill_tokens - settled.cached_tokens))
+        self.taught_at = now
 
     def observe_first(self, lease: Lease, seconds: float) -> None:
         """The first token of `lease` came `seconds` after the grant. The lag follows the median of what is unexplained.

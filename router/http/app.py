@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from router.dispatch.client import DispatcherClient
 from router.engine_metrics import EngineMetrics
 from router.generation import Generator
 from router.http.config import FrontConfig, ServedModel
@@ -26,8 +27,11 @@ from router.http.entry import read_body
 from router.http.exchange import Exchange
 from router.http.gate import Gate, error_response
 from router.http.identity import Identity, IdentityResolver, NoKeys
+from router.http.job import Job
+from router.http.nodes import node_routes
 from router.http.once import Answers, Once, key_of
 from router.http.outlet import Turn
+from router.http.relay import Relay
 from router.http.status import Status
 from router.http.stories import Stories
 from router.http.straight import note_server
@@ -59,19 +63,26 @@ def create_app(
     page: Callable[[], Awaitable[bytes]] | None = None,
     answers: Answers | None = None,
     stories: Stories | None = None,
+    nodes: DispatcherClient | None = None,
     draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
     now: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The application. `identity` None = no keys, loopback only; `draw_seed` seeds requests that bring none.
 
     `page` gives what /metrics shows; None = the numbers of this front and of the engines. `answers` keeps those of
-    requests with an idempotency key; None = the header is ignored. `stories` remembers what became of requests.
+    requests with an idempotency key; None = the header is ignored. `stories` remembers what became of
+    requests. `nodes` gives the /nodes routes and the models of foreign nodes; None = there are none.
     Errors have OpenAI's body and every answer an `x-request-id`. Raises ConfigError when two models share a name.
     """
     service = Service(models, generator, config=config, draw_seed=draw_seed, now=now, metrics=metrics, stories=stories)
     once = None if answers is None else Once(answers)
     turn = Turn()
     show = page or functools.partial(local_page, service.metrics, EngineMetrics(status))
+
+    def own(job: Job) -> Exchange:
+        return Exchange(job, generator, service.meter(job), service.ended, turn, config.stalled_seconds)
+
+    relay = None if nodes is None else Relay(nodes, service, own)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -80,6 +91,7 @@ def create_app(
             await once.close()
         service.close()
 
+    started = int(now())
     app = Front(title="Echelon", version="1", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
     app.add_middleware(
         Gate, resolver=identity or NoKeys(), edge_secret=config.edge_secret, count=service.metrics.refused
@@ -91,6 +103,10 @@ def create_app(
         owner: Identity = request.state.identity
         body = await read_body(request, config)
         key = None if once is None else key_of(request.headers, owner.owner, route)
+        if relay is not None and key is None:
+            relayed = await relay.take(route, body, owner)
+            if relayed is not None:
+                return relayed
         job = await service.job(route, body, owner)
 
         if once is not None and key is not None:
@@ -102,7 +118,7 @@ def create_app(
             if kept is not None:
                 service.count_kept(route, owner)
                 return kept
-        exchange = Exchange(job, generator, service.meter(job), service.ended, turn, config.stalled_seconds)
+        exchange = own(job)
         if once is None or key is None:
             return exchange
         return once.first(key, body, exchange, stream=job.stream)
@@ -130,7 +146,12 @@ def create_app(
     @app.get("/v1/models", tags=["openai"])
     async def list_models(request: Request) -> Response:
         """The models that the caller may use."""
-        return JSONResponse({"object": "list", "data": [_card(m) for m in service.models(request.state.identity)]})
+        identity = request.state.identity
+        cards = [_card(m) for m in service.models(identity)]
+        for name in () if relay is None else relay.models():
+            if identity.may_use(name) and not service.serves(name):
+                cards.append({"id": name, "object": "model", "created": started, "owned_by": "node"})
+        return JSONResponse({"object": "list", "data": cards})
 
     @app.get("/v1/models/{model:path}", tags=["openai"])
     async def show_model(request: Request, model: str) -> Response:
@@ -179,6 +200,8 @@ def create_app(
             raise HttpRefusal(403, "This API key may not read the metrics: give it 'admin: true'.", code="admin_only")
         return Response(await show(), media_type=CONTENT_TYPE)
 
+    if nodes is not None:
+        app.include_router(node_routes(nodes, functools.partial(read_body, config=config)))
     return app
 
 

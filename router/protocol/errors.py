@@ -22,6 +22,7 @@ from workers.api.errors import (
     EchelonError,
     EngineFault,
     InvalidRequest,
+    NodeFailed,
     NoReplica,
     NotAuthorized,
     Overloaded,
@@ -69,6 +70,7 @@ _TABLE: tuple[tuple[type[EchelonError], int, str, str | None], ...] = (
     (NoReplica, 503, "service_unavailable_error", "no_replica"),
     (Overloaded, 429, "rate_limit_error", "rate_limit_exceeded"),
     (ReplicaLost, 503, "service_unavailable_error", "replica_lost"),
+    (NodeFailed, 502, "server_error", "node_failed"),
     (EngineFault, 500, "server_error", "engine_fault"),
     (EchelonError, 500, "server_error", "internal_error"),
 )

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import ClusterConfig, read_cluster_config, resolve_model
+from cluster.config import ClusterConfig, checked_config, read_cluster_config, resolve_model
 from cluster.environment import DEMO_MODEL
 from cluster.placement import rank_bundles
 from cluster.serving import cluster_config
+from router.foreign.node import NodeSpec
 from workers.api.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -126,3 +127,12 @@ def test_a_bundle_for_each_rank() -> None:
     assert rank_bundles(config.replica_config("cpu")) == [{"CPU": 1.0}]
     two = config.model_copy(update={"model": config.model.model_copy(update={"tensor_parallel": 2})})
     assert rank_bundles(two.replica_config("cuda")) == [{"CPU": 1.0, "GPU": 1.0}] * 2
+
+
+def test_nodes_of_the_file_reach_the_dispatcher_without_their_v1() -> None:
+    node = {"url": "http://host:8000/v1/", "models": ["qwen"], "speed": 5000, "key": "secret"}
+    config = checked_config({"dispatch": {"nodes": [node]}}, "f")
+    assert config.dispatcher_config().nodes == (NodeSpec("http://host:8000", ("qwen",), 5000.0, "secret"),)
+    assert "secret" not in repr(config)
+    with pytest.raises(ConfigError, match="node's URL"):
+        checked_config({"dispatch": {"nodes": [{"url": "host:8000"}]}}, "f").dispatcher_config()

@@ -9,6 +9,7 @@
     ├── Overloaded               try again later; `retry_after` says when
     │   └── NoReplica                no replica of the model is ready
     ├── ReplicaLost              the replica died or was cut off; its requests are replayed
+    ├── NodeFailed               a foreign server cannot be reached, or broke off
     ├── EngineFault              a step failed; the request ends with a declared error
     │   └── OutOfMemory
     ├── WireError                a peer sent what is not a frame of ours
@@ -89,6 +90,14 @@ class NoReplica(Overloaded):
 
 class ReplicaLost(EchelonError):
     """The replica died, or the connection to it did."""
+
+
+class NodeFailed(EchelonError):
+    """A foreign server failed. `answered`: a part of its answer had come, so nobody else is asked."""
+
+    def __init__(self, message: str, *, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 class EngineFault(EchelonError):

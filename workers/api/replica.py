@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workers.api.request import RequestCounts
 
@@ -22,6 +22,8 @@ class ReplicaInfo:
     node: str = ""
     pid: int = 0
     max_num_batched_tokens: int = 0  # of a step; 0 = not told
+    url: str = ""  # of a foreign server, which is reached by HTTP and reports nothing; empty: a replica of ours
+    key: str = field(default="", repr=False)  # that the foreign server wants
 
 
 @dataclass(frozen=True, slots=True)
