@@ -79,7 +79,7 @@ class SpeedModel:
         Never more than believed: one step may be slow for any reason, but none is quick by chance.
         """
         believed = self.speed.step(1, 0)
-        if not self._decode_steps or not 0.0 < seconds < _RECOVERED * believed:
+        if not self.known or not 0.0 < seconds < _RECOVERED * believed:
             return
         k = seconds / believed
         self._w = [k * w for w in self._w]

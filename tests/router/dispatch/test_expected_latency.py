@@ -114,3 +114,19 @@ def test_what_first_tokens_are_late_by_is_learned_by_its_median() -> None:
         first = granted.first_seconds - d._registry.replicas["a"].lag + late  # type: ignore[union-attr]
         d.settle(Settle(f"{number}", Outcome.COMPLETED, output_tokens=3, first_seconds=first))
     assert d._registry.replicas["a"].lag == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_first_request_that_met_a_cold_replica_is_not_held_against_it() -> None:
+    d, clock = made(DispatcherConfig(recovery=0.0, suspect_after=1e9))
+    for name, seconds in (("cold", 2.0), ("warm", 0.02)):
+        d.replica_up(info(name))
+        d.load(name, LoadReport(0))
+        d.load(name, LoadReport(1, seconds, prefill_tokens=20))
+        d.load(name, LoadReport(2))
+    assert replica_of(d.acquire("i", ask("1"))) == "warm"
+    d.settle(done("1"))
+    clock.now += 3.0
+    assert "cold" in d.canaries()
+    d.load("cold", LoadReport(3, 0.005, prefill_tokens=1))
+    d.canary("cold", well=True)
+    assert replica_of(d.acquire("i", ask("2"))) == "cold"
