@@ -25,8 +25,7 @@ def root_hash(salt: bytes = b"", adapter: str | None = None) -> bytes:
 
 def extend_hash(parent: bytes, token_ids: Sequence[int], media: Sequence[bytes] = ()) -> bytes:
     """The hash of a full block of `token_ids` after `parent`; `media` are the digests of images that touch it."""
-    h = hashlib.blake2b(parent, digest_size=HASH_BYTES)
-    h.update(struct.pack(f"<{len(token_ids)}I", *token_ids))
+    h = hashlib.blake2b(parent + struct.pack(f"<{len(token_ids)}I", *token_ids), digest_size=HASH_BYTES)
     for digest in media:
         h.update(digest)
     return h.digest()
@@ -43,7 +42,9 @@ def chained_hashes(
     """Hashes of all full blocks of `token_ids`, first to last, each made when it is asked for."""
     parent = root_hash(salt, adapter)
     for start in range(0, len(token_ids) - block_size + 1, block_size):
-        digests = [m.digest for m in media if m.start < start + block_size and start < m.start + m.length]
+        digests: tuple[bytes, ...] = ()
+        if media:
+            digests = tuple(m.digest for m in media if m.start < start + block_size and start < m.start + m.length)
         parent = extend_hash(parent, token_ids[start : start + block_size], digests)
         yield parent
 
