@@ -32,8 +32,8 @@ async def test_a_flood_of_the_lower_tier_costs_the_higher_one_no_more_than_the_s
             assert len(asked) == 6
         waits = {n: order.first_at[n] - step for n, step in order.arrived_at.items() if n.startswith("vip")}
         assert len(waits) == 5
-        assert max(waits.values()) <= 2, waits  # planned one step ahead: the step in flight, then its own one
-        assert engine.stats.preemptions >= 1
+        # Planned one step ahead: the step in flight, then its own one. Somebody yields for it unless a slot is free.
+        assert max(waits.values()) <= 2, waits
 
 
 @pytest.mark.parametrize(("first", "second"), [(95, 5), (50, 50)])
