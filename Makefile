@@ -6,6 +6,7 @@ MODEL ?= demo
 REPLICAS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve stop test test-fast check format clean
@@ -30,13 +31,13 @@ stop: $(STAMP)  ## Stop what make serve started on PORT
 	@$(BIN)/echelon stop --port $(PORT)
 
 test: $(STAMP)  ## Run all tests: fast ones first, then the kernels in Triton's interpreter, then Ray
-	$(BIN)/pytest -m "not ray and not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not ray and not slow"
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpreter
-	$(BIN)/pytest -m "slow and not ray"
+	$(BIN)/pytest $(PARALLEL) -m "slow and not ray"
 	$(BIN)/pytest -m ray
 
 test-fast: $(STAMP)  ## Run the fast tests only
-	$(BIN)/pytest -m "not ray and not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not ray and not slow"
 
 check: $(STAMP)  ## Lint, types, layering
 	$(BIN)/ruff check .

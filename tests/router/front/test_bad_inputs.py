@@ -13,7 +13,16 @@ from .fakes import ANSWER, SPECIALS
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 HI = {"role": "user", "content": "hi"}
 BASE = {CHAT: {"model": "m", "messages": [HI], "max_tokens": 4}, COMPLETION: {"model": "m", "prompt": "hi"}}
-GONE = object()
+
+
+class Gone:
+    """Stands for a field that is not sent."""
+
+    def __repr__(self) -> str:
+        return "left out"
+
+
+GONE = Gone()
 ANY = "any code"
 
 
