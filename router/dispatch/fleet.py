@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from router.dispatch.latency import Speed
 from router.dispatch.lease import Acquire, Refusal, Refused
 from router.dispatch.served import ServedLedger
-from router.dispatch.strategies import Strategy
+from router.dispatch.strategies import MinExpectedLatency, Strategy
 from router.dispatch.table import Demand, Replica, blocks_needed
 from router.qos.queue import Room
+
+if TYPE_CHECKING:
+    from router.dispatch.columns import Columns
+
+_MANY = 32  # replicas of one shape, from which on arrays are quicker than a loop
 
 
 @dataclass(slots=True)
@@ -35,10 +41,13 @@ class Fleet:
         self._context = self._most_slots = self._most_tokens = self._slots = 0
         self._alike = True
         self._has_foreign = False
+        self._changed: set[Replica] = set()
+        self._columns: Columns | None = None
 
     def add(self, replica: Replica) -> None:
         """`replica` may be chosen from now on."""
         self.replicas.append(replica)
+        replica.changed = self._changed
         self._measure()
 
     def remove(self, replica: Replica, now: float) -> None:
@@ -59,6 +68,8 @@ class Fleet:
             not self._has_foreign
             and len({(i.max_model_len, i.max_num_seqs, i.num_blocks, i.block_size) for i in infos}) <= 1
         )
+        self._changed.clear()
+        self._columns = None
 
     def never(self, request: Acquire) -> Refused | None:
         """The refusal of a request that no replica could ever take; None while there are none."""
@@ -98,6 +109,10 @@ class Fleet:
         """The replica for `request` of the tier `rank`, if one has room. Excluded ones only if there is no other and
         `insist`. Room that lower tiers would have to yield is taken only where none is free.
         """
+        if self._alike and len(self.replicas) >= _MANY and not request.excluded:
+            found = self._place_at_once(request, demand, strategy)
+            if found is not None or not any(r.tiered for r in self.replicas):
+                return found
         rows = self.replicas if self._alike else [r for r in self.replicas if self._fits(request, r)]
         if request.excluded:
             others = [r for r in rows if r.info.id not in request.excluded]
@@ -117,6 +132,20 @@ class Fleet:
                     (candidates if free else by_force).append(r)
         rows = candidates or by_force
         return strategy.choose(rows, demand) if rows else None
+
+    def _place_at_once(self, request: Acquire, demand: Demand, strategy: Strategy) -> Replica | None:
+        """The same where room is free, for many replicas of one shape."""
+        columns = self._columns
+        if columns is None:
+            from router.dispatch.columns import Columns  # numpy: only those with large fleets pay for it
+
+            columns = self._columns = Columns(self.replicas, self._changed)
+        free = columns.free(request.choices, blocks_needed(request, self.replicas[0].block_size, self._margin))
+        if not free.any():
+            return None
+        if isinstance(strategy, MinExpectedLatency):
+            return columns.least_expected(free, demand)
+        return strategy.choose(columns.those(free), demand)
 
     def place_head(
         self, request: Acquire, demand: Demand, strategy: Strategy, account: tuple[str, ...]

@@ -14,7 +14,7 @@ from workers.api.replica import LoadReport
 _SEQS = 16.0  # features are scaled to about 1
 _KV = 16384.0
 _FORGET = 0.97  # a step: about 33 steps are remembered
-_OPEN = 100.0  # initial covariance: believe the data, not the seed
+_OPENED = (100.0, 0.0, 0.0, 100.0, 0.0, 100.0)  # initial covariance: believe the data, not the seed
 _WINDUP = 1e4  # directions nobody excites must not grow for ever
 _RATE_FORGET = 0.85
 _RECOVERED = 0.25  # of what is believed: a canary as quick as this says that the replica is quick again
@@ -45,17 +45,13 @@ class SpeedModel:
 
     def __init__(self, seed: Speed) -> None:
         self._seed = seed
-        self._w = [seed.base, seed.per_seq * _SEQS, seed.per_kv * _KV]
-        self._p = self._opened()
+        self._w = (seed.base, seed.per_seq * _SEQS, seed.per_kv * _KV)
+        self._p = _OPENED  # the upper triangle of a symmetric matrix; written out, since each step comes here
         self._decode_steps = 0
         self._prefilled = self._prefill_seconds = 0.0
         self._surprises = 0
         self._usual, self._seqs, self._kv = seed.base, 0.0, 0.0  # means of recent decode steps
         self.speed = seed
-
-    @staticmethod
-    def _opened() -> list[list[float]]:
-        return [[_OPEN if i == j else 0.0 for j in range(3)] for i in range(3)]
 
     @property
     def known(self) -> bool:
@@ -82,31 +78,39 @@ class SpeedModel:
         if not self.known or not 0.0 < seconds < _RECOVERED * believed:
             return
         k = seconds / believed
-        self._w = [k * w for w in self._w]
+        w0, w1, w2 = self._w
+        self._w = (k * w0, k * w1, k * w2)
         self._usual *= k
         self._prefill_seconds *= k
-        self._p = self._opened()
+        self._p = _OPENED
         self.speed = self._summary()
 
     def _observe_decode(self, sequences: int, kv_tokens: int, seconds: float) -> None:
-        x = (1.0, sequences / _SEQS, kv_tokens / _KV)
-        w, p = self._w, self._p
-        error = seconds - sum(a * b for a, b in zip(w, x, strict=True))
+        x1, x2 = sequences / _SEQS, kv_tokens / _KV  # x0 is 1
+        w0, w1, w2 = self._w
+        error = seconds - (w0 + w1 * x1 + w2 * x2)
         if self._decode_steps and not 0.5 < seconds / max(seconds - error, 1e-9) < 2.0:
             self._surprises += 1
             if self._surprises >= _SURPRISES:
-                p = self._p = self._opened()
+                self._p = _OPENED
                 self._surprises, self._usual, self._seqs, self._kv = 0, seconds, sequences, kv_tokens
                 self._prefilled = self._prefill_seconds = 0.0  # what prefill took is of the old speed
                 self._seed = self.speed.scaled(self.speed.prefill_rate * (seconds - error) / seconds)
         else:
             self._surprises = 0
-        px = [row[0] * x[0] + row[1] * x[1] + row[2] * x[2] for row in p]
-        gain = 1.0 / (_FORGET + sum(a * b for a, b in zip(x, px, strict=True)))
-        forget = 1.0 if p[0][0] + p[1][1] + p[2][2] > _WINDUP else 1.0 / _FORGET
-        for i in range(3):
-            w[i] += px[i] * gain * error
-            p[i] = [(p[i][j] - px[i] * px[j] * gain) * forget for j in range(3)]
+        p00, p01, p02, p11, p12, p22 = self._p
+        px0, px1, px2 = p00 + p01 * x1 + p02 * x2, p01 + p11 * x1 + p12 * x2, p02 + p12 * x1 + p22 * x2
+        gain = 1.0 / (_FORGET + (px0 + x1 * px1 + x2 * px2))
+        forget = 1.0 if p00 + p11 + p22 > _WINDUP else 1.0 / _FORGET
+        self._w = (w0 + px0 * gain * error, w1 + px1 * gain * error, w2 + px2 * gain * error)
+        self._p = (
+            (p00 - px0 * px0 * gain) * forget,
+            (p01 - px0 * px1 * gain) * forget,
+            (p02 - px0 * px2 * gain) * forget,
+            (p11 - px1 * px1 * gain) * forget,
+            (p12 - px1 * px2 * gain) * forget,
+            (p22 - px2 * px2 * gain) * forget,
+        )
         share = 0.1 if self._decode_steps else 1.0
         self._usual += share * (seconds - self._usual)
         self._seqs += share * (sequences - self._seqs)
@@ -125,7 +129,8 @@ class SpeedModel:
         if not self._decode_steps:
             shape = self._seed.scaled(rate)
             return Speed(rate, shape.base, shape.per_seq, shape.per_kv)
-        base, per_seq, per_kv = self._w[0], self._w[1] / _SEQS, self._w[2] / _KV
+        base, per_seq, per_kv = self._w
+        per_seq, per_kv = per_seq / _SEQS, per_kv / _KV
         if per_seq < 0.0 or per_kv < 0.0:  # no step is quicker for more work: turn the plane about what is usual
             per_seq, per_kv = max(per_seq, 0.0), max(per_kv, 0.0)
             base = self._usual - per_seq * self._seqs - per_kv * self._kv

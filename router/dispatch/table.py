@@ -60,12 +60,12 @@ class Replica:
 
     Heads wait in the engine beyond what it has room for: they hold no slots and blocks until it says that they run.
 
-    `free_slots` and `free_blocks` are 0 unless the state is READY.
+    `free_slots` and `free_blocks` are 0 unless the state is READY. `refresh` puts it into `changed`.
     """
 
     __slots__ = (
-        "block_size", "blocks", "by_rank", "canary", "draining", "firsts", "fleet", "free_blocks", "free_slots",
-        "head_blocks", "head_slots", "heads", "index", "info",
+        "block_size", "blocks", "by_rank", "canary", "changed", "draining", "firsts", "fleet", "free_blocks",
+        "free_slots", "head_blocks", "head_slots", "heads", "index", "info",
         "kv_seconds", "lag", "leases", "load", "model", "observed", "observed_at", "prefixes", "progress_at",
         "queue_seconds", "recovering", "reported_at", "seq_seconds", "slots", "step_ends", "step_seconds", "suspect",
         "suspect_since", "taught_at", "tiered", "token_seconds", "trusted", "unreported", "unreported_tokens",
@@ -75,6 +75,7 @@ class Replica:
         self, info: ReplicaInfo, leases: dict[str, Lease], *, seed: Speed, trusted: bool, now: float, index: int
     ) -> None:
         self.info, self.leases, self.index = info, leases, index
+        self.changed: set[Replica] = set()
         self.block_size = info.block_size
         self.load = LoadReport(step=-1)
         self.model = SpeedModel(seed)
@@ -110,6 +111,7 @@ class Replica:
 
     def refresh(self, now: float) -> None:
         """Recompute what decisions read."""
+        self.changed.add(self)
         load, info = self.load, self.info
         speed = self.model.speed
         if not (self.model.known or self.trusted):
