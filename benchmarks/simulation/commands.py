@@ -18,7 +18,7 @@ from rich.table import Table
 from simulation import dispatch, guarantees, isolation, scale, suites, what_if
 
 Outcome = tuple[bool, Any]  # (whether all holds, what is written as JSON)
-TAUS = (0.0025, 0.005, 0.010, 0.015, 0.020, 0.030, 0.050, 0.100)
+TAUS = (0.0025, 0.005, 0.010, 0.015, isolation.TAU, 0.020, 0.030, 0.050, 0.100)
 STRATEGIES = ("oracle", "min_expected_latency", "lmdeploy", "power_of_two", "round_robin", "min_observed_latency")
 
 _out = Console(width=None if sys.stdout.isatty() else 160)
@@ -42,7 +42,7 @@ def declare(commands: Any) -> None:
     parser.add_argument("--only", nargs="*", choices=list(guarantees.CHECKS), help="these rows")
     parser = add("suites", run_suites, "VTC's suites under four policies, and the frontier of tau")
     parser.add_argument("--pictures", type=Path, help="a folder for PNGs (needs matplotlib)")
-    parser.add_argument("--only", nargs="*", help="these suites")
+    parser.add_argument("--only", nargs="*", help="these suites; `frontier` is one")
     parser = add("dispatch", run_dispatch, "replicas of speed 1:2:4, one of which turns 10x slower")
     parser.add_argument("--seeds", type=int, default=3)
     parser = add("scale", run_scale, "a thousand replicas, a million requests")
@@ -80,7 +80,11 @@ def run_guarantees(given: argparse.Namespace) -> Outcome:
 
 def run_suites(given: argparse.Namespace) -> Outcome:
     """A table; with `--pictures` service over time of each, and the frontier."""
-    chosen = [s for s in suites.suites() if not given.only or s.name in given.only]
+    known = suites.suites()
+    wrong = set(given.only or ()) - {s.name for s in known} - {"frontier"}
+    if wrong:
+        sys.exit(f"no suite is called {', '.join(sorted(wrong))}")
+    chosen = [s for s in known if not given.only or s.name in given.only]
     table = Table("suite", "policy", "tok/s", "answer tok/s", "gap", "TTFT of light users", "rejected")
     results: dict[str, list[suites.Result]] = defaultdict(list)
     with Progress(console=Console(stderr=True)) as progress:
@@ -94,11 +98,13 @@ def run_suites(given: argparse.Namespace) -> Outcome:
                     suite.name, policy, f"{got.tokens:.0f}", f"{got.output:.0f}", f"{got.gap:,.0f}",
                     f"{got.light:.2f} s", f"{got.rejected:.0%}",
                 )  # fmt: skip
-    _out.print(table)
+    if chosen:
+        _out.print(table)
     written: dict[str, Any] = {
         name: [{k: v for k, v in asdict(r).items() if k != "rows"} for r in rows] for name, rows in results.items()
     }
-    if not given.only:
+    with_frontier = not given.only or "frontier" in given.only
+    if with_frontier:
         written["frontier"] = frontier = isolation.frontier(TAUS)
         shape = Table("flood", "tau", "ITL p99", "TTFT p99", "throughput / FIFO's")
         for row in frontier:
@@ -110,8 +116,9 @@ def run_suites(given: argparse.Namespace) -> Outcome:
     if given.pictures is not None:
         from simulation import pictures
 
-        pictures.draw_suites(chosen, results, given.pictures)
-        if not given.only:
+        if chosen:
+            pictures.draw_suites(chosen, results, given.pictures)
+        if with_frontier:
             pictures.draw_frontier(frontier, given.pictures)
     return True, written
 

@@ -12,6 +12,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
+from simulation.isolation import TAU
 from simulation.suites import POLICIES, SECONDS, Result, Suite
 
 _INK = {"one": "#1b6ca8", "two": "#d1495b", "three": "#66a182", "four": "#edae49"}
@@ -64,23 +65,38 @@ def draw_frontier(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     for row in rows:
         by_flood[row["flood"]].append(row)
     figure, axis = plt.subplots(figsize=(7, 4.2))
-    for (name, points), color, below in zip(by_flood.items(), ("#1b6ca8", "#d1495b"), (-9, 5), strict=True):
+    for (name, points), color, above in zip(by_flood.items(), ("#1b6ca8", "#d1495b"), (False, True), strict=True):
         itl = [1e3 * p["itl"] for p in points]
         speed = [p["speed"] for p in points]
         axis.plot(itl, speed, "o-", color=color, markersize=4, label=f"flood of {name}")
-        last = None
-        for x, y, point in zip(itl, speed, points, strict=True):
-            if last is None or abs(x - last) > 2.0:
-                axis.annotate(
-                    f"{1e3 * point['tau']:g} ms", (x, y), fontsize=7, xytext=(3, below), textcoords="offset points"
-                )
-                last = x
+        for place, taus in _labels(points).items():
+            text = f"{taus[0]:g} ms" if len(taus) == 1 else f"{taus[0]:g} to {taus[-1]:g} ms"
+            left = above and len(taus) == 1
+            axis.annotate(
+                text, place, fontsize=7, ha="right" if left else "left",
+                xytext=(-5, -2) if left else (7, -2) if above else (3, -9), textcoords="offset points",
+            )  # fmt: skip
+        default = next(p for p in points if p["tau"] == TAU)
+        axis.plot([1e3 * default["itl"]], [default["speed"]], "o", color=color, markersize=9, fillstyle="none")
+    axis.set_xlim(left=0)
     axis.axvline(25.0, color="#999999", linewidth=0.8, linestyle="--")
     axis.set_xlabel("ITL of the upper tier, p99, ms (dashed: 25 ms)")
     axis.set_ylabel("throughput / first come, first served")
-    axis.set_title("What tau buys: points are values of tau", fontsize=11)
+    axis.set_title(f"What tau buys: points are values of tau, ringed the default of {1e3 * TAU:g} ms", fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=9, loc="lower right")
     figure.tight_layout()
     figure.savefig(folder / "qos-tau.png", dpi=120)
     plt.close(figure)
+
+
+def _labels(points: Sequence[Mapping[str, Any]]) -> dict[tuple[float, float], list[float]]:
+    """Where points lie (ms of ITL, throughput), with the values of tau, in ms, of those that lie there too closely."""
+    labels: dict[tuple[float, float], list[float]] = {}
+    last = (float("-inf"), 0.0)
+    for point in points:
+        place = (1e3 * point["itl"], point["speed"])
+        if abs(place[0] - last[0]) > 1.5:
+            labels[last := place] = []
+        labels[last].append(1e3 * point["tau"])
+    return labels

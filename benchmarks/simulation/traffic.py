@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from collections.abc import Iterator
 from functools import cache
-from itertools import count
+from itertools import accumulate, count
 
 import workloads
 
@@ -30,16 +31,13 @@ def chats(seed: int, rate: float, *, number: int, users: int = 100, tiers: tuple
     rng = random.Random(seed)
     lengths = chat_lengths()
     weights = [1.0 / (1 + i) ** 0.5 for i in range(users)]
-    total, cumulated = 0.0, []
-    for weight in weights:
-        total += weight
-        cumulated.append(total)
+    cumulated = list(accumulate(weights))
     names = [f"u{i}" for i in range(users)]
     now = 0.0
     for i in range(number):
         now += rng.expovariate(rate)
         prompt, output = rng.choice(lengths)
-        user = rng.choices(range(users), cum_weights=cumulated)[0]
+        user = bisect(cumulated, rng.random() * cumulated[-1], 0, users - 1)
         yield Job(i, names[user], prompt, output, now, tier=tiers[user % len(tiers)] if tiers else "")
 
 

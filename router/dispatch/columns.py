@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from router.dispatch.table import Demand, Replica
 
-_LAG, _QUEUE, _TOKEN, _STEP, _SEQ, _KV, _ENDS, _SLOTS, _FREE_SLOTS, _FREE_BLOCKS = range(10)
+_WAIT, _TOKEN, _STEP, _SEQ, _KV, _ENDS, _SLOTS, _FREE_SLOTS, _FREE_BLOCKS = range(9)
 
 
 class Columns:
@@ -23,7 +23,7 @@ class Columns:
         self._replicas, self._changed = list(replicas), changed
         self._place = {replica: i for i, replica in enumerate(replicas)}
         self._num_blocks = replicas[0].info.num_blocks
-        self._rows: NDArray[np.float64] = np.zeros((10, len(replicas)))
+        self._rows: NDArray[np.float64] = np.zeros((9, len(replicas)))
         changed.update(replicas)
 
     def free(self, choices: int, blocks: int) -> NDArray[np.bool_]:
@@ -44,8 +44,13 @@ class Columns:
         own: int | NDArray[np.int64] = demand.prefill
         if demand.prompt is not None:
             own = np.fromiter((r.uncached(demand) for r in self._replicas), np.int64, len(self._replicas))
-        step = rows[_STEP] + rows[_SEQ] * demand.choices + rows[_KV] * demand.prefill
-        seconds = rows[_LAG] + rows[_QUEUE] + own * rows[_TOKEN] + demand.output * step
+        outputs = rows[_SEQ] * demand.choices
+        outputs += rows[_STEP]
+        outputs += rows[_KV] * demand.prefill
+        outputs *= demand.output
+        seconds = rows[_TOKEN] * own
+        seconds += rows[_WAIT]
+        seconds += outputs
         seconds += np.maximum(rows[_ENDS] - demand.at, 0.0)
         seconds[~among] = np.inf
         least = np.flatnonzero((seconds == seconds.min()) & among)
@@ -60,8 +65,7 @@ class Columns:
             if i is None:
                 continue  # it was removed
             rows[:, i] = (
-                r.lag,
-                r.queue_seconds,
+                r.lag + r.queue_seconds,
                 r.token_seconds,
                 r.step_seconds,
                 r.seq_seconds,
