@@ -10,9 +10,10 @@ is of output tokens a second (of input tokens where one token comes out), by nei
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import workloads
-from load.engine_target import RANDOM_8B, EngineTarget, folder_of, load_rank
+from load.engine_target import RANDOM_8B, EngineTarget, folder_of, load_rank, tokenizer_of
 from load.options import Target, add_shared, add_work, engine_config, measure, works
 from load.records import Run, make_console, show, summary, write
 from load.transformers_target import ContinuousTarget, GenerateTarget, load_model
@@ -36,11 +37,6 @@ def main() -> None:
         add(parser)
     args = parser.parse_args()
 
-    def tokenizer() -> object:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder_of(args.model))
-
     console = make_console()
     with console.status(f"loading {args.model} twice"):
         rank = load_rank(args.model, engine_config(args), dtype=args.dtype, layers=args.layers, threads=args.threads)
@@ -53,7 +49,7 @@ def main() -> None:
     ours = EngineTarget(rank)
     targets: dict[str, Target] = {"echelon": ours, **{name: PEERS[name](theirs) for name in args.peers}}
     rows: dict[str, list[Run]] = {}
-    for name, make in works(args, vocab=rank.vocab_size, tokenizer=tokenizer).items():
+    for name, make in works(args, vocab=rank.vocab_size, tokenizer=partial(tokenizer_of, args.model)).items():
         runs = measure(targets, make, Pacing(args.concurrency), repeat=args.repeat, title=name, console=console)
         rows |= {f"{name} {who}": r for who, r in runs.items()}
         show([(f"{name} {who}", summary(r)) for who, r in runs.items()], COLUMNS, console)

@@ -10,8 +10,9 @@ Greedy, end of sequence ignored, exact lengths; fresh prompts every repeat. Medi
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
-from load.engine_target import EngineTarget, folder_of, load_rank
+from load.engine_target import EngineTarget, load_rank, tokenizer_of
 from load.options import add_pacing, add_shared, add_work, engine_config, measure, pacing_of, works
 from load.records import make_console, show, summary, write
 
@@ -25,17 +26,12 @@ def main() -> None:
         add(parser)
     args = parser.parse_args()
 
-    def tokenizer() -> object:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder_of(args.model))
-
     console = make_console()
     with console.status(f"loading {args.model}"):
         rank = load_rank(args.model, engine_config(args), dtype=args.dtype, layers=args.layers, threads=args.threads)
     target = EngineTarget(rank)
     rows = {}
-    for name, make in works(args, vocab=rank.vocab_size, tokenizer=tokenizer).items():
+    for name, make in works(args, vocab=rank.vocab_size, tokenizer=partial(tokenizer_of, args.model)).items():
         runs = measure({"engine": target}, make, pacing_of(args), repeat=args.repeat, title=name, console=console)
         rows[name] = runs["engine"]
         show([(name, summary(rows[name]))], COLUMNS, console)

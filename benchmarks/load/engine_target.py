@@ -33,6 +33,13 @@ def folder_of(model: str, *, layers: int = 0) -> Path:
     return folder
 
 
+def tokenizer_of(model: str) -> Any:
+    """As transformers reads it."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder_of(model))
+
+
 def load_rank(
     model: str,
     engine: EngineConfig,
