@@ -142,3 +142,14 @@ INGRESS_ENV = {
     "FORWARDED_ALLOW_IPS": "",  # uvicorn believes nobody's x-forwarded-for: the gate does, where it is proved
     "TOKENIZERS_PARALLELISM": "false",  # a prompt at a time: the library's pool of a thread a core has nothing to do
 }
+
+# A rank's threads sleep while they wait for each other on a CPU. Left to itself libgomp keeps them spinning, and on
+# cores that others need (the front, Ray, the client) the one that is waited for does not run meanwhile.
+RANK_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def prepare_torch() -> None:
+    """Set what torch's libraries read when they are loaded. Call before `import torch`; what the user has set stays."""
+    if "GOMP_SPINCOUNT" not in os.environ:
+        for name, value in RANK_ENV.items():
+            os.environ.setdefault(name, value)

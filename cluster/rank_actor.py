@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from cluster.config import resolve_model
-from cluster.environment import free_port, set_collective_interface
+from cluster.environment import free_port, prepare_torch, set_collective_interface
 from cluster.logs import set_up_logs
 from cluster.step_qos import StepQos
 from workers.api.config import ReplicaConfig
@@ -90,6 +90,7 @@ class RankActor:
             gc.enable()
 
     def _start(self, meeting: Meeting | None) -> Started:
+        prepare_torch()
         from workers.execution.gang import GangExecutor  # torch: the driver and the supervisor never import it
         from workers.parallel.channel import PlanReceiver
         from workers.parallel.group import connect
