@@ -31,7 +31,7 @@ class Ran:
 
 
 class EngineProcess:
-    """The demo model in fp32 with `threads` threads, under `environment` (that of the rank it is compared with)."""
+    """The demo model in fp32 with `threads` threads; `environment` is added to this process's."""
 
     def __init__(self, threads: int, environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(

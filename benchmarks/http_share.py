@@ -3,11 +3,14 @@
     python benchmarks/http_share.py [--streams 64] [--tokens 256] [--rounds 8] [--replicas 1]
 
 The demo model on the CPU; client, HAProxy, ingress and ranks share this machine's cores with nobody but each other. The
-engine in process has a process of its own for each replica, with the ranks' own configuration, number of threads and
-environment (`engine_process.py`); the cluster is idle while it runs, and the other way round. They take turns, all
-figures are ratios (or differences) of neighbours in that order, with fresh prompts every round. `CPU` is what each kind
-of process used for a token, the engine's own threads in process included. The time to the first token is taken one
-request at a time: what HTTP, the front and the dispatcher add to the engine's own.
+engine in process has a process of its own (`engine_process.py`) for each way to run it: with every number of threads up
+to that of the cores, which wait for each other as torch's do, and as those of a rank. The best of them, by its median,
+is the baseline. The cluster is as `echelon serve` makes it, and idle while they run, and they while it runs; each round
+over HTTP lies between two of each of them, and its share is to their mean. Prompts are fresh every time.
+
+The CPU time of a token tells where the rest is: of the cluster's processes by what they do, of the client, and of the
+engine's own threads in process. The time to the first token is taken one request at a time: what HTTP, the front and
+the dispatcher add to the engine's own.
 """
 
 from __future__ import annotations
@@ -26,18 +29,20 @@ from cluster.environment import free_port, prepare_ray
 prepare_ray()
 
 import uvloop  # noqa: E402
-from cluster_state import ready_rows  # noqa: E402
 from engine_process import EngineProcess, Prompts, Ran  # noqa: E402
 from stream_client import play, post  # noqa: E402
 
 from cluster.app import await_running, bring_down, bring_up  # noqa: E402
 from cluster.config import ClusterConfig, HttpSection, ModelSection, threads_per_rank  # noqa: E402
+from cluster.environment import RANK_ENV, cpu_count  # noqa: E402
 
 PROMPT_TOKENS = 32
 VOCABULARY = range(10, 1000)
 TICK = os.sysconf("SC_CLK_TCK")
-OF_THREADS = ("OMP_", "MKL_", "KMP_", "GOMP_")  # variables that set how torch computes
-ROLES = {"RankActor": "rank", "ingress": "ingress", "haproxy": "HAProxy", "Dispatcher": "dispatcher"}
+ROLES = {  # by a word of the command line
+    "RankActor": "rank", "ServeReplica:replicas": "supervisor", "ServeReplica:front": "ingress", "haproxy": "HAProxy",
+    "Dispatcher": "dispatcher", "Gateway": "gateway", "ServeController": "Serve's controller",
+}  # fmt: skip
 
 
 def prompts(rng: random.Random, count: int) -> Prompts:
@@ -52,7 +57,7 @@ def body(prompt: tuple[int, ...], tokens: int) -> dict[str, object]:
 
 
 def cpu_seconds() -> dict[str, float]:
-    """CPU time so far by role: ours, the cluster's processes by what they do, and all others of Ray's together."""
+    """CPU time so far by role: the client's, the cluster's by what they do, and all others of Ray's together."""
     spent: dict[str, float] = defaultdict(float)
     spent["client"] = time.process_time()
     for folder in Path("/proc").glob("[0-9]*"):
@@ -63,16 +68,14 @@ def cpu_seconds() -> dict[str, float]:
             continue  # it has ended
         if "ray" not in command or int(folder.name) == os.getpid():
             continue
-        role = next((role for word, role in ROLES.items() if word in command), "Ray")
+        role = next((role for word, role in ROLES.items() if word in command), "Ray's daemons")
         spent[role] += (int(fields[11]) + int(fields[12])) / TICK
     return spent
 
 
-def in_process(engines: list[EngineProcess], asked: Prompts, tokens: int) -> list[Ran]:
-    """All of `asked`, an equal part for each engine, at the same time."""
-    for i, engine in enumerate(engines):
-        engine.begin(asked[i :: len(engines)], tokens)
-    return [engine.end() for engine in engines]
+def in_process(engine: EngineProcess, asked: Prompts, tokens: int) -> Ran:
+    engine.begin(asked, tokens)
+    return engine.end()
 
 
 def over_http(address: tuple[str, int], asked: Prompts, tokens: int) -> float:
@@ -89,10 +92,14 @@ def first_over_http(address: tuple[str, int], prompt: tuple[int, ...]) -> float:
     return stream.first_text - stream.began
 
 
-def environment_of(pid: int) -> dict[str, str]:
-    """The variables of a process that set how torch computes."""
-    pairs = (v.partition("=") for v in Path(f"/proc/{pid}/environ").read_text().split("\0"))
-    return {name: value for name, _, value in pairs if name.startswith(OF_THREADS)}
+def ways() -> dict[str, EngineProcess]:
+    """The engine in process, in every way that is tried."""
+    found = {}
+    for threads in range(1, cpu_count() + 1):
+        found[f"{threads} thread{'s' * (threads > 1)}"] = EngineProcess(threads, {})
+        if threads > 1:  # one has nobody to wait for
+            found[f"{threads} threads that wait as a rank's"] = EngineProcess(threads, RANK_ENV)
+    return found
 
 
 def shown(values: list[float], unit: str = "") -> str:
@@ -100,33 +107,43 @@ def shown(values: list[float], unit: str = "") -> str:
     return f"{statistics.median(values):.3g}{unit} ({least:.3g} to {greatest:.3g}, n={len(values)})"
 
 
-def measure_share(address: tuple[str, int], engines: list[EngineProcess], args: argparse.Namespace) -> None:
+def measure_share(address: tuple[str, int], engines: dict[str, EngineProcess], args: argparse.Namespace) -> str:
+    """Prints the shares and the profile; returns the way that was best in process."""
     rng, total = random.Random(0), args.tokens * args.streams
-    ours, theirs, shares, own = [], [], [], []
+    inside: dict[str, list[Ran]] = {way: [] for way in engines}
+    outside: list[float] = []
     spent: dict[str, list[float]] = defaultdict(list)
+    in_process_once(engines, rng, args)
+    over_http(address, prompts(rng, args.streams), args.tokens)  # both are warm
     for i in range(args.rounds + 1):
         load = os.getloadavg()[0]
-        ran = in_process(engines, prompts(rng, args.streams), args.tokens)
+        for way, ran in in_process_once(engines, rng, args).items():
+            inside[way].append(ran)
+        shown_rates = ", ".join(f"{total / rans[-1].seconds:,.0f}" for rans in inside.values())
+        print(f"round {i}: {shown_rates} tokens/s in process (load before: {load:.1f})", end="", flush=True)
+        if i == args.rounds:
+            print()
+            break
         before = cpu_seconds()
-        inside, outside = (
-            total / max(r.seconds for r in ran),
-            total / over_http(address, prompts(rng, args.streams), args.tokens),
-        )
-        after = cpu_seconds()
-        print(f"round {i}: {inside:,.0f} tokens/s in process, {outside:,.0f} over HTTP (load before: {load:.1f})")
-        if not i:  # it warms up
-            continue
-        ours.append(outside)
-        theirs.append(inside)
-        shares.append(outside / inside)
-        own.append(sum(r.cpu for r in ran) / total * 1e6)
-        for role, seconds in after.items():
+        outside.append(total / over_http(address, prompts(rng, args.streams), args.tokens))
+        for role, seconds in cpu_seconds().items():
             spent[role].append((seconds - before.get(role, 0.0)) / total * 1e6)
-    print(f"tokens/s at {args.streams} streams: in process {shown(theirs)}, over HTTP {shown(ours)}")
-    print(f"share over HTTP: {shown(shares)}")
-    print(f"CPU a token: in process {shown(own, ' us')}")
+        print(f", {outside[-1]:,.0f} over HTTP", flush=True)
+    print(f"tokens/s at {args.streams} streams of {args.tokens}: over HTTP {shown(outside)}")
+    best = min(inside, key=lambda way: statistics.median(ran.seconds for ran in inside[way]))
+    for way, rans in inside.items():
+        rates = [total / ran.seconds for ran in rans]
+        shares = [rate * 2 / (a + b) for rate, a, b in zip(outside, rates, rates[1:], strict=False)]
+        print(f"in process, {way}: {shown(rates)}, CPU a token {shown([r.cpu / total * 1e6 for r in rans], ' us')}")
+        print(f"    share over HTTP: {shown(shares)}{' (THE BASELINE)' if way == best else ''}")
+    print("CPU a token over HTTP:")
     for role, values in sorted(spent.items(), key=lambda kv: -statistics.median(kv[1])):
-        print(f"    over HTTP, {role}: {shown(values, ' us')}")
+        print(f"    {role}: {shown(values, ' us')}")
+    return best
+
+
+def in_process_once(engines: dict[str, EngineProcess], rng: random.Random, args: argparse.Namespace) -> dict[str, Ran]:
+    return {way: in_process(engine, prompts(rng, args.streams), args.tokens) for way, engine in engines.items()}
 
 
 def measure_first(address: tuple[str, int], engine: EngineProcess, count: int) -> None:
@@ -134,7 +151,7 @@ def measure_first(address: tuple[str, int], engine: EngineProcess, count: int) -
     inside, outside, added = [], [], []
     for i in range(count + 5):
         (a,), (b,) = prompts(rng, 1), prompts(rng, 1)
-        (ran,) = in_process([engine], [a], 2)
+        ran = in_process(engine, [a], 2)
         first = first_over_http(address, b)
         if i >= 5:
             inside.append(ran.first * 1e3)
@@ -152,20 +169,19 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=1)
     args = parser.parse_args()
     config = ClusterConfig(model=ModelSection(path="demo", replicas=args.replicas), http=HttpSection(port=free_port()))
-    engines: list[EngineProcess] = []
+    engines: dict[str, EngineProcess] = {}
     try:
         parts = urlsplit(bring_up(config, address=None, progress=print).base_url)
         await_running(lambda text: None)
         assert parts.hostname is not None
         assert parts.port is not None
         address = parts.hostname, parts.port
-        threads, environment = threads_per_rank(config), environment_of(ready_rows()[0].info.pid)
-        print(f"{args.replicas} engines of {threads} threads, {environment or 'no variables of threads'}")
-        engines += [EngineProcess(threads, environment) for _ in range(args.replicas)]
-        measure_share(address, engines, args)
-        measure_first(address, engines[0], args.firsts)
+        print(f"over HTTP: replicas {args.replicas}, threads of a rank {threads_per_rank(config)}")
+        engines |= ways()
+        best = measure_share(address, engines, args)
+        measure_first(address, engines[best], args.firsts)
     finally:
-        for engine in engines:
+        for engine in engines.values():
             engine.close()
         bring_down(own_ray=True)
 
