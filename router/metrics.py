@@ -89,6 +89,10 @@ class Meter:
         """One choice ended with `reason`."""
         self.reasons.append(reason)
 
+    def streamed(self, *, straight: bool) -> None:
+        """Events went `straight` to the connection, or through the server's layers."""
+        self._metrics.streams.labels("straight" if straight else "asgi").inc()
+
     def failed(self, code: str, *, refused: bool = False) -> None:
         """The request ended with the error `code`, or was refused before it ran."""
         self.failure = code
@@ -201,6 +205,9 @@ class Metrics:
         self.requests = Counter("echelon_requests", "Requests by their outcome.", ("tier", "outcome"), registry=r)
         self.replica_requests = Counter(
             "echelon_replica_requests", "Requests by the replica they ended on.", ("replica", "outcome"), registry=r
+        )
+        self.streams = Counter(
+            "echelon_streams", "Answers streamed, by the way of their events (straight, asgi).", ("way",), registry=r
         )
         self.refusals = Counter("echelon_refusals", "Requests refused, by error code.", ("reason",), registry=r)
         self.replays = Counter("echelon_replays", "Attempts after a replica failed.", model, registry=r)

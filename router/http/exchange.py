@@ -18,7 +18,7 @@ from router.generation import Batch, Generator
 from router.http.batches import generate_all
 from router.http.gate import error_response
 from router.http.job import Job
-from router.http.outlet import EventStream, Outlet, Turn
+from router.http.outlet import EventStream, Outlet, Turn, until_gone
 from router.http.reading import Reading
 from router.metrics import Meter
 from router.protocol.errors import answer_for, code_of, is_refusal
@@ -62,14 +62,9 @@ class Exchange(Response):
 
         outlet = Outlet(send, self._patience, cut)
         work = asyncio.create_task(self._run(scope, receive, outlet))
-        gone = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await until_gone(work, outlet, receive)
         finally:
-            outlet.close()
-            work.cancel()
-            gone.cancel()
-            await asyncio.wait({work, gone})
             if outlet.stalled:  # what is left of the answer is dropped, and the server closes the connection
                 self._meter.failed("client_stalled")
                 log.warning("generation %s: unread for %g s", self._job.requests[0].id, self._patience)
@@ -124,7 +119,10 @@ class Exchange(Response):
             if begun:
                 started = True
                 await outlet({"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)})
-                await events.relay(work)
+                try:
+                    await events.relay(work)
+                finally:
+                    self._meter.streamed(straight=events.straight)
             await work
             reading.check_finished()
             usage = job.format.usage(reading.usage()) if job.usage_wanted else ""
@@ -148,8 +146,3 @@ class Exchange(Response):
         elif isinstance(error, EngineFault):
             log.error("generation %s failed: %s", self._job.requests[0].id, error)
         return error
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from starlette.types import Message, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from router.http.straight import straight_write
 from workers.api.errors import EngineFault
@@ -49,6 +49,26 @@ class Outlet:
             self._timer = asyncio.get_running_loop().call_later(self._pause, self._look)
 
 
+async def until_gone(work: asyncio.Task[None], outlet: Outlet, receive: Receive) -> None:
+    """Return when `work`, which answers through `outlet`, has ended; it is cancelled when the client goes away.
+
+    What it raised is for the caller to ask.
+    """
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        outlet.close()
+        work.cancel()
+        gone.cancel()
+        await asyncio.wait({work, gone})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 class Turn:
     """The streams that got events in this turn of the loop: each writes them in one piece at its end.
 
@@ -79,6 +99,7 @@ class EventStream:
     """
 
     def __init__(self, outlet: Outlet, scope: Scope, turn: Turn) -> None:
+        self.straight = False  # whether they pass by the server's layers; known once the answer has begun
         self._outlet, self._scope, self._turn = outlet, scope, turn
         self._write: Callable[[str], bool] | None = None  # while nobody waits for the client
         self._held: list[str] = []
@@ -113,6 +134,7 @@ class EventStream:
 
     async def relay(self, work: asyncio.Future[None]) -> None:
         """The answer has begun: send what is put until `work` is done."""
+        self.straight = straight_write(self._scope) is not None
         work.add_done_callback(self._wake)
         try:
             while True:

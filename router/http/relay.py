@@ -26,7 +26,7 @@ from router.generation import Handover, Trace
 from router.http.gate import error_response
 from router.http.identity import Identity
 from router.http.job import Job
-from router.http.outlet import Outlet
+from router.http.outlet import Outlet, until_gone
 from router.metrics import Meter
 from router.protocol.errors import answer_for, code_of, is_refusal
 from router.protocol.sse import error_event
@@ -165,14 +165,9 @@ class _RelayExchange(Response):
 
         outlet = Outlet(send, self._relay.patience, cut)
         work = asyncio.create_task(self._run(scope, receive, outlet))
-        gone = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await until_gone(work, outlet, receive)
         finally:
-            outlet.close()
-            work.cancel()
-            gone.cancel()
-            await asyncio.wait({work, gone})
             if outlet.stalled and self._meter is not None:
                 self._meter.failed("client_stalled")
             if self._meter is not None:
@@ -337,8 +332,3 @@ class _Lease:
                 first_seconds=self._first,
             )
         )
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

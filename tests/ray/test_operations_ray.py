@@ -45,6 +45,11 @@ def page(cluster: Any) -> dict[str, list[Any]]:
     return samples
 
 
+def streamed(cluster: Any) -> dict[str, float]:
+    """Streams so far by their way."""
+    return {s.labels["way"]: s.value for s in page(cluster).get("echelon_streams_total", [])}
+
+
 def leased(cluster: Any) -> bool:
     return any(r.leases for r in cluster.rows())
 
@@ -67,6 +72,21 @@ def test_a_client_that_leaves_and_comes_back_is_charged_once(cluster: Any) -> No
     body, kept = ask(cluster, "left", body=LONG_BODY)
     assert kept
     assert generated(cluster) - before == json.loads(body)["usage"]["completion_tokens"]
+
+
+def test_events_go_straight_to_the_connection_that_haproxy_opened(cluster: Any) -> None:
+    """Not through Serve's layers: with other layers the front would be slow, and nothing else would fail."""
+    before = streamed(cluster)
+    request = urllib.request.Request(
+        cluster.base_url + "/chat/completions",
+        data=json.dumps({**json.loads(BODY), "stream": True, "max_tokens": 8}).encode(),
+        headers={"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+    after = streamed(cluster)
+    assert after["straight"] == before.get("straight", 0.0) + 1
+    assert after.get("asgi", 0.0) == before.get("asgi", 0.0)
 
 
 def test_the_gateways_requests_are_on_the_page(cluster: Any) -> None:

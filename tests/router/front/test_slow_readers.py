@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import time
+import urllib.request
 
 import pytest
 
@@ -98,3 +99,5 @@ def test_events_go_straight_to_the_connection(served, monkeypatch):
     with contextlib.closing(ask(address, 200)) as reader:
         assert len(Connection._read(reader).events) > 150
     assert len(sent) < 20
+    with urllib.request.urlopen(f"http://127.0.0.1:{address[1]}/metrics") as page:
+        assert 'echelon_streams_total{way="straight"} 1.0' in page.read().decode()
