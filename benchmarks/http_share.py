@@ -3,8 +3,8 @@
     python benchmarks/http_share.py [--streams 64] [--tokens 256] [--rounds 8] [--replicas 1]
 
 The demo model on the CPU; client, HAProxy, ingress and ranks share this machine's cores with nobody but each other. The
-engine in process has a process of its own (`engine_process.py`) for each way to run it: with every number of threads up
-to that of the cores, which wait for each other as torch's do, and as those of a rank. The best of them, by its median,
+engine in process has a process of its own (`engine_process.py`) for each way to run it: with one thread and with
+one for each core, which wait for each other as torch's do, and as those of a rank. The best of them, by its median,
 is the baseline. The cluster is as `echelon serve` makes it, and idle while they run, and they while it runs; each round
 over HTTP lies between two of each of them, and its share is to their mean. Prompts are fresh every time.
 
@@ -95,7 +95,7 @@ def first_over_http(address: tuple[str, int], prompt: tuple[int, ...]) -> float:
 def ways() -> dict[str, EngineProcess]:
     """The engine in process, in every way that is tried."""
     found = {}
-    for threads in range(1, cpu_count() + 1):
+    for threads in sorted({1, cpu_count()}):
         found[f"{threads} thread{'s' * (threads > 1)}"] = EngineProcess(threads, {})
         if threads > 1:  # one has nobody to wait for
             found[f"{threads} threads that wait as a rank's"] = EngineProcess(threads, RANK_ENV)
@@ -103,8 +103,12 @@ def ways() -> dict[str, EngineProcess]:
 
 
 def shown(values: list[float], unit: str = "") -> str:
-    least, greatest = min(values), max(values)
-    return f"{statistics.median(values):.3g}{unit} ({least:.3g} to {greatest:.3g}, n={len(values)})"
+    median, least, greatest = map(_figure, (statistics.median(values), min(values), max(values)))
+    return f"{median}{unit} ({least} to {greatest}, n={len(values)})"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def measure_share(address: tuple[str, int], engines: dict[str, EngineProcess], args: argparse.Namespace) -> str:
@@ -112,22 +116,25 @@ def measure_share(address: tuple[str, int], engines: dict[str, EngineProcess], a
     rng, total = random.Random(0), args.tokens * args.streams
     inside: dict[str, list[Ran]] = {way: [] for way in engines}
     outside: list[float] = []
+    idle: list[float] = []  # of the cluster, in cores
     spent: dict[str, list[float]] = defaultdict(list)
     in_process_once(engines, rng, args)
     over_http(address, prompts(rng, args.streams), args.tokens)  # both are warm
     for i in range(args.rounds + 1):
         load = os.getloadavg()[0]
-        for way, ran in in_process_once(engines, rng, args).items():
+        before, began = sum(cpu_seconds().values()), time.perf_counter()
+        for way, ran in in_process_once(engines, rng, args, first=i).items():
             inside[way].append(ran)
-        shown_rates = ", ".join(f"{total / rans[-1].seconds:,.0f}" for rans in inside.values())
-        print(f"round {i}: {shown_rates} tokens/s in process (load before: {load:.1f})", end="", flush=True)
+        idle.append((sum(cpu_seconds().values()) - before) / (time.perf_counter() - began))
+        last = ", ".join(f"{total / rans[-1].seconds:,.0f}" for rans in inside.values())
+        print(f"round {i}: {last} tokens/s in process (load before: {load:.1f})", end="", flush=True)
         if i == args.rounds:
             print()
             break
-        before = cpu_seconds()
+        spent_before = cpu_seconds()
         outside.append(total / over_http(address, prompts(rng, args.streams), args.tokens))
         for role, seconds in cpu_seconds().items():
-            spent[role].append((seconds - before.get(role, 0.0)) / total * 1e6)
+            spent[role].append((seconds - spent_before.get(role, 0.0)) / total * 1e6)
         print(f", {outside[-1]:,.0f} over HTTP", flush=True)
     print(f"tokens/s at {args.streams} streams of {args.tokens}: over HTTP {shown(outside)}")
     best = min(inside, key=lambda way: statistics.median(ran.seconds for ran in inside[way]))
@@ -136,14 +143,19 @@ def measure_share(address: tuple[str, int], engines: dict[str, EngineProcess], a
         shares = [rate * 2 / (a + b) for rate, a, b in zip(outside, rates, rates[1:], strict=False)]
         print(f"in process, {way}: {shown(rates)}, CPU a token {shown([r.cpu / total * 1e6 for r in rans], ' us')}")
         print(f"    share over HTTP: {shown(shares)}{' (THE BASELINE)' if way == best else ''}")
+    print(f"the idle cluster beside the engines in process: {shown(idle)} cores")
     print("CPU a token over HTTP:")
     for role, values in sorted(spent.items(), key=lambda kv: -statistics.median(kv[1])):
         print(f"    {role}: {shown(values, ' us')}")
     return best
 
 
-def in_process_once(engines: dict[str, EngineProcess], rng: random.Random, args: argparse.Namespace) -> dict[str, Ran]:
-    return {way: in_process(engine, prompts(rng, args.streams), args.tokens) for way, engine in engines.items()}
+def in_process_once(
+    engines: dict[str, EngineProcess], rng: random.Random, args: argparse.Namespace, first: int = 0
+) -> dict[str, Ran]:
+    """One run of each, beginning with number `first`: none is always the one after HTTP."""
+    order = [list(engines)[(first + n) % len(engines)] for n in range(len(engines))]
+    return {way: in_process(engines[way], prompts(rng, args.streams), args.tokens) for way in order}
 
 
 def measure_first(address: tuple[str, int], engine: EngineProcess, count: int) -> None:
