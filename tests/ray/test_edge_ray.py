@@ -55,7 +55,8 @@ def test_a_body_that_never_ends(cluster: Any) -> None:
         s.sendall(post(length=1000) + BODY)
         shown = b""
         while not shown.endswith(b"}}"):
-            assert (piece := s.recv(65536)), shown
+            piece = s.recv(65536)
+            assert piece, shown
             shown += piece
     status, error = status_and_error(shown)
     assert (status, error["code"]) == (408, "request_timeout")
