@@ -15,7 +15,7 @@ from router.qos.queue import Room
 if TYPE_CHECKING:
     from router.dispatch.columns import Columns
 
-_MANY = 32  # replicas of one shape, from which on arrays are quicker than a loop
+_MANY = 80  # replicas of one shape, from which on arrays are quicker than a loop
 
 
 @dataclass(slots=True)
