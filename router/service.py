@@ -21,6 +21,7 @@ from router.http.reading import Answer, Reading
 from router.http.stories import Stories
 from router.metrics import Meter, Metrics
 from router.protocol.errors import HttpRefusal, answer_for, code_of, echo, is_refusal
+from router.protocol.interactive import InteractiveBody, InteractiveQosBody
 from router.protocol.json_entry import parse_object
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
@@ -30,11 +31,13 @@ from router.request_log import log_finished, log_kept, log_refused
 from router.text.offload import TextPool
 from workers.api.errors import ConfigError, EchelonError, InvalidRequest, ModelNotFound, RequestError
 
-BODIES: dict[str, type[ChatBody] | type[CompletionBody]] = {
+BODIES: dict[str, type[ChatBody] | type[CompletionBody] | type[InteractiveBody]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
     "/v1/chat/completions_qos": QosChatBody,
     "/v1/completions_qos": QosCompletionBody,
+    "/v1/chat/interactive": InteractiveBody,
+    "/v1/chat/interactive_qos": InteractiveQosBody,
 }
 
 INLINE_BYTES = 32 << 10  # parsed and checked in under 0.5 ms
@@ -98,6 +101,18 @@ class Service:
         if model is None or not identity.may_use(name):
             raise ModelNotFound(echo(name))
         return model
+
+    def _only(self, name: str | None, identity: Identity) -> ServedModel:
+        models = self.models(identity)
+        if name is not None or not models:
+            return self.model(name or "", identity)
+        if len(models) > 1:
+            raise InvalidRequest(
+                "Missing required parameter: 'model': there are several here.",
+                param="model",
+                code="missing_required_parameter",
+            )
+        return models[0]
 
     def serves(self, name: str) -> bool:
         """Whether our own replicas have a model of that name, whoever asks."""
@@ -169,7 +184,12 @@ class Service:
         checked = await self._pool.run(
             len(body), lambda: validate(kind, parse_object(body, max_bytes=limit)), inline=INLINE_BYTES
         )
-        user_id = checked.user_id if isinstance(checked, QosChatBody | QosCompletionBody) else None
+        user_id = None
+        if isinstance(checked, QosChatBody | QosCompletionBody | InteractiveQosBody):
+            user_id = checked.user_id
+        if isinstance(checked, InteractiveBody):
+            identity = identity.called(user_id, None)
+            return await self._maker.interactive(checked, self._only(checked.model, identity), identity)
         identity = identity.called(user_id, checked.user)
         model = self.model(checked.model, identity)
         if isinstance(checked, ChatBody):

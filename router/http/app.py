@@ -37,6 +37,7 @@ from router.http.stories import Stories
 from router.http.straight import note_server
 from router.metrics import CONTENT_TYPE, Metrics
 from router.protocol.errors import HttpRefusal, echo
+from router.protocol.interactive import InteractiveBody, InteractiveQosBody
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
 from router.service import Service
@@ -142,6 +143,16 @@ def create_app(
     async def completions_qos(request: Request) -> Response:
         """The same for a user of the caller's: `user_id`."""
         return await generate(request, "/v1/completions_qos")
+
+    @app.post("/v1/chat/interactive", openapi_extra=_body_of(InteractiveBody), tags=["lmdeploy"])
+    async def chat_interactive(request: Request) -> Response:
+        """A chat's answer as LMDeploy documents it, as one body or as lines of JSON. No history is kept here."""
+        return await generate(request, "/v1/chat/interactive")
+
+    @app.post("/v1/chat/interactive_qos", openapi_extra=_body_of(InteractiveQosBody), tags=["qos"])
+    async def chat_interactive_qos(request: Request) -> Response:
+        """The same for a user of the caller's: `user_id`."""
+        return await generate(request, "/v1/chat/interactive_qos")
 
     @app.get("/v1/models", tags=["openai"])
     async def list_models(request: Request) -> Response:

@@ -1,7 +1,7 @@
 """The answer to one generation: waits for acceptance, then streams events or collects a body.
 
 The 200 header goes out after the generator's first batch, so that refusals have their own status. A stream that fails
-later ends with an error event and without `[DONE]`. A client that goes away, or reads nothing for too long, closes the
+later ends with its error, and without `[DONE]`. A client that goes away, or reads nothing for too long, closes the
 generator: it must not keep its lease.
 """
 
@@ -22,12 +22,10 @@ from router.http.outlet import EventStream, Outlet, Turn, until_gone
 from router.http.reading import Reading
 from router.metrics import Meter
 from router.protocol.errors import answer_for, code_of, is_refusal
-from router.protocol.sse import CONTENT_TYPE, DONE, error_event
 from workers.api.errors import EchelonError, EngineFault
 
 log = logging.getLogger("echelon.http")
 _STREAM_HEADERS = [
-    (b"content-type", CONTENT_TYPE),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
@@ -118,7 +116,8 @@ class Exchange(Response):
             await first.wait()
             if begun:
                 started = True
-                await outlet({"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)})
+                headers = [(b"content-type", job.format.content_type), *_STREAM_HEADERS]
+                await outlet({"type": "http.response.start", "status": 200, "headers": headers})
                 try:
                     await events.relay(work)
                 finally:
@@ -126,11 +125,11 @@ class Exchange(Response):
             await work
             reading.check_finished()
             usage = job.format.usage(reading.usage()) if job.usage_wanted else ""
-            await events.end(usage + DONE)
+            await events.end(usage + job.format.done)
         except Exception as e:
             error = self._failed(e)
             if started:
-                await events.end(error_event(answer_for(error).body))
+                await events.end(job.format.error(answer_for(error).body))
             else:
                 await error_response(error)(scope, receive, outlet)
         finally:

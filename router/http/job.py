@@ -12,6 +12,7 @@ from router.http.config import FrontConfig, ServedModel
 from router.http.identity import Identity
 from router.protocol.answers import ChatFormat, CompletionFormat, Format
 from router.protocol.errors import HttpRefusal
+from router.protocol.interactive import InteractiveBody, InteractiveFormat
 from router.protocol.openai import ChatBody, Common, CompletionBody
 from router.protocol.sampling import check_ids, check_products, room, samplings
 from router.request_context import unique_id
@@ -51,32 +52,30 @@ class JobMaker:
 
     async def chat(self, body: ChatBody, model: ServedModel, identity: Identity) -> Job:
         """The job of a chat. Raises InvalidRequest, HttpRefusal."""
-        tokenizer = model.tokenizer
-        if tokenizer.chat is None:
-            refusal = HttpRefusal(
-                404,
-                "This is not a chat model and thus not supported in the v1/chat/completions endpoint. "
-                "Did you mean to use v1/completions?",
-            )
-            refusal.param = "model"
-            raise refusal
+        route = "/v1/chat/completions"
         check_products(body, 1, self._config.limits)
-        add_prompt = body.add_generation_prompt
-        conversation = Conversation(
-            [{"role": m.role, "content": m.content, "name": m.name} for m in body.messages],
-            add_generation_prompt=not body.continue_final_message if add_prompt is None else add_prompt,
-            continue_final_message=bool(body.continue_final_message),
-        )
-        ids = await tokenizer.chat.encode(conversation, self._pool, limit=prompt_limit(body, model))
+        ids = await self._rendered(body, model, route)
         request_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
         form = ChatFormat(
             request_id,
             int(self._now()),
             model.name,
-            tokenizer.token_bytes,
+            model.tokenizer.token_bytes,
             usage_in_chunks=_usage_wanted(body),
         )
-        return self._job(body, model, identity, [tuple(ids)], form, "/v1/chat/completions", "messages", [""])
+        return self._job(body, model, identity, [ids], form, route, "messages", [""])
+
+    async def interactive(self, asked: InteractiveBody, model: ServedModel, identity: Identity) -> Job:
+        """The job of a chat as LMDeploy asks for it. Raises InvalidRequest, HttpRefusal."""
+        route, body, form = "/v1/chat/interactive", asked.as_chat(model.name), InteractiveFormat()
+        try:
+            ids = await self._rendered(body, model, route)
+        except InvalidRequest as e:
+            e.param = "prompt" if e.param == "messages" else e.param  # as it is called here
+            raise
+        job = self._job(body, model, identity, [ids], form, route, "prompt", [""])
+        form.follow(job.choices[0], len(ids))
+        return job
 
     async def completion(self, body: CompletionBody, model: ServedModel, identity: Identity) -> Job:
         """The job of a completion, with one generation request a prompt. Raises InvalidRequest."""
@@ -103,6 +102,24 @@ class JobMaker:
             usage_in_chunks=_usage_wanted(body),
         )
         return self._job(body, model, identity, prompts, form, "/v1/completions", "prompt", echoes)
+
+    async def _rendered(self, body: ChatBody, model: ServedModel, route: str) -> tuple[int, ...]:
+        chat = model.tokenizer.chat
+        if chat is None:
+            refusal = HttpRefusal(
+                404,
+                f"This is not a chat model and thus not supported in the {route[1:]} endpoint. "
+                "Did you mean to use v1/completions?",
+            )
+            refusal.param = "model"
+            raise refusal
+        add_prompt = body.add_generation_prompt
+        conversation = Conversation(
+            [{"role": m.role, "content": m.content, "name": m.name} for m in body.messages],
+            add_generation_prompt=not body.continue_final_message if add_prompt is None else add_prompt,
+            continue_final_message=bool(body.continue_final_message),
+        )
+        return tuple(await chat.encode(conversation, self._pool, limit=prompt_limit(body, model)))
 
     async def _encoded(self, text: str, body: Common, model: ServedModel) -> tuple[int, ...]:
         limit = prompt_limit(body, model)

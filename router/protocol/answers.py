@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from router.protocol.sse import dumps, quoted
+from router.protocol.sse import CONTENT_TYPE, DONE, dumps, error_event, quoted
 from workers.api.request import TokenLogprobs
 
 TokenBytes = Callable[[int], bytes]
@@ -52,6 +52,14 @@ class ChoiceAnswer:
 class Format(Protocol):
     """How an endpoint writes its answers."""
 
+    @property
+    def content_type(self) -> bytes:
+        """Of a stream."""
+
+    @property
+    def done(self) -> str:
+        """What ends a whole stream."""
+
     def body(self, choices: Sequence[ChoiceAnswer], usage: Usage) -> bytes:
         """The whole answer."""
 
@@ -66,6 +74,20 @@ class Format(Protocol):
 
     def usage(self, usage: Usage) -> str:
         """The usage event of a stream that asked for it."""
+
+    def error(self, body: bytes) -> str:
+        """The last event of a stream that failed; `done` does not follow it."""
+
+
+class _Events:
+    """Streams are server-sent events."""
+
+    content_type = CONTENT_TYPE
+    done = DONE
+
+    def error(self, body: bytes) -> str:
+        """The error as an event."""
+        return error_event(body)
 
 
 class _Envelope:
@@ -93,7 +115,7 @@ class _Heads(dict[int, str]):
         return head
 
 
-class ChatFormat:
+class ChatFormat(_Events):
     """/v1/chat/completions."""
 
     def __init__(
@@ -155,7 +177,7 @@ class ChatFormat:
         return {"token": raw.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(raw)}
 
 
-class CompletionFormat:
+class CompletionFormat(_Events):
     """/v1/completions. `echoes[i]` stands before the text of choice i (empty where no echo is wanted)."""
 
     def __init__(

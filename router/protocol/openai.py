@@ -26,11 +26,13 @@ MAX_TOKENS = 2**31 - 1
 Harmless = Callable[[Any], bool]
 
 
-def _nothing(value: Any) -> bool:
+def is_nothing(value: Any) -> bool:
+    """Asks for nothing."""
     return value is None or value in ([], {}, "")
 
 
-def _false(value: Any) -> bool:
+def is_false(value: Any) -> bool:
+    """Not given, or false."""
     return value is None or value is False
 
 
@@ -64,7 +66,9 @@ def _metadata(value: dict[str, str]) -> dict[str, str]:
 Label = Annotated[str, Field(max_length=512), AfterValidator(_no_control)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """No type is guessed, no unknown field passes."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     not_done: ClassVar[dict[str, Harmless]] = {}  # documented, refused unless the value asks for nothing
 
@@ -86,19 +90,19 @@ class _Strict(BaseModel):
         return {k: v for k, v in data.items() if k not in cls.not_done}
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream carries besides text."""
 
-    not_done = {"include_obfuscation": _false}
+    not_done = {"include_obfuscation": is_false}
 
     include_usage: bool | None = None
 
 
-class ChatMessage(_Strict):
+class ChatMessage(Strict):
     """One message. Fields that clients send back from an answer (`refusal: null`, ...) are taken when empty."""
 
     not_done = dict.fromkeys(
-        ("tool_calls", "function_call", "refusal", "audio", "annotations", "reasoning_content"), _nothing
+        ("tool_calls", "function_call", "refusal", "audio", "annotations", "reasoning_content"), is_nothing
     )
 
     @model_validator(mode="before")
@@ -117,7 +121,7 @@ class ChatMessage(_Strict):
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] | None = None
 
 
-class Common(_Strict):
+class Common(Strict):
     """What both endpoints take."""
 
     model: str
@@ -182,9 +186,9 @@ class ChatBody(Common):
 
     not_done = {
         **dict.fromkeys(
-            ("tools", "functions", "audio", "prediction", "web_search_options", "moderation", "bad_words"), _nothing
+            ("tools", "functions", "audio", "prediction", "web_search_options", "moderation", "bad_words"), is_nothing
         ),
-        "store": _false,
+        "store": is_false,
         "modalities": lambda v: v is None or v == ["text"],
         "response_format": lambda v: v is None or v == {"type": "text"},
         "tool_choice": lambda v: v in (None, "none", "auto"),
@@ -241,9 +245,9 @@ class CompletionBody(Common):
     """POST /v1/completions. Without `max_tokens` an answer has at most 16 tokens, as OpenAI documents."""
 
     not_done = {
-        **dict.fromkeys(("suffix", "response_format", "bad_words", "prompt_logprobs"), _nothing),
+        **dict.fromkeys(("suffix", "response_format", "bad_words", "prompt_logprobs"), is_nothing),
         "best_of": lambda v: v is None or (v == 1 and v is not True),
-        "store": _false,
+        "store": is_false,
     }
 
     prompt: Prompt

@@ -24,7 +24,8 @@ def _user_id(value: str) -> str:
     return value
 
 
-def _integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """Not given, or an integer."""
     return value is None or type(value) is int
 
 
@@ -33,10 +34,11 @@ def _text(value: Any) -> bool:
 
 
 UserId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_user_id)]
-_MEANINGLESS: dict[str, Harmless] = {"session_id": _integer}
+_MEANINGLESS: dict[str, Harmless] = {"session_id": is_integer}
 
 
-def _without_false_stop(data: Any) -> Any:
+def without_false_stop(data: Any) -> Any:
+    """`data` less a `stop` that is false, as LMDeploy documents it."""
     if isinstance(data, dict) and data.get("stop") is False:
         return {k: v for k, v in data.items() if k != "stop"}
     return data
@@ -52,7 +54,7 @@ class QosChatBody(ChatBody):
     @model_validator(mode="before")
     @classmethod
     def _as_documented(cls, data: Any) -> Any:
-        data = _without_false_stop(data)
+        data = without_false_stop(data)
         if isinstance(data, dict) and isinstance(data.get("messages"), str):
             return {**data, "messages": [{"role": "user", "content": data["messages"]}]}
         return data
@@ -68,4 +70,4 @@ class QosCompletionBody(CompletionBody):
     @model_validator(mode="before")
     @classmethod
     def _as_documented(cls, data: Any) -> Any:
-        return _without_false_stop(data)
+        return without_false_stop(data)

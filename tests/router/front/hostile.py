@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from .fakes import SPECIALS
 from .test_json_entry import FIELDS
 
-CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETION, INTERACTIVE = "/v1/chat/completions", "/v1/completions", "/v1/chat/interactive"
 HI = {"role": "user", "content": "hi"}
 GOOD: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"model": "m", "messages": [HI], "max_tokens": 4}),
@@ -30,6 +30,8 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     (COMPLETION, {"model": "m", "prompt": [[40], [41]], "stream": True, "n": 2, "min_tokens": 3, "max_tokens": 12}),
     (f"{CHAT}_qos", {"model": "m", "messages": "hi", "stop": False, "session_id": -1, "user_id": "u"}),
     (f"{COMPLETION}_qos", {"model": "m", "prompt": "hi", "suffix": "s", "user_id": "u", "stream": True}),
+    (INTERACTIVE, {"model": "m", "prompt": "hi", "session_id": 1, "stream": True, "request_output_len": 9}),
+    (f"{INTERACTIVE}_qos", {"model": "m", "prompt": [HI], "stop": False, "image_url": None, "user_id": "u"}),
     (COMPLETION, {"model": "org/base", "prompt": "x" * 300, "truncate_prompt_tokens": 9, "request_id": "r-1"}),
 ]
 NUMBERS: list[Any] = [0, -1, 1, 2, 128, 129, 361, 2**31 - 1, 2**31, 2**53, 2**63 - 1, 2**63, -(2**63) - 1, 2**64]

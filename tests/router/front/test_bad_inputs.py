@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from .fakes import ANSWER, SPECIALS
 
-CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETION, INTERACTIVE = "/v1/chat/completions", "/v1/completions", "/v1/chat/interactive"
 HI = {"role": "user", "content": "hi"}
-BASE = {CHAT: {"model": "m", "messages": [HI], "max_tokens": 4}, COMPLETION: {"model": "m", "prompt": "hi"}}
+BASE = {
+    CHAT: {"model": "m", "messages": [HI], "max_tokens": 4},
+    COMPLETION: {"model": "m", "prompt": "hi"},
+    INTERACTIVE: {"model": "m", "prompt": "hi", "request_output_len": 4},
+}
 
 
 class Gone:
@@ -324,7 +328,48 @@ PROMPTS = [
     good("stop token text", {"prompt": "<|im_end|>"}, path=COMPLETION),
 ]  # fmt: skip
 
-CASES = [*ROUTING, *BODIES, *PRESENCE, *RANGES, *PROMPTS]
+INTERACTIVES = [
+    bad("no prompt", {"prompt": GONE}, "missing_required_parameter", "prompt"),
+    *(bad(f"prompt {v!r}", {"prompt": v}, "invalid_type", "prompt") for v in (None, 1, True, {}, 0.5)),
+    bad("empty prompt", {"prompt": []}, "empty_array", "prompt"),
+    bad("a string in the prompt", {"prompt": ["hi"]}, "invalid_type", "prompt[0]"),
+    bad("prompt of ids", {"prompt": [40, 41]}, "invalid_type", "prompt[0]"),
+    bad("role", {"prompt": [{"role": "wizard", "content": "x"}]}, "invalid_value", "prompt[0].role"),
+    bad("no content", {"prompt": [HI, {"role": "user"}]}, "missing_required_parameter", "prompt[1].content"),
+    bad("prompt beyond the context", {"prompt": "hello " * 400}, "context_length_exceeded", "prompt"),
+    bad("output beyond the context", {"request_output_len": 256}, "context_length_exceeded", "prompt"),
+    *(bad(f"len {v!r}", {"request_output_len": v}, "invalid_type", "request_output_len") for v in ("4", 4.5, True, [])),
+    *(bad(f"len {v}", {"request_output_len": v}, "integer_below_min_value", "request_output_len") for v in (0, -1)),
+    bad("len 2**31", {"request_output_len": 2**31}, "integer_above_max_value", "request_output_len"),
+    bad("temperature", {"temperature": 2.1}, "decimal_above_max_value", "temperature"),
+    bad("temperature true", {"temperature": True}, "invalid_type", "temperature"),
+    bad("top_p 0", {"top_p": 0}, "integer_below_min_value", "top_p"),
+    bad("top_k -2", {"top_k": -2}, "integer_below_min_value", "top_k"),
+    bad("top_k 0.5", {"top_k": 0.5}, "invalid_type", "top_k"),
+    bad("repetition_penalty", {"repetition_penalty": 0}, "decimal_below_min_value", "repetition_penalty"),
+    bad("stop true", {"stop": True}, "invalid_type", "stop"),
+    bad("five stops", {"stop": ["a", "b", "c", "d", "e"]}, "array_above_max_length", "stop"),
+    *(bad(f"{name} 1", {name: 1}, "invalid_type", name) for name in ("stream", "ignore_eos", "skip_special_tokens")),
+    bad("model 1", {"model": 1}, "invalid_type", "model"),
+    bad("which model", {"model": GONE}, "missing_required_parameter", "model"),
+    bad("no such model", {"model": "nope"}, "model_not_found", "model", status=404),
+    bad("no chat", {"model": "org/base"}, None, "model", status=404, says="the v1/chat/interactive endpoint"),
+    *(
+        bad(f"{name} {v!r}", {name: v}, "unsupported_parameter", name)
+        for name, v in (
+            ("interactive_mode", True), ("interactive_mode", 1), ("cancel", True), ("session_id", "1"),
+            ("session_id", True), ("image_url", "http://x/y.png"), ("image_url", ["x"]), ("adapter_name", "lora"),
+            ("kwargs", {"a": 1}),
+        )
+    ),
+    *(
+        bad(f"unknown {name}", {name: v}, "unknown_parameter", name)
+        for name, v in {"messages": [HI], "max_tokens": 4, "n": 1, "user": "u", "user_id": "u", "foo": 1}.items()
+    ),
+]  # fmt: skip
+INTERACTIVES = [replace(case, path=INTERACTIVE, name=f"interactive {case.name}") for case in INTERACTIVES]
+
+CASES = [*ROUTING, *BODIES, *PRESENCE, *RANGES, *PROMPTS, *INTERACTIVES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name.replace("\x00", "0"))

@@ -17,7 +17,7 @@ from router.http.config import FrontConfig, ServedModel
 
 from .conftest import base_of
 from .fakes import ANSWER, FakeGenerator, FakeStatus
-from .hostile import CHAT, COMPLETION, HI, Attack, attacks, poisoned
+from .hostile import CHAT, COMPLETION, HI, INTERACTIVE, Attack, attacks, poisoned
 from .raw_http import Answer, Connection
 from .served import serving
 from .strict_json import judge
@@ -103,7 +103,12 @@ def check_verdict(attack: Attack, answer: Answer) -> None:
 def check_answer(attack: Attack, answer: Answer, tokenizer: Any) -> None:
     """What the fake generator says, as far as the body asked for it."""
     body = json.loads(attack.body)
-    if body.get("stream"):
+    if attack.path.startswith(INTERACTIVE):
+        lines = [json.loads(line) for line in answer.body.splitlines()]
+        texts, reasons = {0: "".join(line["text"] for line in lines)}, {0: [lines[-1]["finish_reason"]]}
+        usage = {"completion_tokens": lines[-1]["tokens"]}
+        assert len(lines) == 1 or body["stream"]
+    elif body.get("stream"):
         texts, reasons, usage = from_events(answer.events)
     else:
         whole = answer.json

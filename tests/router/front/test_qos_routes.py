@@ -19,9 +19,9 @@ from router.qos.source import parse_source
 
 from .fakes import FakeStatus
 from .test_access import bearer, call
-from .test_bad_inputs import CHAT, COMPLETION
+from .test_bad_inputs import CHAT, COMPLETION, INTERACTIVE
 
-CHAT_QOS, COMPLETION_QOS = f"{CHAT}_qos", f"{COMPLETION}_qos"
+CHAT_QOS, COMPLETION_QOS, INTERACTIVE_QOS = f"{CHAT}_qos", f"{COMPLETION}_qos", f"{INTERACTIVE}_qos"
 # As LMDeploy's document shows them, but for the model.
 DOCUMENTED_CHAT = {
     "model": "m", "messages": "Hello,Hello", "temperature": 0.7, "top_p": 1, "n": 1, "max_tokens": 100, "stop": False,
@@ -33,8 +33,14 @@ DOCUMENTED_COMPLETION = {
     "stop": "string", "stream": False, "top_p": 1, "repetition_penalty": 1, "session_id": -1, "ignore_eos": False,
     "user_id": "user_id0",
 }  # fmt: skip
+DOCUMENTED_INTERACTIVE = {
+    "prompt": "Hello,Hello", "session_id": -1, "interactive_mode": False, "stream": False, "stop": False,
+    "request_output_len": 100, "top_p": 0.8, "top_k": 40, "temperature": 0.8, "repetition_penalty": 1,
+    "ignore_eos": False, "user_id": "user_id0",
+}  # fmt: skip
 HI = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 2}
+ASK = {"model": "m", "prompt": "hi", "request_output_len": 2}
 GOLD, BRONZE = make_key(), make_key()
 TIERS = """
 user_groups: [Platinum, Gold, Bronze]
@@ -69,12 +75,19 @@ def body(fields: dict[str, object]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("path", "fields"), [(CHAT_QOS, DOCUMENTED_CHAT), (COMPLETION_QOS, DOCUMENTED_COMPLETION)], ids=["chat", "text"]
+    ("path", "fields"),
+    [
+        (CHAT_QOS, DOCUMENTED_CHAT),
+        (COMPLETION_QOS, DOCUMENTED_COMPLETION),
+        (INTERACTIVE_QOS, DOCUMENTED_INTERACTIVE | {"model": "m"}),
+    ],
+    ids=["chat", "text", "interactive"],
 )
 async def test_documented_bodies_as_they_stand(keyless, generator, path, fields):
     answer = await call(keyless, path=path, body=body(fields), client="127.0.0.1")
     assert answer.status == 200, answer.body
-    assert json.loads(answer.body)["usage"]["completion_tokens"] > 1
+    shown = json.loads(answer.body)
+    assert (shown["tokens"] if path == INTERACTIVE_QOS else shown["usage"]["completion_tokens"]) > 1
     (request,) = generator.requests
     assert (request.owner, request.tier, request.salt, request.sub) == ("user_id0", "", b"user_id0", "")
 
@@ -88,7 +101,11 @@ async def test_a_string_of_messages_is_one_message_of_a_user(keyless, generator)
     assert (plain.status, plain.error["param"]) == (400, "messages")
 
 
-@pytest.mark.parametrize(("path", "fields"), [(CHAT_QOS, HI), (COMPLETION_QOS, TEXT)], ids=["chat", "text"])
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [(CHAT_QOS, HI), (COMPLETION_QOS, TEXT), (INTERACTIVE_QOS, ASK)],
+    ids=["chat", "text", "interactive"],
+)
 @pytest.mark.parametrize("user_id", ["default", "", "a\nb", "x" * 257, 7, ["vip"], {"id": "vip"}, True])
 async def test_user_ids_that_nobody_has(keyless, generator, path, fields, user_id):
     answer = await call(keyless, path=path, body=body({**fields, "user_id": user_id}), client="127.0.0.1")
@@ -97,8 +114,9 @@ async def test_user_ids_that_nobody_has(keyless, generator, path, fields, user_i
 
 
 async def test_user_id_is_unknown_to_the_plain_routes(keyless):
-    answer = await call(keyless, path=CHAT, body=body({**HI, "user_id": "vip"}), client="127.0.0.1")
-    assert (answer.status, answer.error["code"]) == (400, "unknown_parameter")
+    for path, fields in ((CHAT, HI), (COMPLETION, TEXT), (INTERACTIVE, ASK)):
+        answer = await call(keyless, path=path, body=body({**fields, "user_id": "vip"}), client="127.0.0.1")
+        assert (answer.status, answer.error["code"]) == (400, "unknown_parameter")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +163,10 @@ async def test_spoofs(keyed, generator):
     qos = make_qos_config(parse_source(TIERS, "f", as_json=False))
     trials = escalations = 0
     for key, owner, tier in ((GOLD, "anna", "Gold"), (BRONZE, "ben", "Bronze")):
-        for path, base in ((CHAT, HI), (CHAT_QOS, HI), (COMPLETION, TEXT), (COMPLETION_QOS, TEXT)):
+        for path, base in (
+            *((CHAT, HI), (CHAT_QOS, HI), (COMPLETION, TEXT), (COMPLETION_QOS, TEXT)),
+            *((INTERACTIVE, ASK), (INTERACTIVE_QOS, ASK)),
+        ):
             tries = [(more, []) for more in SPOOFS] + [({}, [header]) for header in HEADERS]
             tries.append(({"user_id": "vip"} if path.endswith("_qos") else {"user": "vip"}, HEADERS[:4]))
             for more, headers in tries:
@@ -169,9 +190,9 @@ async def test_spoofs(keyed, generator):
     assert {r.sub for r in generator.requests} >= {"", "vip", "rich", "cheap", "anna/vip"}
 
 
-@pytest.mark.parametrize("path", [CHAT_QOS, COMPLETION_QOS])
+@pytest.mark.parametrize("path", [CHAT_QOS, COMPLETION_QOS, INTERACTIVE_QOS])
 async def test_a_spoof_needs_a_key_all_the_same(keyed, generator, path):
-    fields = {**(HI if path == CHAT_QOS else TEXT), "user_id": "vip"}
+    fields = {**(HI if path == CHAT_QOS else TEXT if path == COMPLETION_QOS else ASK), "user_id": "vip"}
     assert (await call(keyed, path=path, body=body(fields), client="127.0.0.1")).status == 401
     hidden = await call(keyed, [bearer(GOLD)], path=path, body=body({**fields, "model": "secret"}))
     assert (hidden.status, hidden.error["code"]) == (404, "model_not_found")
