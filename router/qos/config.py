@@ -7,6 +7,7 @@ A configuration is frozen: a reload makes a new one, and `Policy.replace` takes 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from router.qos.source import Place, Source, read_source, shown
 
 DEFAULT = "default"  # the id of a tier's line for users without one
+TAU = 0.018  # seconds
+_STRETCH = 0.3  # G1: a step may be so much longer than a tier's own, whatever its target
 
 
 class _Part(BaseModel):
@@ -31,6 +34,7 @@ class _TierPart(_Part):
     max_wait: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_queued: Annotated[int, Field(ge=1)] = 10_000
     max_queued_per_user: Annotated[int, Field(ge=1)] = 1_000
+    itl_target: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
 
 
 class _File(_Part):
@@ -38,6 +42,7 @@ class _File(_Part):
     user_groups: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(min_length=1, max_length=64)]
     user_group_map: dict[str, list[_UserLine]] = {}
     tiers: dict[str, _TierPart] = {}
+    tau: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = TAU
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,8 @@ class Tier:
 
     `min_share` of all useful service goes to the tier while it waits (0: strictly after the tiers above). `max_wait`:
     after so many seconds its oldest request is served before all others, one at a time (None: never). `max_queued`
-    bounds its waiting requests, `max_queued_per_user` those of one user.
+    bounds its waiting requests, `max_queued_per_user` those of one user. `itl_target`: seconds to which lower tiers may
+    fill a step in which it decodes or waits (None: only tau bounds them).
     """
 
     rank: int
@@ -55,6 +61,11 @@ class Tier:
     max_wait: float | None = None
     max_queued: int = 10_000
     max_queued_per_user: int = 1_000
+    itl_target: float | None = None
+
+    def spare(self, own: float) -> float:
+        """Seconds that lower tiers may add to a step that takes `own` without them, tau aside."""
+        return inf if self.itl_target is None else max(self.itl_target - own, _STRETCH * own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +83,15 @@ class Account:
 
 
 class QosConfig:
-    """Who is served in which order. `enabled` False: first come, first served, with the limits of no tier."""
+    """Who is served in which order. `enabled` False: first come, first served, with the limits of no tier.
 
-    def __init__(self, tiers: tuple[Tier, ...], accounts: tuple[Account, ...], *, enabled: bool = True) -> None:
-        self.enabled, self.tiers, self.accounts = enabled, tiers, accounts
+    `tau`: predicted seconds that all lower tiers together may add to a step in which a higher one decodes or waits.
+    """
+
+    def __init__(
+        self, tiers: tuple[Tier, ...], accounts: tuple[Account, ...], *, enabled: bool = True, tau: float = TAU
+    ) -> None:
+        self.enabled, self.tiers, self.accounts, self.tau = enabled, tiers, accounts, tau
         self._users = {a.id: a for a in accounts if a.id != DEFAULT}
         self._defaults = {a.tier.name: a for a in accounts if a.id == DEFAULT}
         listed = [a for a in accounts if a.id == DEFAULT]
@@ -99,12 +115,15 @@ class QosConfig:
         if not self.enabled:
             return ["enable_user_qos is false: first come, first served"]
         lines: list[str] = []
+        if len(self.tiers) > 1:
+            lines.append(f"lower tiers add at most {1e3 * self.tau:g} ms to a step in which a higher one has work")
         for tier in self.tiers:
             above = "first" if tier.rank == 0 else f"after {self.tiers[tier.rank - 1].name}"
             floor = f"; at least {tier.min_share:.1%} of all service while it waits" if tier.min_share else ""
             wait = f"; its oldest request first after {tier.max_wait:g} s" if tier.max_wait else ""
+            target = f"; its steps are filled up to {1e3 * tier.itl_target:g} ms" if tier.itl_target else ""
             lines.append(
-                f"{tier.name}: {above}{floor}{wait}; at most {tier.max_queued} requests wait, "
+                f"{tier.name}: {above}{floor}{wait}{target}; at most {tier.max_queued} requests wait, "
                 f"{tier.max_queued_per_user} of one user"
             )
             own = [a for a in self.accounts if a.tier is tier]
@@ -136,7 +155,7 @@ def make_qos_config(source: Source) -> QosConfig:
     accounts = tuple(
         Account(tier, line.id, line.quota_pct) for tier in tiers for line in file.user_group_map.get(tier.name, [])
     )
-    return QosConfig(tiers, accounts, enabled=file.enable_user_qos)
+    return QosConfig(tiers, accounts, enabled=file.enable_user_qos, tau=file.tau)
 
 
 def _advice(place: tuple[str | int, ...], message: str, found: Any) -> str:
@@ -162,6 +181,11 @@ def _contradictions(file: _File) -> list[tuple[Place, str]]:
                 known = shown(", ".join(groups))
                 text = f"'{shown(name)}' is not one of user_groups ({known}): add it there or correct it"
                 problems.append(((section, name), text))
+    if "tau" in file.model_fields_set and len(groups) == 1:
+        problems.append((("tau",), f"tau has no effect: '{shown(groups[0])}' is the only tier: remove it"))
+    if (last := file.tiers.get(groups[-1])) is not None and last.itl_target is not None:
+        place = ("tiers", groups[-1], "itl_target")
+        problems.append((place, f"itl_target has no effect: nobody is below '{shown(groups[-1])}': remove it"))
     if (total := sum(t.min_share for t in file.tiers.values())) > 0.5:
         problems.append((("tiers",), f"min_share sums to {total:g}: floors may take at most 0.5 together"))
     home: dict[str, str] = {}

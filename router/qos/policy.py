@@ -24,9 +24,9 @@ from workers.api.ordering import Charge
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one engine, in units of service but for `tau`.
+    """Of one engine, in units of service but for `tau` (seconds).
 
-    `tau`: predicted seconds that all lower tiers together may add to a step in which a higher tier decodes or waits.
+    `tau` instead of the configuration's.
     """
 
     step: float  # U: the most that one step can charge
@@ -34,7 +34,7 @@ class Limits:
     pacing: float | None = None  # X; None = U
     eviction: float | None = None  # E; None = X + L: less evicts faster than it serves
     quantum: float = 512.0  # of one turn inside a step
-    tau: float = 0.018
+    tau: float | None = None
 
     @property
     def ahead(self) -> float:
@@ -112,6 +112,11 @@ class Policy:
         self.floors = Floors(config.tiers, limits.step)
         self.bands: dict[int, Band] = {}
         self._standings: dict[tuple[str, str], Standing] = {}
+
+    @property
+    def tau(self) -> float:
+        """Predicted seconds that all lower tiers together may add to a step in which a higher one decodes or waits."""
+        return self.config.tau if self.limits.tau is None else self.limits.tau
 
     # moves of requests
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from math import inf
 
 from router.qos.config import DEFAULT, Account, QosConfig, Tier
 from router.qos.ledger import Prices
@@ -20,7 +21,9 @@ from workers.api.request import EngineRequest
 REPORT_SECONDS = 0.05
 
 
-def step_limits(prices: Prices, *, step_tokens: int, pool_tokens: int, context: int, tau: float = 0.018) -> Limits:
+def step_limits(
+    prices: Prices, *, step_tokens: int, pool_tokens: int, context: int, tau: float | None = None
+) -> Limits:
     """The limits of an engine that runs `step_tokens` a step over `pool_tokens` of cache, `context` a sequence."""
     step = prices.most_a_step(step_tokens, pool_tokens)
     return Limits(step, longest=prices.prefill * min(context, pool_tokens), tau=tau)
@@ -70,11 +73,11 @@ class StepOrder:
 
     # a step
 
-    def undisputed(self, now: float, *, seconds: float, admitting: bool) -> bool:  # noqa: D102
+    def undisputed(self, now: float, *, base: float, seconds: float, admitting: bool) -> bool:  # noqa: D102
         policy = self.policy
-        top = None
+        top: Tier | None = None
         above = False  # somebody of a higher band waits
-        for band in policy.bands.values():
+        for number, band in policy.bands.items():
             running = len(band.running) + len(band.both)
             waits = bool(len(band.waiting) or len(band.both))
             if not running and not waits:
@@ -82,8 +85,8 @@ class StepOrder:
             if (waits and admitting) or (running and above):
                 return False
             if top is None:
-                top = band.tier
-            elif band.tier != top and running and seconds > policy.limits.tau:
+                top = policy.config.tiers[number // 2]
+            elif band.tier != top.name and running and seconds > min(policy.tau, (top.itl_target or inf) - base):
                 return False
             if waits:
                 above = True
@@ -97,8 +100,9 @@ class StepOrder:
                     return False
         return not any(oldest.since + (tier.max_wait or 0.0) <= now for tier, oldest in self._deadlines())
 
-    def turns(self, now: float, *, bounded: bool) -> Turns:  # noqa: D102
-        return Turns(self.policy, now, {t.name: oldest for t, oldest in self._deadlines()}, bounded=bounded)
+    def turns(self, now: float, *, base: float, bounded: bool) -> Turns:  # noqa: D102
+        oldest = {t.name: oldest for t, oldest in self._deadlines()}
+        return Turns(self.policy, now, oldest, base=base, bounded=bounded)
 
     def victim(
         self, needy: Standing, holders: Iterable[Standing], *, admission: bool, urgent: bool, patient: bool

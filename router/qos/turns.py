@@ -31,16 +31,23 @@ class Turns:
     """One step's turns: overdue requests, tiers below their floor, then bands and in each the least virtual time.
 
     What the step will charge counts as it is planned, as `pending` of the standings, until `Policy.commit` settles it.
-    `oldest` names the oldest request of each tier that has a `max_wait`. Not `bounded`: tau does not hold.
+    `oldest` names the oldest request of each tier that has a `max_wait`. `base`: seconds of a step that runs nothing.
+    Not `bounded`: lower tiers may add to the highest one's steps what they want.
     """
 
     def __init__(
-        self, policy: Policy, now: float, oldest: Mapping[str, Oldest] | None = None, *, bounded: bool = True
+        self,
+        policy: Policy,
+        now: float,
+        oldest: Mapping[str, Oldest] | None = None,
+        *,
+        base: float = 0.0,
+        bounded: bool = True,
     ) -> None:
         self._policy, self._limits = policy, policy.limits
         active = [number for number, band in policy.bands.items() if band.active]
         self._top = active[0] // 2 if active else 0
-        self._seconds = policy.limits.tau if bounded else inf  # left for tiers below the top one
+        self._bounded, self._own, self._added = bounded, base, 0.0  # seconds: of the highest tier, of those below it
         self._before: dict[Standing, float] = {}  # virtual times before the first turn
         self._references: dict[int, float] = {}  # by band: the least of those that were served and have admissible work
         self._turn: Turn | None = None
@@ -72,7 +79,9 @@ class Turns:
             if admissible:
                 self._references[standing.band] = min(self._references.get(standing.band, inf), before)
         if standing.band // 2 > self._top:
-            self._seconds -= seconds
+            self._added += seconds
+        else:
+            self._own += seconds
         if turn.urgent and turn.only is None:
             self._owed[standing.account.tier.name] -= units
         if more and units and turn.only is None:
@@ -102,10 +111,18 @@ class Turns:
             elif not self._references or not self._paced(found):
                 if found.band // 2 <= self._top:
                     return Turn(found, self._limits.quantum)
-                if self._seconds > 0.0:
-                    return Turn(found, self._limits.quantum, self._seconds)
+                left = self._left()
+                if left > 0.0:
+                    return Turn(found, self._limits.quantum, left)
                 self.close()
         return None
+
+    def _left(self) -> float:
+        """Seconds that tiers below the highest one may add, now that it has had its turns."""
+        if not self._bounded:
+            return inf
+        policy = self._policy
+        return min(policy.tau, policy.config.tiers[self._top].spare(self._own)) - self._added
 
     def _paced(self, standing: Standing) -> bool:
         """Whether it is too far ahead of somebody who was served and still has admissible work waiting."""

@@ -75,10 +75,10 @@ class ByOwner:
     def ended(self, flow: Flow, request_id: str, *, resident: bool) -> None:
         assert self.live.pop(flow) == ("runs" if resident else "waits")
 
-    def undisputed(self, now: float, *, seconds: float, admitting: bool) -> bool:
+    def undisputed(self, now: float, *, base: float, seconds: float, admitting: bool) -> bool:
         return self.quick and set(self.live.values()) == {"runs"}
 
-    def turns(self, now: float, *, bounded: bool) -> InOrder:
+    def turns(self, now: float, *, base: float, bounded: bool) -> InOrder:
         return InOrder(iter(sorted(self.live)))
 
     def victim(

@@ -85,6 +85,13 @@ def test_fault_4_and_6_the_unlisted_belong_to_the_last_default_and_no_group_need
         ("user_groups: [A, B]\ntiers:\n  A: {min_share: 0.4}\n  B: {min_share: 0.2}", 2, "sums to 0.6"),
         ("user_groups: [A]\ntiers:\n  A:\n    max_wait: 0", 4, "greater than 0"),
         ("user_groups: [A]\ntiers:\n  A:\n    max_queued_per_user: 0", 4, "greater than or equal to 1"),
+        ("user_groups: [A, B]\ntau: -1", 2, "greater than or equal to 0"),
+        ("user_groups: [A, B]\n\ntau: 11", 3, "less than or equal to 10"),
+        ("user_groups: [A, B]\ntau: 18ms", 2, "valid number, found '18ms'"),
+        ("user_groups: [A, B]\ntau: .inf", 2, "finite"),
+        ("user_groups: [A]\ntau: 0.01", 2, "'A' is the only tier"),
+        ("user_groups: [A, B]\ntiers:\n  A:\n    itl_target: 0", 4, "greater than 0"),
+        ("user_groups: [A, B]\ntiers:\n  A: {}\n  B:\n    itl_target: 0.1", 5, "nobody is below 'B'"),
         ("user_groups: [A]\ntiers:\n  A: {}\nuser_groups: [B]", 4, "stands on line 1 already"),
         ("user_groups: [A\n", 2, "not YAML"),
         ("user_groups: &a [A]\nuser_group_map: *a", 1, "alias"),
@@ -143,6 +150,20 @@ def test_it_can_be_explained() -> None:
     assert of("user_groups: [A]\nenable_user_qos: false").explain() == [
         "enable_user_qos is false: first come, first served"
     ]
+
+
+def test_what_lower_tiers_may_add_to_a_step() -> None:
+    assert load_qos_config(CONFIGS / "tiers.json").tau == 0.018
+    config = of("user_groups: [A, B, C]\ntau: 0.01\ntiers: {B: {itl_target: 0.04}}")
+    assert (config.tau, [t.itl_target for t in config.tiers]) == (0.01, [None, 0.04, None])
+    top, middle, _ = config.tiers
+    assert top.spare(0.03) == float("inf")
+    assert middle.spare(0.03) == pytest.approx(0.01)  # up to the target
+    assert middle.spare(0.1) == pytest.approx(0.03)  # or, where it is beyond it by itself, 30 % more
+    lines = config.explain()
+    assert lines[0] == "lower tiers add at most 10 ms to a step in which a higher one has work"
+    assert [line for line in lines if "its steps are filled up to 40 ms" in line] == [lines[2]]
+    assert "at most 18 ms" in load_qos_config(CONFIGS / "tiers.json").explain()[0]
 
 
 LEAVES = st.none() | st.booleans() | st.floats() | st.text(max_size=8)

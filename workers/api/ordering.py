@@ -100,14 +100,17 @@ class Ordering(Protocol):
 
     # a step
 
-    def undisputed(self, now: float, *, seconds: float, admitting: bool) -> bool:
+    def undisputed(self, now: float, *, base: float, seconds: float, admitting: bool) -> bool:
         """Whether all decodes may run, in `seconds` of predicted time together, and nobody has to yield to anybody.
 
-        `admitting`: slots are free.
+        `base`: predicted seconds of a step that runs nothing. `admitting`: slots are free.
         """
 
-    def turns(self, now: float, *, bounded: bool) -> Turns:
-        """The turns of the next step. Not `bounded`: without a limit on what low flows add to high ones."""
+    def turns(self, now: float, *, base: float, bounded: bool) -> Turns:
+        """The turns of the next step. `base`: predicted seconds of a step that runs nothing.
+
+        Not `bounded`: without a limit on what low flows add to high ones.
+        """
 
     def victim(
         self, needy: Flow, holders: Iterable[Flow], *, admission: bool, urgent: bool, patient: bool

@@ -55,8 +55,10 @@ class TurnScheduler(Scheduler):
             return False
         if rows > self._pool.num_available and self._shortage() > 0:
             return False
-        seconds = self._cost.prices.decodes(rows, residents.kv_tokens)
-        return self._ordering.undisputed(self._now, seconds=seconds, admitting=residents.free_slots > 0)
+        prices = self._cost.prices
+        seconds = prices.decodes(rows, residents.kv_tokens)
+        admitting = residents.free_slots > 0
+        return self._ordering.undisputed(self._now, base=prices.base, seconds=seconds, admitting=admitting)
 
     def _plan_all_decodes(self) -> PlannedStep | None:
         sequences = list(self._residents.decoding)
@@ -67,8 +69,9 @@ class TurnScheduler(Scheduler):
 
     def _plan_turns(self) -> PlannedStep | None:
         self._expect_last()
+        base = self._cost.prices.base
         for bounded in (True, False):  # what lower flows may add is nothing to save where higher ones run nothing
-            step = self._fill(self._ordering.turns(self._now, bounded=bounded))
+            step = self._fill(self._ordering.turns(self._now, base=base, bounded=bounded))
             if step is not None:
                 return step
         if self._roster.in_flight or not len(self._residents):

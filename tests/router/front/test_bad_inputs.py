@@ -343,7 +343,7 @@ INTERACTIVES = [
     bad("len 2**31", {"request_output_len": 2**31}, "integer_above_max_value", "request_output_len"),
     bad("temperature", {"temperature": 2.1}, "decimal_above_max_value", "temperature"),
     bad("temperature true", {"temperature": True}, "invalid_type", "temperature"),
-    bad("top_p 0", {"top_p": 0}, "integer_below_min_value", "top_p"),
+    bad("top_p 0", {"top_p": 0}, "decimal_below_min_value", "top_p"),
     bad("top_k -2", {"top_k": -2}, "integer_below_min_value", "top_k"),
     bad("top_k 0.5", {"top_k": 0.5}, "invalid_type", "top_k"),
     bad("repetition_penalty", {"repetition_penalty": 0}, "decimal_below_min_value", "repetition_penalty"),
