@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cluster.qos_file import QosFile
 from router.qos.config import QosConfig, load_qos_config
 from router.qos.ledger import Prices
-from router.qos.steps import StepOrder, step_limits
+from router.qos.steps import StepOrder, engine_limits
 from workers.api.replica import ReplicaInfo
 
 if TYPE_CHECKING:
@@ -38,13 +38,7 @@ class StepQos:
     def ordering(self, info: ReplicaInfo) -> StepOrder:
         """The policy of the engine that `info` describes."""
         prices = Prices()
-        limits = step_limits(
-            prices,
-            step_tokens=info.max_num_batched_tokens,
-            pool_tokens=info.num_blocks * info.block_size,
-            context=info.max_model_len,
-        )
-        return StepOrder(self.config, limits, prices)
+        return StepOrder(self.config, engine_limits(info, prices), prices)
 
     def follow(self, ordering: StepOrder, server: EngineServer) -> None:
         """From now on `ordering` changes with the file, between two steps of `server`."""

@@ -100,7 +100,7 @@ class Cluster:
     """`shapes` replicas behind a dispatcher, which `clients` ingresses ask in turn.
 
     `hash_prompts`: requests tell the hashes of their blocks. `sync_every`: seconds between two messages that tell
-    replicas whose steps have an `ordering` what the cluster has served.
+    replicas whose steps have an `ordering` what the cluster has served. `context`: tokens of the longest sequence.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class Cluster:
         hash_prompts: bool = False,
         sync_every: float = TICK,
         clients: int = 1,
+        context: int = CONTEXT,
     ) -> None:
         self.now = 0.0
         self.jobs: dict[int, Job] = {}  # that hold a lease or wait for one
@@ -144,7 +145,7 @@ class Cluster:
                 MODEL,
                 "h",
                 1,
-                min(CONTEXT, shape.pool),
+                min(context, shape.pool),
                 shape.slots,
                 blocks,
                 BLOCK,

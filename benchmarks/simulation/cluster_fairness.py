@@ -10,13 +10,16 @@ from itertools import combinations
 from unittest import mock
 
 from router.dispatch.dispatcher import DispatcherConfig
-from router.qos.policy import Policy
+from router.qos import turns
+from router.qos.policy import Band, Policy
 from router.qos.standing import Standing
+from router.qos.steps import StepOrder
 from simulation.cluster import Cluster, EngineMachine
 from simulation.jobs import Job, Maker
 from simulation.orderings import orderings_of
 from simulation.replica import Shape
 from simulation.rows import Row, at_most, gap_bound, longest_of, step_units, tiers
+from workers.api.ordering import Charge
 
 SHAPE = Shape(slots=32, pool=120_000)
 SYNCS = (0.05, 0.2, 1.0)
@@ -172,17 +175,17 @@ def slots() -> Row:
     return at_most(worst / bound(4), 1.0, says, 2)
 
 
-def violations(planted: AbstractContextManager[object]) -> int:
+def violations(planted: AbstractContextManager[object], *, ordered: bool) -> int:
     """What the dispatcher's own watch counts in 100 s of backlog, one user away for a while.
 
-    Engines serve first come, first served: where they order their steps, the dispatcher gives each replica a waiting
-    head of each user out of turn, and the watch allows for those in full.
+    Engines order their steps, or (not `ordered`) serve first come, first served.
     """
     make = Maker()
     jobs = interleaved(make("a", 500, 40, n=300), make("b", 100, 200, n=300)) + make("a", 500, 40, n=2500)
     jobs += make("b", 100, 200, n=900, at=60.0)
     config = tiers({"a": 1.0, "b": 3.0}, T0={"max_queued": 10**6, "max_queued_per_user": 10**6})
     dispatching = DispatcherConfig(recovery=0.0, canary_every=math.inf, qos=config, max_waiting=10**6)
+    shape = replace(SHAPE, slots=4)
     found = 0
 
     def look(cluster: Cluster) -> None:
@@ -190,7 +193,8 @@ def violations(planted: AbstractContextManager[object]) -> int:
         found = max(found, sum(row.violations for row in cluster.dispatcher.tiers()))
 
     with planted:
-        cluster = Cluster(dispatching, [replace(SHAPE, slots=4)])
+        ordering = orderings_of(config, shape, longest_of(jobs)) if ordered else None
+        cluster = Cluster(dispatching, [shape], ordering=ordering, context=round(longest_of(jobs)))
         cluster.each_tick.append(look)
         cluster.run(sorted(jobs, key=lambda j: (j.arrived, j.number)), until=100.0)
     return found
@@ -201,16 +205,31 @@ def _one_quota(standing: Standing, account: object) -> None:
     standing.weight = 1.0
 
 
-_take = Standing._take
+def _greatest_first(band: Band) -> list[tuple[float, int, Standing]]:
+    return _sorted(band)[::-1]
+
+
+def _not_of_a(order: StepOrder, executed: int, charges: list[Charge], expected: dict[Standing, float] | None) -> None:
+    _executed(order, executed, [c for c in charges if c.flow.account.id != "a"], expected)
+
+
+_take, _executed, _sorted = Standing._take, StepOrder.executed, turns._sorted_residents
+DISPATCHER_DEFECTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "quotas ignored": lambda: mock.patch.object(Standing, "_take", _one_quota),
+    "no lift": lambda: mock.patch.object(Policy, "_lift"),
+}
+ENGINE_DEFECTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "charges lost": lambda: mock.patch.object(StepOrder, "executed", _not_of_a),
+    "greatest first": lambda: mock.patch.object(turns, "_sorted_residents", _greatest_first),
+    "pacing off": lambda: mock.patch.object(turns.Turns, "_paced", return_value=False),
+    "nobody yields": lambda: mock.patch.object(Policy, "victim", return_value=None),
+}
 
 
 def g11() -> Row:
     """The live metric: silent where nothing is wrong, and not where a defect was planted."""
-    sound = violations(nullcontext())
-    planted = {
-        "quotas ignored": mock.patch.object(Standing, "_take", _one_quota),
-        "no lift": mock.patch.object(Policy, "_lift"),
-    }
-    seen = {name: violations(patch) for name, patch in planted.items()}
+    sound = sum(violations(nullcontext(), ordered=ordered) for ordered in (False, True))
+    seen = {name: violations(patch(), ordered=False) for name, patch in DISPATCHER_DEFECTS.items()}
+    seen |= {name: violations(patch(), ordered=True) for name, patch in ENGINE_DEFECTS.items()}
     says = "violations counted live; with planted defects: " + ", ".join(f"{name} {n}" for name, n in seen.items())
-    return Row(sound, 0, sound == 0 and all(seen.values()), 1 + len(seen), says)
+    return Row(sound, 0, sound == 0 and all(seen.values()), 2 + len(seen), says)

@@ -25,6 +25,7 @@ from router.dispatch.table import Lease
 from router.qos.config import QosConfig
 from router.qos.fair_queue import FairQueue
 from router.qos.queue import Ordering
+from router.qos.steps import engine_limits
 from workers.api.ordering import ServiceReport, ServiceSync
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 
@@ -301,6 +302,11 @@ class Dispatcher:
 
     def tiers(self) -> tuple[TierRow, ...]:
         """Every tier of every queue, with the gaps between its accounts: this looks after them."""
+        for fleet in self._registry.fleets:
+            if isinstance(fleet.queue, FairQueue):
+                prices = fleet.queue.policy.prices
+                ordered = (engine_limits(r.info, prices) for r in fleet.replicas if r.tiered)
+                fleet.queue.steps = sum(limits.spread for limits in ordered)
         return tuple(
             TierRow(
                 fleet.model,

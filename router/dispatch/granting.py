@@ -133,7 +133,7 @@ class Granting:
             granted = self._try(waiting, fleet, now, as_head=True)
             if granted is not None:
                 replies.append(Reply(waiting.client, granted))
-                fleet.queue.granted(waiting.request.lease_id, in_turn=False)
+                fleet.queue.granted(waiting.request.lease_id)
         return replies
 
     def release_all(self) -> list[Reply]:

@@ -78,6 +78,7 @@ class FairQueue(Generic[Item]):
         self._pushed = 0
         self._pace = Pace()
         self._errors: dict[str, Errors] = {}
+        self.steps = 0.0  # see `Watch.look`
         self._watch = Watch()
         self._looked_at = float("-inf")
         self._readings: dict[str, Reading] = {}
@@ -139,8 +140,8 @@ class FairQueue(Generic[Item]):
         self._look_whether_empty(entry.standing)
         return entry.item
 
-    def granted(self, item_id: str, *, in_turn: bool = True) -> None:
-        """`item_id` leaves for a lease; not `in_turn`: others came before it in the order."""
+    def granted(self, item_id: str) -> None:
+        """`item_id` leaves for a lease: it is the next one, or a head that waits in an engine for its turn."""
         entry = self._waiting.pop(item_id)
         standing, tier = entry.standing, entry.standing.account.tier
         self._leave(item_id, entry, units=entry.facts.units)
@@ -150,7 +151,7 @@ class FairQueue(Generic[Item]):
         overdue = tier.max_wait is not None and now - entry.facts.arrived >= tier.max_wait
         if overdue:
             self._lanes.setdefault(tier.name, item_id)
-        self._lease(item_id, standing, entry.facts.units, in_turn=in_turn and not overdue)
+        self._lease(item_id, standing, entry.facts.units, in_turn=not overdue)
         self._pace.released(now, more=bool(self._waiting))
         self._errors.setdefault(tier.name, Errors()).add(entry.predicted, now - entry.queued)
 
@@ -257,7 +258,7 @@ class FairQueue(Generic[Item]):
         if now - self._looked_at >= _LOOK_SECONDS:
             self._looked_at = now
             waiting = [s.account for s, members in self._members.items() if members]
-            self._readings = self._watch.look(now, waiting)
+            self._readings = self._watch.look(now, waiting, self.steps)
         oldest: dict[str, float] = {}
         left = sum(1 for n in self._tier_count.values() if n)
         for entry in self._waiting.values():  # in the order they were queued

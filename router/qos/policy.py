@@ -46,12 +46,17 @@ class Limits:
         """E."""
         return self.ahead + self.longest if self.eviction is None else self.eviction
 
+    @property
+    def spread(self) -> float:
+        """U + max(X, E) + L."""
+        return self.step + max(self.ahead, self.distance) + self.longest
+
     def gap(self, weight: float) -> float:
         """The most by which service / quota of two accounts that wait can drift apart over any interval.
 
         `weight` is the lesser of their quotas. Holds where one may have to wait for evictions, hence everywhere.
         """
-        return 2.0 * (self.step + max(self.ahead, self.distance) + self.longest) / weight
+        return 2.0 * self.spread / weight
 
 
 class Band:

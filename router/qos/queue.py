@@ -94,8 +94,8 @@ class Room(Protocol[Item]):
     def remove(self, item_id: str) -> Item | None:
         """Take `item_id` out for good; None if it does not wait."""
 
-    def granted(self, item_id: str, *, in_turn: bool = True) -> None:
-        """`item_id`, which waits, leaves for a lease; not `in_turn`: others came before it in the order."""
+    def granted(self, item_id: str) -> None:
+        """`item_id`, which waits, leaves for a lease."""
 
     def adopt(self, item_id: str, item: Item) -> None:
         """`item` holds a lease already."""
@@ -200,7 +200,7 @@ class WaitingQueue(Generic[Item]):
             heapq.heappop(self._heap)
         return self._live[self._heap[0][2]][1] if self._heap else None
 
-    def granted(self, item_id: str, *, in_turn: bool = True) -> None:
+    def granted(self, item_id: str) -> None:
         """It waits no more."""
         self.remove(item_id)
 

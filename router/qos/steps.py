@@ -16,6 +16,7 @@ from router.qos.policy import Limits, Policy
 from router.qos.standing import Standing
 from router.qos.turns import Oldest, Turns
 from workers.api.ordering import Charge, Service, ServiceReport, ServiceSync
+from workers.api.replica import ReplicaInfo
 from workers.api.request import EngineRequest
 
 REPORT_SECONDS = 0.05
@@ -27,6 +28,12 @@ def step_limits(
     """The limits of an engine that runs `step_tokens` a step over `pool_tokens` of cache, `context` a sequence."""
     step = prices.most_a_step(step_tokens, pool_tokens)
     return Limits(step, longest=prices.prefill * min(context, pool_tokens), tau=tau)
+
+
+def engine_limits(info: ReplicaInfo, prices: Prices) -> Limits:
+    """The limits of the engine that `info` describes."""
+    pool = info.num_blocks * info.block_size
+    return step_limits(prices, step_tokens=info.max_num_batched_tokens, pool_tokens=pool, context=info.max_model_len)
 
 
 class StepOrder:

@@ -5,6 +5,10 @@ that a defect of the policy shows. Of two accounts of a band that wait throughou
 service / quota (what leases will probably cost counted in), the policy grants to the lesser one only. So d grows
 beyond 0 by one lease at most, and by what the leases under way cost beyond what was expected; an interval sees at most
 twice that. Grants out of turn (maximum waits, leases taken over at a restart) are allowed for in full.
+
+Where engines order their steps, a lease is no service yet: each engine holds a waiting head of every account, and the
+policy there says which of the leases under way are executed. Then d may hold what is under way, all of it at most, on
+top of what the engines may let their accounts drift apart.
 """
 
 from __future__ import annotations
@@ -59,11 +63,15 @@ class _Book:
         self.before = (self.lease, self.off, self.peak)
         self.lease, self.off, self.peak = 0.0, 0.0, self.leases
 
-    def slack(self, out_of_turn: float) -> float:
-        """How far it can be ahead, or be thrown back, in units / quota."""
-        lease, off, peak = self.before
-        under_way = max(self.off, off) * max(self.peak, peak)
-        return (max(self.lease, lease) + under_way + out_of_turn) / self.weight
+    def slack(self, out_of_turn: float, steps: float) -> float:
+        """How far it can be ahead, or be thrown back, in units / quota; `steps`: what ordered steps allow for."""
+        lease, off, peak = (
+            max(self.lease, self.before[0]),
+            max(self.off, self.before[1]),
+            max(self.peak, self.before[2]),
+        )
+        under_way = (off + (lease if steps else 0.0)) * peak
+        return (lease + under_way + out_of_turn + steps) / self.weight
 
 
 @dataclass(slots=True)
@@ -86,9 +94,10 @@ class Watch:
         self._violations: dict[str, int] = {}
         self._share_errors: dict[str, float] = {}
         self._looks = 0
+        self._steps = 0.0
 
     def granted(self, account: Account, units: float, *, in_turn: bool = True) -> None:
-        """A lease of `account`, which will probably cost `units`."""
+        """A lease of `account`, which will probably cost `units`; a head that waits in an engine is in turn there."""
         book = self._book(account)
         book.served += units
         book.leases += 1
@@ -117,9 +126,17 @@ class Watch:
         for account, units in leased:
             self.granted(account, units, in_turn=False)
 
-    def look(self, now: float, waiting: Iterable[Account]) -> dict[str, Reading]:
-        """The readings by tier; `waiting` are the accounts that wait at `now`."""
+    def look(self, now: float, waiting: Iterable[Account], steps: float = 0.0) -> dict[str, Reading]:
+        """The readings by tier; `waiting` are the accounts that wait at `now`.
+
+        `steps`: units by which service of accounts may drift apart in the engines, U + max(X, E) + L of all of them
+        together; 0 where they do not order their steps. When it changes, what is compared begins anew.
+        """
         accounts = list(waiting)
+        if steps != self._steps:
+            self._steps = steps
+            for interval in self._intervals:
+                interval.since, interval.bases = float("-inf"), {}
         self._looks += 1
         for number, interval in enumerate(self._intervals):
             over = now - interval.since >= interval.span
@@ -188,7 +205,7 @@ class Watch:
         for book in band:
             served, out_of_turn = interval.bases[book.account.key]
             time = (book.served - served) / book.weight
-            slack = 2.0 * book.slack(book.out_of_turn - out_of_turn)
+            slack = 2.0 * book.slack(book.out_of_turn - out_of_turn, self._steps)
             if time - slack > ahead:
                 ahead, first = time - slack, (time, slack)
             if -time - slack > behind:
