@@ -5,7 +5,8 @@
 A decision is one request through the waiting room: pushed, found first, granted, ended with its charge. The turns are
 those of a step in which `slots` accounts decode, all others wait, no slot is free, and the step is settled: the worst
 case, where each has its turn. The plan is that of an engine with all slots decoding and `queued` requests waiting, once
-first come, first served. Times are of the CPU: what else runs on the machine counts less.
+first come, first served. Times are of the CPU: what else runs on the machine counts less. A fixed loop of plain Python,
+timed before and after each, says how fast the machine is meanwhile.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ def config(users: int) -> QosConfig:
     rng = random.Random(0)
     tiers = tuple(Tier(i, f"T{i}", max_queued=10**6, max_queued_per_user=10**6) for i in range(4))
     return QosConfig(tiers, tuple(Account(tiers[i % 4], f"u{i}", float(rng.randint(1, 99))) for i in range(users)))
+
+
+def yardstick() -> float:
+    """CPU seconds of a fixed loop."""
+    began, kept = time.thread_time(), dict[int, float]()
+    for i in range(5_000):
+        kept[i & 255] = (i * 0.5) / 3.0 + len(kept)
+    return time.thread_time() - began
 
 
 def decisions(users: int, queued: int, count: int) -> list[float]:
@@ -134,15 +143,20 @@ def main() -> None:
     parser.add_argument("--queued", type=int, default=10_000)
     parser.add_argument("--slots", type=int, default=256)
     given = parser.parse_args()
-    for name, taken in (
-        ("a decision", decisions(given.users, given.queued, 2000)),
-        (f"a step of {given.slots} turns", steps(given.users, given.queued, given.slots, 300)),
-        (f"a plan of {given.slots} decodes", plans(given.users, given.queued, given.slots, 300, ordered=True)),
-        ("the same, first come, first served", plans(given.users, given.queued, given.slots, 300, ordered=False)),
+    sizes = (given.users, given.queued, given.slots, 300)
+    for name, measure in (
+        ("a decision", lambda: decisions(given.users, given.queued, 2000)),
+        (f"a step of {given.slots} turns", lambda: steps(*sizes)),
+        (f"a plan of {given.slots} decodes", lambda: plans(*sizes, ordered=True)),
+        ("the same, first come, first served", lambda: plans(*sizes, ordered=False)),
     ):
+        sticks = [yardstick() for _ in range(50)]
+        taken = measure()
+        sticks += [yardstick() for _ in range(50)]
         low, high = min(taken) * 1e6, statistics.quantiles(taken, n=100)[-1] * 1e6
         print(
-            f"{name}: median {statistics.median(taken) * 1e6:.0f} us, least {low:.0f}, p99 {high:.0f}, n={len(taken)}"
+            f"{name}: median {statistics.median(taken) * 1e6:.0f} us, least {low:.0f}, p99 {high:.0f}, n={len(taken)}; "
+            f"the yardstick {statistics.median(sticks) * 1e6:.0f}, least {min(sticks) * 1e6:.0f}"
         )
 
 

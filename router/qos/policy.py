@@ -185,23 +185,22 @@ class Policy:
     ) -> None:
         """A step ran `executed` tokens, `charges` say for whom; they replace what it was planned with."""
         self.ledger.book(executed, charges)
-        touched = dict.fromkeys(provisional or ())
-        for standing, units in (provisional or {}).items():
+        touched: dict[Standing, float] = dict(provisional or ())
+        for standing, units in touched.items():
             standing.pending -= units
         per_prefill, per_decode, per_read = self.prices.prefill, self.prices.decode, self.prices.kv_read
-        served: dict[int, float] = {}  # by band
+        served: dict[int, float] = {}  # by band, where somebody asks
+        floors = self.floors.any
         for standing, prefill, decode, kv_read, _ in charges:
             units = per_prefill * prefill + per_decode * decode + per_read * kv_read
             if units:
                 standing.service += units
-                touched[standing] = None
-                served[standing.band] = served.get(standing.band, 0.0) + units
-        for standing in touched:
-            if standing.home is None:
-                self.place(standing)
-            else:
-                standing.home.put(standing)
-        if self.floors.any:
+                touched[standing] = 0.0
+                if floors:
+                    served[standing.band] = served.get(standing.band, 0.0) + units
+        for standing in TimeHeap.settled(touched):
+            self.place(standing)
+        if floors:
             by_tier: dict[str, float] = {}
             for number, units in served.items():
                 tier = self.config.tiers[number // 2].name

@@ -6,22 +6,26 @@ A band is a tier's accounts with a quota, or those without: the latter come afte
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from router.qos.config import Account
+from workers.api.ordering import Turn
 
 
 class Standing:
     """One account in one queue of work.
 
     `service` is settled, in units; `pending` is what planned or leased work will probably be charged. `offset` is what
-    lifts on return from idle added; it is kept apart, so that `service` stays what was served.
+    lifts on return from idle added; it is kept apart, so that `service` stays what was served. `turn` is its usual one.
     """
 
-    __slots__ = ("account", "band", "home", "key", "offset", "pending", "queued", "resident", "service", "weight")
+    __slots__ = (
+        *("account", "band", "home", "key", "offset", "pending", "queued", "resident", "service", "turn", "weight"),
+    )
 
     def __init__(self, account: Account) -> None:
         self.home: TimeHeap | None = None  # where it stands
+        self.turn: Turn | None = None
         self.service = self.pending = self.offset = 0.0
         self.queued = self.resident = 0  # requests: that wait, that hold slot and blocks
         self._take(account)
@@ -80,6 +84,20 @@ class TimeHeap:
         if len(self._heap) > 2 * len(self._valid) + 64:
             self._heap = list(self._valid.values())
             heapq.heapify(self._heap)
+
+    @staticmethod
+    def settled(standings: Iterable[Standing]) -> list[Standing]:
+        """Their times have changed, and they stand where they stood; returns those that stand nowhere."""
+        nowhere = []
+        for standing in standings:
+            home = standing.home
+            if home is None:
+                nowhere.append(standing)
+            else:
+                time = (standing.service + standing.pending) / standing.weight + standing.offset
+                if time < home._valid[standing][0]:
+                    home.put(standing)
+        return nowhere
 
     @staticmethod
     def drop(standing: Standing) -> None:

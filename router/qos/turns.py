@@ -47,8 +47,8 @@ class Turns:
         self._policy, self._limits = policy, policy.limits
         active = [number for number, band in policy.bands.items() if band.active]
         self._top = active[0] // 2 if active else 0
+        self._last_of_top = 2 * self._top + 1
         self._bounded, self._own, self._added = bounded, base, 0.0  # seconds: of the highest tier, of those below it
-        self._before: dict[Standing, float] = {}  # virtual times before the first turn
         self._references: dict[int, float] = {}  # by band: the least of those that were served and have admissible work
         self._turn: Turn | None = None
         self.provisional: dict[Standing, float] = {}
@@ -73,12 +73,13 @@ class Turns:
         assert turn is not None, "no turn is open"
         standing: Standing = turn.flow
         if units:
-            before = self._before.setdefault(standing, standing.time)
-            standing.pending += units
-            self.provisional[standing] = self.provisional.get(standing, 0.0) + units
             if admissible:
-                self._references[standing.band] = min(self._references.get(standing.band, inf), before)
-        if standing.band // 2 > self._top:
+                reference = self._references.get(standing.band, inf)
+                self._references[standing.band] = min(reference, self._before(standing))
+            standing.pending += units
+            provisional = self.provisional
+            provisional[standing] = provisional.get(standing, 0.0) + units
+        if standing.band > self._last_of_top:
             self._added += seconds
         else:
             self._own += seconds
@@ -109,8 +110,10 @@ class Turns:
                 if owed > 0.0:
                     return Turn(found, min(owed, self._limits.quantum), urgent=True)
             elif not self._references or not self._paced(found):
-                if found.band // 2 <= self._top:
-                    return Turn(found, self._limits.quantum)
+                if found.band <= self._last_of_top:
+                    if found.turn is None:
+                        found.turn = Turn(found, self._limits.quantum)
+                    return found.turn
                 left = self._left()
                 if left > 0.0:
                     return Turn(found, self._limits.quantum, left)
@@ -126,9 +129,15 @@ class Turns:
 
     def _paced(self, standing: Standing) -> bool:
         """Whether it is too far ahead of somebody who was served and still has admissible work waiting."""
-        time = self._before.setdefault(standing, standing.time)
         reference = self._references.get(standing.band)
-        return reference is not None and (time - reference) * standing.weight > self._limits.ahead
+        if reference is None:
+            return False
+        return (self._before(standing) - reference) * standing.weight > self._limits.ahead
+
+    def _before(self, standing: Standing) -> float:
+        """Its virtual time before its first turn."""
+        pending = standing.pending - self.provisional.get(standing, 0.0)
+        return (standing.service + pending) / standing.weight + standing.offset
 
 
 class _Walk:
@@ -141,7 +150,7 @@ class _Walk:
     def __init__(self, policy: Policy, bands: list[int], *, urgent: bool) -> None:
         self.urgent = urgent
         self._policy, self._bands = policy, bands
-        self._residents: list[_Place] | None = None  # of the first band, the greatest first
+        self._residents: list[Standing] | None = None  # of the first band, the greatest first
         self._seen: set[Standing] = set()
         self._dropped: list[Standing] = []  # taken out of their heap
         self._again: list[_Place] = []
@@ -156,18 +165,19 @@ class _Walk:
             residents = self._residents
             if residents is None:
                 residents = self._residents = _sorted_residents(self._policy.bands[self._bands[0]])
-            while residents and residents[-1][2] in self._seen:
+            while residents and residents[-1] in self._seen:
                 residents.pop()
             best = residents[-1] if residents else None
-            if admitting:
-                top = self._first_waiting(self._policy.bands[self._bands[0]])
-                if top is not None and (best is None or top[0] < best[0]):
-                    best = top
-            if self._again and (best is None or self._again[0][0] < best[0]):
-                return heapq.heappop(self._again)[2]
+            if admitting or self._again:
+                least = inf if best is None else best.time
+                top = self._first_waiting(self._policy.bands[self._bands[0]]) if admitting else None
+                if top is not None and top[0] < least:
+                    least, best = top[0], top[2]
+                if self._again and self._again[0][0] < least:
+                    return heapq.heappop(self._again)[2]
             if best is not None:
-                self._seen.add(best[2])
-                return best[2]
+                self._seen.add(best)
+                return best
             self._bands, self._residents = self._bands[1:], None
         return None
 
@@ -183,8 +193,14 @@ class _Walk:
         self._dropped = []
 
 
-def _sorted_residents(band: Band) -> list[_Place]:
-    """Who has residents, the greatest time first."""
-    places = [((s.service + s.pending) / s.weight + s.offset, n, s) for n, s in enumerate((*band.both, *band.running))]
-    places.sort(reverse=True)
-    return places
+def _sorted_residents(band: Band) -> list[Standing]:
+    """Who has residents, the greatest time first, of equals the one that came last."""
+    standings = [*band.both, *band.running]
+    standings.sort(key=_time)
+    standings.reverse()
+    return standings
+
+
+def _time(standing: Standing) -> float:
+    """See `Standing.time`."""
+    return (standing.service + standing.pending) / standing.weight + standing.offset
