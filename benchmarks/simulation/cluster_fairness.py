@@ -10,8 +10,7 @@ from itertools import combinations
 from unittest import mock
 
 from router.dispatch.dispatcher import DispatcherConfig
-from router.qos import turns
-from router.qos.policy import Band, Policy
+from router.qos.policy import Policy
 from router.qos.standing import Standing
 from router.qos.steps import StepOrder
 from simulation.cluster import Cluster, EngineMachine
@@ -205,24 +204,18 @@ def _one_quota(standing: Standing, account: object) -> None:
     standing.weight = 1.0
 
 
-def _greatest_first(band: Band) -> list[tuple[float, int, Standing]]:
-    return _sorted(band)[::-1]
-
-
 def _not_of_a(order: StepOrder, executed: int, charges: list[Charge], expected: dict[Standing, float] | None) -> None:
     _executed(order, executed, [c for c in charges if c.flow.account.id != "a"], expected)
 
 
-_take, _executed, _sorted = Standing._take, StepOrder.executed, turns._sorted_residents
+_take, _executed = Standing._take, StepOrder.executed
 DISPATCHER_DEFECTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "quotas ignored": lambda: mock.patch.object(Standing, "_take", _one_quota),
     "no lift": lambda: mock.patch.object(Policy, "_lift"),
 }
 ENGINE_DEFECTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "charges lost": lambda: mock.patch.object(StepOrder, "executed", _not_of_a),
-    "greatest first": lambda: mock.patch.object(turns, "_sorted_residents", _greatest_first),
-    "pacing off": lambda: mock.patch.object(turns.Turns, "_paced", return_value=False),
-    "nobody yields": lambda: mock.patch.object(Policy, "victim", return_value=None),
+    "quotas ignored": DISPATCHER_DEFECTS["quotas ignored"],
 }
 
 
@@ -230,6 +223,6 @@ def g11() -> Row:
     """The live metric: silent where nothing is wrong, and not where a defect was planted."""
     sound = sum(violations(nullcontext(), ordered=ordered) for ordered in (False, True))
     seen = {name: violations(patch(), ordered=False) for name, patch in DISPATCHER_DEFECTS.items()}
-    seen |= {name: violations(patch(), ordered=True) for name, patch in ENGINE_DEFECTS.items()}
+    seen |= {f"ordered steps, {name}": violations(patch(), ordered=True) for name, patch in ENGINE_DEFECTS.items()}
     says = "violations counted live; with planted defects: " + ", ".join(f"{name} {n}" for name, n in seen.items())
     return Row(sound, 0, sound == 0 and all(seen.values()), 2 + len(seen), says)

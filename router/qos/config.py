@@ -184,8 +184,8 @@ def _contradictions(file: _File) -> list[tuple[Place, str]]:
     if "tau" in file.model_fields_set and len(groups) == 1:
         problems.append((("tau",), f"tau has no effect: '{shown(groups[0])}' is the only tier: remove it"))
     if (last := file.tiers.get(groups[-1])) is not None and last.itl_target is not None:
-        place = ("tiers", groups[-1], "itl_target")
-        problems.append((place, f"itl_target has no effect: nobody is below '{shown(groups[-1])}': remove it"))
+        text = f"itl_target has no effect: nobody is below '{shown(groups[-1])}': remove it"
+        problems.append((("tiers", groups[-1], "itl_target"), text))
     if (total := sum(t.min_share for t in file.tiers.values())) > 0.5:
         problems.append((("tiers",), f"min_share sums to {total:g}: floors may take at most 0.5 together"))
     home: dict[str, str] = {}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from heapq import nlargest
 
 from router.qos.config import Account
 
@@ -200,17 +201,21 @@ class Watch:
 
     def _gap(self, band: list[_Book], interval: _Interval) -> tuple[float, float]:
         """The gap of the two that are furthest beyond their bound, or nearest to it, and that bound."""
-        first = last = (0.0, 0.0)
-        ahead = behind = float("-inf")
+        rows = []
         for book in band:
             served, out_of_turn = interval.bases[book.account.key]
-            time = (book.served - served) / book.weight
             slack = 2.0 * book.slack(book.out_of_turn - out_of_turn, self._steps)
-            if time - slack > ahead:
-                ahead, first = time - slack, (time, slack)
-            if -time - slack > behind:
-                behind, last = -time - slack, (time, slack)
-        return first[0] - last[0], first[1] + last[1]
+            rows.append(((book.served - served) / book.weight, slack))
+        numbers = range(len(rows))
+        ahead = nlargest(2, numbers, key=lambda n: rows[n][0] - rows[n][1])
+        behind = nlargest(2, numbers, key=lambda n: -rows[n][0] - rows[n][1])
+        pairs = [
+            (rows[first][0] - rows[last][0], rows[first][1] + rows[last][1])
+            for first in ahead
+            for last in behind
+            if first != last
+        ]
+        return max(pairs, key=lambda pair: pair[0] - pair[1])
 
     def _measure_shares(self, band: list[_Book], interval: _Interval) -> None:
         if not band[0].account.quota:
