@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from simulation import fairness, guarantees
+from simulation import cluster_fairness, fairness, guarantees
 
 EFFORT = guarantees.Effort(trials=40, seconds=15.0, quick=True)
 
@@ -15,6 +16,14 @@ EFFORT = guarantees.Effort(trials=40, seconds=15.0, quick=True)
 def test_guarantee(name: str) -> None:
     row = guarantees.checked(name, EFFORT, lambda: None)
     assert row.passed, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["", *cluster_fairness.ENGINE_DEFECTS])
+def test_the_live_metric_where_engines_order_their_steps(name: str) -> None:
+    """Silent in a sound run; a defect in the engines' order of steps makes it fire."""
+    planted = cluster_fairness.ENGINE_DEFECTS.get(name, nullcontext)()
+    assert (cluster_fairness.violations(planted, ordered=True) > 0) == bool(name)
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
