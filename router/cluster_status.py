@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 from router.dispatch.client import DispatcherClient
-from router.dispatch.lease import ReplicaState, TierRow
+from router.dispatch.lease import ReplicaState, TierRow, WorkRow
 from router.http.status import ReplicaRow
 
 HEALTHY_SECONDS = 6.0  # a canary every 2 s, 3 s of patience for it, and the table's own age
@@ -50,3 +50,7 @@ class ClusterStatus:
     def tiers(self) -> Sequence[TierRow]:
         """As the dispatcher last said."""
         return self._dispatcher.table.tiers
+
+    def work(self) -> Sequence[WorkRow]:
+        """As the dispatcher last said."""
+        return self._dispatcher.table.work

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from router.dispatch.lease import TierRow
+from router.dispatch.lease import TierRow, WorkRow
 from router.http.status import ReplicaRow, Status
 from workers.api.replica import LoadReport
 
@@ -34,6 +34,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[LoadReport], float]], ...] = (
     ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda w: w.prefix_queries),
     ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda w: w.prefix_hits),
     ("echelon_steps", "Steps completed, canaries' too.", lambda w: w.step),
+    ("echelon_executed_tokens", "Tokens that ran since the replica started.", lambda w: w.executed_tokens),
 )
 
 
@@ -73,6 +74,8 @@ class EngineMetrics(Collector):
         yield from _states(rows)
         if tiers := self._status.tiers():
             yield from _tiers(tiers)
+        if work := self._status.work():
+            yield _work(work)
         loads = [(row, row.load) for row in rows if row.load is not None]
         for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
             for name, text, value in table:
@@ -96,6 +99,17 @@ def _tiers(rows: Iterable[TierRow]) -> Iterable[Metric]:
     for row in rows:
         violations.add_metric((row.model, row.tier), row.violations)
     yield violations
+
+
+def _work(rows: Iterable[WorkRow]) -> Metric:
+    family = CounterMetricFamily(
+        "qos_tokens",
+        "Tokens executed for the users of a tier, or for nobody (overhead: recomputed, discarded). They sum to all.",
+        labels=("model_name", "tier", "kind"),
+    )
+    for row in rows:
+        family.add_metric((row.model, row.tier, row.kind), row.tokens)
+    return family
 
 
 def _states(rows: Iterable[ReplicaRow]) -> Iterable[Metric]:

@@ -14,7 +14,18 @@ from typing import Any
 from router.dispatch.config import DispatcherConfig
 from router.dispatch.fleet import Waiting
 from router.dispatch.granting import Expectations, Granting, Reply
-from router.dispatch.lease import Acquire, Granted, LeaseLost, Outcome, Refused, ReplicaRow, Reregister, Settle, TierRow
+from router.dispatch.lease import (
+    Acquire,
+    Granted,
+    LeaseLost,
+    Outcome,
+    Refused,
+    ReplicaRow,
+    Reregister,
+    Settle,
+    TierRow,
+    WorkRow,
+)
 from router.dispatch.leases import Leases
 from router.dispatch.ledger import Ledger
 from router.dispatch.registry import Registry
@@ -321,6 +332,15 @@ class Dispatcher:
             )
             for fleet in self._registry.fleets
             for state in fleet.queue.tiers()
+        )
+
+    def work(self) -> tuple[WorkRow, ...]:
+        """What was executed where quotas hold, and for which tier; the rows of a model sum to all of it."""
+        return tuple(
+            WorkRow(fleet.model, tier, kind, tokens)
+            for fleet in self._registry.fleets
+            if isinstance(fleet.queue, FairQueue)
+            for (tier, kind), tokens in fleet.queue.policy.ledger.by_tier().items()
         )
 
     def rows(self) -> tuple[ReplicaRow, ...]:

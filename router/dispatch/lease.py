@@ -174,6 +174,16 @@ class TierRow:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkRow:
+    """Tokens that replicas reported as executed for the users of a tier, or for nobody: then `tier` is empty."""
+
+    model: str
+    tier: str
+    kind: str  # prefill | decode | overhead
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaTable:
     """All replicas, after a change and about twice a second."""
 
@@ -181,6 +191,7 @@ class ReplicaTable:
     waiting: int  # requests without a lease
     waiting_by_model: tuple[tuple[str, int], ...] = ()
     tiers: tuple[TierRow, ...] = ()
+    work: tuple[WorkRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ class DispatcherServer:
     def status(self) -> ReplicaTable:
         """The table as ingress replicas see it."""
         d = self.dispatcher
-        return ReplicaTable(d.rows(), d.waiting, d.waiting_by_model, d.tiers())
+        return ReplicaTable(d.rows(), d.waiting, d.waiting_by_model, d.tiers(), d.work())
 
     def reload(self, qos: QosConfig) -> None:
         """`qos` holds from now on, for what waits too."""

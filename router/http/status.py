@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from router.dispatch.lease import TierRow
+from router.dispatch.lease import TierRow, WorkRow
 from workers.api.replica import LoadReport
 
 
@@ -42,3 +42,6 @@ class Status(Protocol):
 
     def tiers(self) -> Sequence[TierRow]:
         """Every tier of every model's queue; none where there are no tiers."""
+
+    def work(self) -> Sequence[WorkRow]:
+        """What was executed, and for which tier; none where there are no tiers."""

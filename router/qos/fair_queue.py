@@ -21,7 +21,8 @@ from router.qos.standing import Standing
 from router.qos.watch import Reading, Watch
 from workers.api.ordering import Charge
 
-_SAMPLE = 8  # one request in so many teaches how good predictions are: a position costs a look at all accounts
+_SAMPLE = 8  # one request in so many teaches how good predictions are, where a position costs a look at many accounts
+_FEW = 16  # accounts, of which every request teaches
 
 _LOOK_SECONDS = 1.0  # between two looks at the gaps between accounts
 
@@ -127,7 +128,7 @@ class FairQueue(Generic[Item]):
         self.policy.queued(standing)
         self._enter(item_id, entry)
         self._pushed += 1
-        if self._pushed % _SAMPLE == 0:
+        if len(self._members) <= _FEW or self._pushed % _SAMPLE == 0:
             entry.predicted = self._position(item_id) * self._pace.seconds()
 
     def remove(self, item_id: str) -> Item | None:

@@ -76,6 +76,14 @@ class Ledger:
             found = self.accounts[key] = Totals()
         return found
 
+    def by_tier(self) -> dict[tuple[str, str], int]:
+        """Tokens by (tier, prefill or decode), and by ("", overhead)."""
+        found = {("", "overhead"): self.overhead}
+        for (tier, _), totals in self.accounts.items():
+            for kind, tokens in (("prefill", totals.prefill), ("decode", totals.decode)):
+                found[tier, kind] = found.get((tier, kind), 0) + tokens
+        return found
+
     @property
     def missing(self) -> int:
         """Executed tokens that nobody was charged for (negative: charged, but not executed). 0 in sound books."""

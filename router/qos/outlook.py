@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from dataclasses import dataclass
 
 _REMEMBERED = 256  # comparisons of a tier's predicted and actual waits
+_NEAR = 64  # of them are asked
+_UNLIKE = 1.25  # times: who comes next may wait so much less, or longer, than the last ones like it
 _HALF_LIFE = 20.0  # releases after which an old interval counts half
-_RENEW = 16  # quantiles are sorted anew after so many releases
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +44,26 @@ class Pace:
 
 
 class Errors:
-    """Actual over predicted waits of one tier. Who is overtaken waits longer than its position says."""
+    """Actual over predicted waits of one tier. Who is overtaken waits longer than its position says.
+
+    A prediction is judged by those that were most like it: what was learned of long queues says little of short ones.
+    """
 
     def __init__(self) -> None:
-        self._ratios: deque[float] = deque(maxlen=_REMEMBERED)
-        self._sorted: list[float] = []
-        self._fresh = 0
+        self._seen: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)  # (predicted, actual / predicted)
 
     def add(self, predicted: float, waited: float) -> None:
         """A request was to wait `predicted` seconds and has waited `waited`."""
-        if predicted <= 0.0:
-            return
-        self._ratios.append(waited / predicted)
-        self._fresh += 1
-        if self._fresh >= _RENEW or len(self._ratios) < _RENEW:
-            self._sorted, self._fresh = sorted(self._ratios), 0
+        if predicted > 0.0:
+            self._seen.append((predicted, waited / predicted))
 
     def outlook(self, position: int, predicted: float) -> Outlook:
-        """For a request that is to wait `predicted` seconds by its position; the interval held 90 % of late."""
-        if len(self._sorted) < 4:
+        """For one that is to wait `predicted` seconds by its position; the interval holds 90 % of those like it."""
+        if len(self._seen) < 4 or predicted <= 0.0:
             return Outlook(position, 0.0, predicted, 4.0 * predicted)
-        last = len(self._sorted) - 1
-        low, middle, high = (self._sorted[round(q * last)] for q in (0.05, 0.5, 0.95))
-        return Outlook(position, predicted * low, predicted * middle, predicted * high)
+        latest_first = reversed(self._seen)  # which are taken where several are as like
+        near = heapq.nsmallest(_NEAR, latest_first, key=lambda s: max(s[0] / predicted, predicted / s[0]))
+        ratios = sorted(ratio for _, ratio in near)
+        last = len(ratios) - 1
+        low, middle, high = (ratios[round(q * last)] for q in (0.05, 0.5, 0.95))
+        return Outlook(position, predicted * low / _UNLIKE, predicted * middle, predicted * high * _UNLIKE)

@@ -44,6 +44,7 @@ class LoadReport:
     preemptions: int = 0  # since the start
     prefix_queries: int = 0  # prompt tokens looked up in the prefix cache, since the start
     prefix_hits: int = 0  # and found
+    executed_tokens: int = 0  # since the start, recomputed and discarded ones too
     requests: RequestCounts = RequestCounts()
     planned_prefill: int = 0  # of the step under way, whose tokens are in no backlog any more
     planned_decode: int = 0

@@ -142,6 +142,7 @@ class Engine:
             preemptions=stats.preemptions,
             prefix_queries=stats.prefix_queries,
             prefix_hits=stats.prefix_hits,
+            executed_tokens=stats.executed,
             requests=stats.requests(len(roster.live)),
             planned_prefill=0 if under_way is None else under_way.num_tokens - under_way.num_decodes,
             planned_decode=0 if under_way is None else under_way.num_decodes,

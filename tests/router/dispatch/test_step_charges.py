@@ -119,6 +119,18 @@ def test_a_replica_that_comes_back_is_not_charged_twice() -> None:
     assert site.queue.policy.ledger.accounts[CHEAP].prefill == 60
 
 
+def test_the_work_of_all_replicas_is_told_by_tier() -> None:
+    site = tiered(replicas=2)
+    tell(site, row(CHEAP, 5, 1), row(VIP, 7, 2), overhead=3)
+    tell(site, row(CHEAP, 4, 0), row(OTHER, 1, 1), overhead=2, replica="r1")
+    tell(site, row(CHEAP, 6, 0), overhead=2, replica="r1")  # totals: two prefill tokens more, and no overhead
+    site.dispatcher.replica_down("r1")
+    told = {(w.tier, w.kind): w.tokens for w in site.dispatcher.work()}
+    assert told["Bronze", "prefill"] == 5 + 6 + 1
+    assert told["Bronze", "decode"] == 1 + 1
+    assert (told["Platinum", "prefill"], told["Platinum", "decode"], told["", "overhead"]) == (7, 2, 5)
+
+
 def test_a_new_dispatcher_hears_of_all_service_and_of_the_lifts() -> None:
     site = Site(TIERS, replicas=2)
     tell(site, row(CHEAP, 100, 0, time=50.0))

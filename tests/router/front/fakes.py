@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from router.dispatch.lease import TierRow
+from router.dispatch.lease import TierRow, WorkRow
 from router.generation import ChoiceDelta, GenerationRequest
 from router.http.status import ReplicaRow
 from router.text.offload import TextPool
@@ -60,6 +60,7 @@ class FakeStatus:
     rows: list[ReplicaRow] = field(default_factory=list)
     unleased: dict[str, int] = field(default_factory=dict)
     tier_rows: list[TierRow] = field(default_factory=list)
+    work_rows: list[WorkRow] = field(default_factory=list)
 
     def live(self):
         return self.is_live
@@ -78,6 +79,9 @@ class FakeStatus:
 
     def tiers(self):
         return self.tier_rows
+
+    def work(self):
+        return self.work_rows
 
 
 @dataclass

@@ -9,7 +9,7 @@ import threading
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.dispatch.lease import TierRow
+from router.dispatch.lease import TierRow, WorkRow
 from router.engine_metrics import EngineMetrics
 from router.generation import Trace
 from router.http.app import create_app
@@ -203,3 +203,12 @@ def test_the_tiers_of_the_queue():
         "qos_bound_violations_total": 2,
     }
     assert seen["qos_bound_violations_total", (("model_name", "m"), ("tier", "Bronze"))] == 0
+
+
+def test_tokens_executed_by_tier():
+    status = FakeStatus(work_rows=[WorkRow("m", "Gold", "decode", 30), WorkRow("m", "", "overhead", 4)])
+    status.rows = [ReplicaRow("r", "m", "ready", LoadReport(1, executed_tokens=34))]
+    seen = samples(EngineMetrics(status).page())
+    books = {dict(labels)["tier"]: n for (name, labels), n in seen.items() if name == "qos_tokens_total"}
+    assert books == {"Gold": 30, "": 4}
+    assert seen["echelon_executed_tokens_total", (("engine", "r"), ("model_name", "m"))] == sum(books.values())

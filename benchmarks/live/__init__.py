@@ -1,0 +1,1 @@
+"""Figures of a running cluster: real Ray Serve, the demo model, real HTTP."""
