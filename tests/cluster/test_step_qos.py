@@ -1,6 +1,6 @@
 """The policy that a replica's engine is handed: made of the file, sized by the engine, and following the file.
 
-Mutants seen to fail: limits without the pool; tau of the start; `follow` that applies a change in its own thread.
+Mutants seen to fail: limits without the pool; `follow` that applies a change in its own thread.
 """
 
 from __future__ import annotations
