@@ -222,7 +222,10 @@ class Dispatcher:
         if replica is None:
             return []
         fleet = self._registry.fleet(replica.info.model)
-        if not isinstance(fleet.queue, FairQueue) or not fleet.served.report(replica_id, report, fleet.queue):
+        if not isinstance(fleet.queue, FairQueue):
+            fleet.served.note(replica_id, report)
+            return []
+        if not fleet.served.report(replica_id, report, fleet.queue):
             return []
         replica.tiered, now = True, self._clock()
         for row in report.accounts:
@@ -278,6 +281,9 @@ class Dispatcher:
                 if lease.request.model == fleet.model
             ]
             fleet.queue = self._rooms.replaced(fleet.queue, leased)
+            if not qos.enabled:
+                for replica in fleet.replicas:
+                    replica.tiered = False  # nobody yields for anybody, and no head waits there any more
         return self._granting.release_all()
 
     # for status, metrics and tests

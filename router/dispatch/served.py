@@ -69,6 +69,17 @@ class ServedLedger:
         replica.executed, replica.overhead = report.executed, report.overhead
         return True
 
+    def note(self, replica_id: str, report: ServiceReport) -> None:
+        """What is in `report` is nobody's, since there are no accounts now; what comes later counts from here."""
+        replica = self._replicas.get(replica_id)
+        if replica is None:
+            if not report.whole:
+                return
+            replica = self._replicas[replica_id] = _Replica()
+        replica.here = True
+        replica.accounts.update({(row.key[0], row.key[1]): row for row in report.accounts})
+        replica.executed, replica.overhead = report.executed, report.overhead
+
     def gone(self, replica_id: str) -> None:
         """It is not there any more; what it executed was charged, and is not charged again if it comes back."""
         replica = self._replicas.get(replica_id)

@@ -43,6 +43,7 @@ class StepOrder:
         self.policy = Policy(_ordered(config), limits, prices)
         self._live: dict[str, _Live] = {}  # of tiers that may not starve
         self._changed: dict[Standing, None] = {}  # since the last report
+        self._left: tuple[Service, ...] = ()  # what changed before the configuration did, not yet reported
         self._reported = float("-inf")
         self._greeting = False
 
@@ -144,16 +145,12 @@ class StepOrder:
 
     def report(self, now: float) -> ServiceReport | None:
         """Totals since the start, of the accounts that have changed; at most one in REPORT_SECONDS."""
-        if now - self._reported < REPORT_SECONDS or not (self._changed or self._greeting):
+        if now - self._reported < REPORT_SECONDS or not (self._changed or self._left or self._greeting):
             return None
-        ledger = self.policy.ledger
-        rows = []
-        for s in self._changed:
-            totals, time = ledger.totals(s.key), s.service / s.weight + s.offset
-            rows.append(Service(s.key, totals.prefill, totals.decode, totals.kv_read, s.service, time, s.queued))
-        whole = self._greeting
-        self._changed, self._reported, self._greeting = {}, now, False
-        return ServiceReport(ledger.executed, ledger.overhead, tuple(rows), whole)
+        ledger, whole = self.policy.ledger, self._greeting
+        rows = (*self._left, *map(self._row, self._changed))
+        self._changed, self._left, self._reported, self._greeting = {}, (), now, False
+        return ServiceReport(ledger.executed, ledger.overhead, rows, whole)
 
     def greet(self) -> None:
         """The next report comes at once and has all accounts."""
@@ -172,9 +169,16 @@ class StepOrder:
 
     def replace(self, config: QosConfig) -> None:
         """`config` holds from now on. What is here runs and waits on where it is."""
+        self._left += tuple(map(self._row, self._changed))  # by their old names, under which they were charged
+        self._changed = {}
         self.policy.replace(_ordered(config))
 
     # inside
+
+    def _row(self, s: Standing) -> Service:
+        totals = self.policy.ledger.totals(s.key)
+        time = s.service / s.weight + s.offset
+        return Service(s.key, totals.prefill, totals.decode, totals.kv_read, s.service, time, s.queued)
 
     def _oldest(self, tier: Tier) -> Oldest | None:
         live = self._live.get(tier.name)

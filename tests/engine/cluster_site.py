@@ -109,7 +109,9 @@ class Site:
         for replica in self.running:
             self.server.register(replica.server.info)
         await until(lambda: len(self.server.status().rows) == self.replicas)
-        await until(lambda: all(r.tiered for r in self.server.dispatcher._registry.replicas.values()))
+        await until(
+            lambda: not self.config.enabled or all(r.tiered for r in self.server.dispatcher._registry.replicas.values())
+        )
 
     async def stop_dispatcher(self) -> None:
         self._address = None

@@ -192,9 +192,8 @@ class NeverYields(Policy):
 class NoTau(Turns):
     """Lower tiers fill each step."""
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self._seconds = 1e9
+    def _left(self) -> float:
+        return 1e9
 
 
 class NoFloors(Turns):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from router.dispatch.lease import Granted, Outcome, Settle
+from router.qos.config import make_qos_config
+from router.qos.source import parse_source
 from workers.api.ordering import Service, ServiceReport
 from workers.api.replica import LoadReport
 
@@ -46,6 +48,27 @@ def test_where_engines_do_not_order_steps_nobody_takes_what_is_held() -> None:
     for owner in ("cheap", "cheap", "vip"):
         site.submit(owner)
     assert site.order == ["cheap", "cheap"]
+
+
+def test_tiers_switched_off_and_on_again() -> None:
+    """Meanwhile nobody yields, and what is executed is nobody's.
+
+    Mutants seen to fail: a replica that stays tiered; reports dropped, so that it never is again.
+    """
+    site = tiered(slots=1)
+    tell(site, row(CHEAP, 10, 0))
+    site.submit("cheap")
+    on = site.dispatcher.qos
+    site.dispatcher.reload(make_qos_config(parse_source(TIERS + "\nenable_user_qos: false", "f", as_json=False)))
+    site.submit("vip")
+    tell(site, row(CHEAP, 50, 0))
+    assert site.order == ["cheap"]
+    site.take(site.dispatcher.reload(on))
+    assert site.order == ["cheap"]
+    tell(site, row(CHEAP, 60, 0))
+    assert site.order == ["cheap", "vip"]
+    ledger = site.dispatcher._registry.fleet("m").queue.policy.ledger
+    assert (ledger.executed, ledger.missing) == (10, 0)
 
 
 def test_free_room_is_taken_before_anybody_has_to_yield() -> None:
