@@ -16,7 +16,7 @@ from router.foreign.node import NodeSpec
 from router.foreign.upstream import checked_url
 from router.http.config import FrontConfig
 from router.protocol.json_entry import MAX_BODY_BYTES
-from router.qos.config import load_qos_config
+from router.qos.file import load_qos_config
 from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
 from workers.api.errors import ConfigError
 

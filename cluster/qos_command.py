@@ -18,7 +18,7 @@ def root() -> None:
 @app.command()
 def check(file: Annotated[Path, typer.Argument(help="The file, JSON or YAML, as --qos-config-path names it.")]) -> None:
     """Say in words what FILE means, with each user's share; or what is wrong with it, line by line."""
-    from router.qos.config import load_qos_config
+    from router.qos.file import load_qos_config
 
     for line in load_qos_config(file).explain():
         typer.echo(line)

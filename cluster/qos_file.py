@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from router.qos.config import QosConfig, load_qos_config
+from router.qos.config import QosConfig
+from router.qos.file import load_qos_config
 from workers.api.errors import ConfigError
 
 log = logging.getLogger("echelon.qos")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.qos_file import QosFile
-from router.qos.config import QosConfig, load_qos_config
+from router.qos.config import QosConfig
+from router.qos.file import load_qos_config
 from router.qos.ledger import Prices
 from router.qos.steps import StepOrder, engine_limits
 from workers.api.replica import ReplicaInfo

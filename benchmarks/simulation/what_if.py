@@ -21,7 +21,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from router.dispatch.dispatcher import DispatcherConfig
-from router.qos.config import QosConfig, load_qos_config
+from router.qos.config import QosConfig
+from router.qos.file import load_qos_config
 from simulation.cluster import Cluster
 from simulation.jobs import Job, again, quantile
 from simulation.orderings import orderings_of

@@ -61,7 +61,7 @@ def test_a_change_is_taken_and_a_bad_one_refused_whole(tmp_path: Path, caplog: p
 async def test_the_server_takes_it() -> None:
     from router.dispatch.dispatcher import DispatcherConfig
     from router.dispatch.server import DispatcherServer
-    from router.qos.config import make_qos_config
+    from router.qos.file import make_qos_config
     from router.qos.source import parse_source
 
     server = DispatcherServer(DispatcherConfig(), secret="s")

@@ -18,8 +18,8 @@ from router.dispatch.config import DispatcherConfig
 from router.dispatch.server import DispatcherServer
 from router.engine_link import EngineLinks
 from router.generation import ChoiceDelta, GenerationRequest
-from router.qos.config import make_qos_config
 from router.qos.fair_queue import FairQueue
+from router.qos.file import make_qos_config
 from router.qos.ledger import Prices
 from router.qos.source import parse_source
 from router.qos.steps import StepOrder, step_limits

@@ -10,7 +10,7 @@ import asyncio
 import pytest
 from cluster_site import Site, asking, until
 
-from router.qos.config import make_qos_config
+from router.qos.file import make_qos_config
 from router.qos.source import parse_source
 
 TIERS = """

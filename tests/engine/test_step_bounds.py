@@ -10,7 +10,8 @@ import pytest
 from engine_runs import Harness, request
 from fake_executor import VOCAB
 
-from router.qos.config import QosConfig, make_qos_config
+from router.qos.config import QosConfig
+from router.qos.file import make_qos_config
 from router.qos.policy import Limits
 from router.qos.source import parse_source
 from router.qos.steps import StepOrder

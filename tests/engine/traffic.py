@@ -20,7 +20,7 @@ from engine_orderings import ByOwner
 from engine_runs import Harness, request
 from fake_executor import VOCAB, oracle
 
-from router.qos.config import make_qos_config
+from router.qos.file import make_qos_config
 from router.qos.policy import Limits
 from router.qos.source import parse_source
 from router.qos.standing import Standing

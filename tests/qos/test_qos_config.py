@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.qos.config import QosConfig, load_qos_config, make_qos_config
+from router.qos.config import QosConfig
+from router.qos.file import load_qos_config, make_qos_config
 from router.qos.source import parse_source
 from workers.api.errors import ConfigError
 

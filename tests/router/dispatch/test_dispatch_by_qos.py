@@ -19,8 +19,9 @@ import pytest
 
 from router.dispatch.dispatcher import Dispatcher, DispatcherConfig, Reply
 from router.dispatch.lease import Granted, HeldLease, Outcome, Refusal, Refused, Reregister, Settle
-from router.qos.config import QosConfig, make_qos_config
+from router.qos.config import QosConfig
 from router.qos.fair_queue import FairQueue
+from router.qos.file import make_qos_config
 from router.qos.source import parse_source
 
 from .virtual import Clock, ask, info

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router.dispatch.lease import Granted, Outcome, Settle
-from router.qos.config import make_qos_config
+from router.qos.file import make_qos_config
 from router.qos.source import parse_source
 from workers.api.ordering import Service, ServiceReport
 from workers.api.replica import LoadReport

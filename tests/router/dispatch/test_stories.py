@@ -9,7 +9,7 @@ import pytest
 from router.dispatch.dispatcher import Dispatcher, DispatcherConfig
 from router.dispatch.lease import Ended, Granted, Outcome, Settle
 from router.dispatch.stories import MOST_CANDIDATES, MOST_LEASES, MOST_PLACES, Stories
-from router.qos.config import make_qos_config
+from router.qos.file import make_qos_config
 from router.qos.source import parse_source
 
 from .virtual import Clock, ask, info, made

@@ -15,7 +15,8 @@ import pytest
 
 from router.dispatch.dispatcher import Dispatcher, DispatcherConfig, Reply
 from router.dispatch.lease import Granted, Outcome, Settle, TierRow
-from router.qos.config import Account, Tier, make_qos_config
+from router.qos.config import Account, Tier
+from router.qos.file import make_qos_config
 from router.qos.policy import Policy
 from router.qos.source import parse_source
 from router.qos.standing import Standing

@@ -14,7 +14,8 @@ from router.http.config import FrontConfig, ServedModel
 from router.http.identity import NoKeys
 from router.keys.resolver import KeyResolver
 from router.keys.ring import KeyEntry, KeyRing, digest_of, make_key
-from router.qos.config import QosConfig, make_qos_config
+from router.qos.config import QosConfig
+from router.qos.file import make_qos_config
 from router.qos.source import parse_source
 
 from .fakes import FakeStatus
