@@ -30,7 +30,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("parts", nargs="*", default="all", choices=[*PARTS, "all"])
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--crowd", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=30.0, help="of load in G6, G8 and G10")
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found = {}
-    for part in given.parts:
+    for part in PARTS if "all" in given.parts else given.parts:
         found[part] = PARTS[part](given)
         show(part, found[part])
     if given.json:

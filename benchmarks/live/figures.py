@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from load.records import versions
 
@@ -71,8 +72,13 @@ def show(part: str, figures: Sequence[Figure]) -> None:
         )
 
 
-def write(file: Path, found: Mapping[str, Sequence[Figure]]) -> None:
-    """All of it by part, values too, with the command and the versions."""
+def write(file: Path, found: Mapping[str, Sequence[Figure]], *, machine: Mapping[str, Any] | None = None) -> None:
+    """All of it by part, values too, with the command and the versions; `machine`: what more is known of it."""
     parts = {part: [{**asdict(f), "missed": f.missed} for f in figures] for part, figures in found.items()}
-    document = {"command": " ".join(sys.argv), "versions": versions(), "machine": platform.machine(), "figures": parts}
+    document = {
+        "command": " ".join(sys.argv),
+        "versions": versions(),
+        "machine": machine or platform.machine(),
+        "figures": parts,
+    }
     file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
