@@ -16,6 +16,7 @@ from workers.context import EmbeddingOverride, ForwardContext, forward_context
 from workers.engine.plan import StepPlan
 from workers.execution.cache import allocate, count_blocks
 from workers.execution.memory import readable
+from workers.execution.pinned import HostBuffers
 from workers.execution.upload import Uploader
 from workers.rank import Rank, run_to_completion
 
@@ -156,7 +157,7 @@ def test_uploads_on_the_cpu_share_memory() -> None:
     import numpy as np
 
     array = np.arange(6, dtype=np.int64).reshape(2, 3)
-    (tensor,) = Uploader(torch.device("cpu")).upload([array])
+    (tensor,) = Uploader(torch.device("cpu"), HostBuffers(pinned=False)).upload([array])
     assert tensor.data_ptr() == array.ctypes.data
     assert tensor.tolist() == array.tolist()
 

@@ -18,6 +18,7 @@ from workers.api.errors import EngineFault
 from workers.context import AttentionMetadata, DecodeBatch, PrefillBatch
 from workers.engine.plan import StepPlan
 from workers.execution.flat import Changes, FlatStep, flatten
+from workers.execution.pinned import HostBuffers
 from workers.execution.sampling_state import Finish, SamplingBatch, SamplingState
 from workers.execution.upload import Array, Uploader
 
@@ -61,7 +62,8 @@ class BatchState:
         self.max_blocks = -(-self.width // block_size)
         self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
         self.sampling = SamplingState(max_num_seqs, vocab_size)
-        self._uploader = Uploader(device)
+        self.host = HostBuffers(pinned=device.type == "cuda")
+        self._uploader = Uploader(device, self.host)
         rows = max_num_seqs + 1  # the last row is nobody's: padding reads and writes there
         self._tables = np.zeros((rows, self.max_blocks), np.int32)
         self._held = [0] * max_num_seqs

@@ -86,7 +86,7 @@ class PaddedInputs:
         self._padding = np.zeros(self._size, np.uint8)
         for name, view in self._views(self._padding).items():
             view[:] = fields[name][2]
-        self._device = buffer[: self._size]
+        self._device, self._host = buffer[: self._size], state.host
         types: dict[type, torch.dtype] = {np.int64: torch.int64, np.int32: torch.int32}
         self.on_device = {n: buffer[a:b].view(types[dtype]) for n, (a, b, dtype) in self._spans.items()}
 
@@ -104,7 +104,7 @@ class PaddedInputs:
 
     def fill(self, flat: FlatStep) -> None:
         """Queue the copy of a step that fits the shape."""
-        staging = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._device.is_cuda)
+        staging = self._host.lend(self._size)
         host = staging.numpy()
         host[:] = self._padding
         to, tokens, decodes, emits = self._views(host), flat.num_tokens, flat.decodes, len(flat.emit_at)

@@ -31,11 +31,12 @@ from workers.models.base import CausalModel
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    """A step whose results lie on the host, or will once its event has happened."""
+    """A step whose results lie on the host, or will once its event has happened. `lent`: its host buffers."""
 
     emit_slots: tuple[int, ...]
     wanted: WantedLogprobs | None
     sampled: Sampled | None
+    lent: list[torch.Tensor]
 
 
 class _Deferred:
@@ -152,7 +153,9 @@ class Runner:
         def wait() -> StepResult:
             try:
                 end.synchronize()
-                return self._result(plan, launched, begin.elapsed_time(end) / 1e3)
+                result = self._result(plan, launched, begin.elapsed_time(end) / 1e3)
+                self.state.host.give_back(launched.lent)
+                return result
             except Exception as e:
                 raise self._fault(plan, e) from e
 
@@ -168,8 +171,9 @@ class Runner:
         else:
             sampling, sampled = self._replay(captured, flat)
         if sampled is None or not self._collect:
-            return _Launched((), None, None)
-        return _Launched(tuple(flat.emit_slots.tolist()), sampling.logprobs, self._to_host(sampled))
+            return _Launched((), None, None, self.state.host.take())
+        on_host = self._to_host(sampled)
+        return _Launched(tuple(flat.emit_slots.tolist()), sampling.logprobs, on_host, self.state.host.take())
 
     def _run_eagerly(self, inputs: StepInputs) -> tuple[SamplingBatch, Sampled | None]:
         context = ForwardContext((inputs.attention,) * len(self.caches), self.caches)
@@ -201,10 +205,16 @@ class Runner:
         if self.device.type == "cpu":
             return sampled
         extra = sampled.logprobs
+        bring = self._bring
         return Sampled(
-            _pinned(sampled.tokens),
-            None if extra is None else Logprobs(*map(_pinned, (extra.chosen, extra.rank, extra.top, extra.top_ids))),
+            bring(sampled.tokens),
+            None if extra is None else Logprobs(*map(bring, (extra.chosen, extra.rank, extra.top, extra.top_ids))),
         )
+
+    def _bring(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy to the host, under way."""
+        host = self.state.host.lend(tensor.numel(), tensor.dtype)
+        return host.view(tensor.shape).copy_(tensor, non_blocking=True)
 
     def _result(self, plan: StepPlan, launched: _Launched, seconds: float) -> StepResult:
         sampled, wanted = launched.sampled, launched.wanted
@@ -228,11 +238,6 @@ class Runner:
             return OutOfMemory(f"{where}: {error}; lower cache_fraction or max_num_batched_tokens")
         text = str(error) if isinstance(error, EchelonError) else f"{type(error).__name__}: {error}"
         return EngineFault(f"{where}: {text}")
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
 
 
 def _read_logprobs(tokens: list[int], values: Logprobs, wanted: WantedLogprobs) -> dict[int, TokenLogprobs]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from workers.execution.pinned import HostBuffers
+
 Array = np.ndarray  # of any shape and dtype
 _ALIGN = 16  # bytes: any dtype may begin there, and kernels may load vectors
 
@@ -25,8 +27,8 @@ class Uploader:
     arrays of the same sizes come to lie at the same addresses, which CUDA graphs need.
     """
 
-    def __init__(self, device: torch.device, capacity: int = 1 << 20) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, host: HostBuffers, capacity: int = 1 << 20) -> None:
+        self._device, self._host = device, host
         self._buffer = torch.empty(capacity if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
 
     def upload(self, arrays: Sequence[Array]) -> list[torch.Tensor]:
@@ -39,12 +41,11 @@ class Uploader:
             end += -(-array.nbytes // _ALIGN) * _ALIGN
         if end > self._buffer.numel():
             self._buffer = torch.empty(2 * end, dtype=torch.uint8, device=self._device)
-        # torch's pinned allocator keeps the memory from reuse until the copy is done.
-        staging = torch.empty(max(end, 1), dtype=torch.uint8, pin_memory=True)
+        staging = self._host.lend(end)
         host = staging.numpy()
         for array, start in zip(arrays, starts, strict=True):
             host[start : start + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-        self._buffer[:end].copy_(staging[:end], non_blocking=True)
+        self._buffer[:end].copy_(staging, non_blocking=True)
         return [
             self._buffer[start : start + array.nbytes].view(_TORCH[array.dtype]).view(array.shape)
             for array, start in zip(arrays, starts, strict=True)
