@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from demo_requests import (
     preempt_often,
     replayed,
     requests,
+    sampled,
     serve,
 )
 
@@ -71,6 +73,27 @@ def rank_of(**engine: Any) -> Rank:
 def launched() -> dict[str, Answer]:
     """All requests without graphs."""
     return serve(rank_of(cuda_graphs=False).make_engine(), requests(COUNT))
+
+
+def thousand() -> list[EngineRequest]:
+    """200 greedy requests and 800 sampled ones, mixed, with every sampling parameter."""
+    mixed = []
+    for i in range(COUNT):
+        mixed.append(greedy(i))
+        for turn in range(4):
+            one = sampled(i)
+            seed = int(one.sampling.seed or 0) + 31 * turn
+            mixed.append(replace(one, id=f"{one.id}-{turn}", sampling=replace(one.sampling, seed=seed)))
+    return mixed
+
+
+def test_a_thousand_mixed_requests(replays: list[tuple[int, int]]) -> None:
+    asked = thousand()
+    assert len(asked) == len({one.id for one in asked}) == 1000
+    expected = serve(rank_of(cuda_graphs=False).make_engine(), asked)
+    assert replays == []
+    assert differing(serve(rank_of().make_engine(), asked), expected) == {}
+    assert len(replays) > COUNT
 
 
 def test_without_graphs_the_greedy_ones_are_those_of_transformers(replays: list[tuple[int, int]]) -> None:
