@@ -33,13 +33,13 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def reference() -> Iterator[Any]:
+def reference() -> Any:
     """Transformers' model in fp32, its weights those of bf16."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(**workloads.CONFIG)
     with torch.device("cuda"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    yield model.float().eval()
+    return model.float().eval()
 
 
 @pytest.fixture(scope="module")
