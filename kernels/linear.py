@@ -21,6 +21,7 @@ from kernels.backend import (
     triton_jit,
     use_triton,
 )
+from kernels.tuning import GemvTuning, table_of
 
 _MOST_INPUTS = 16384  # of a row that one program holds in registers
 
@@ -55,15 +56,19 @@ def _gemv_kernel(
 
 
 def gemv(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, rows: int = 1, warps: int = 8
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, tuning: GemvTuning | None = None
 ) -> torch.Tensor:
-    """`linear` of one token by the kernel: x [1, K], weight [N, K], channels adjacent. `rows` and `warps` a program."""
+    """`linear` of one token by the kernel: x [1, K], weight [N, K], channels adjacent.
+
+    tuning: how the launch is cut, None for what the device's table says.
+    """
     outputs, inputs = weight.shape
+    tuning = tuning or table_of(x.device).gemv[outputs, inputs]
     out = torch.empty((1, outputs), dtype=x.dtype, device=x.device)
-    _gemv_kernel[(-(-outputs // rows),)](
+    _gemv_kernel[(-(-outputs // tuning.rows),)](
         *(x, weight, out if bias is None else bias, out, outputs, weight.stride(0)),
-        *(inputs, bias is not None, rows, next_power_of_two(inputs)),
-        num_warps=warps,
+        *(inputs, bias is not None, tuning.rows, next_power_of_two(inputs)),
+        num_warps=tuning.warps,
         **early_start(x),
     )
     return out

@@ -9,7 +9,6 @@ Sources: Dao et al., Flash-Decoding, 2023; Kwon et al., PagedAttention, 2023.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -18,6 +17,7 @@ from kernels.attention_tile import attend_tiles
 from kernels.backend import begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit, use_triton
 from kernels.kv_cache import Memo
 from kernels.paged_dense import attend
+from kernels.tuning import DecodeTuning, table_of
 
 
 def paged_decode_reference(
@@ -165,53 +165,29 @@ def _combine_kernel(
     tl.store(out_at, result.to(out_ptr.dtype.element_ty), mask=channel < SIZE)
 
 
-_ENOUGH = 256  # programs that keep a large GPU's memory busy where their lengths are alike
-_PLENTY = 2048  # programs among which long ones do not matter
-
-
 @lru_cache
-def _programs_wanted(device: torch.device) -> int:
-    """How many programs keep the device's memory busy where lengths are not alike."""
-    return 32 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeTuning:
-    """How a launch is cut: key positions a tile, warps, stages of the pipeline, a loop of its own for the tail, and the
-    tiles that a split has at least.
-    """
-
-    tile: int
-    warps: int
-    stages: int
-    tail: bool
-    least: int = 1
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _tuning(q: torch.Tensor, kv_heads: int) -> DecodeTuning:
-    """What was fastest on an H100 at 16-bit heads of 128 (benchmarks/decode_attention.py); fp32 must not spill."""
-    size = max(16, next_power_of_two(q.shape[2]))
-    if q.dtype == torch.float32:
-        return DecodeTuning(32 if q.shape[2] <= 128 else 16, 8 if size > 64 else 4, 3 if size <= 128 else 2, True)
-    if len(q) * kv_heads < _ENOUGH:
-        return DecodeTuning(64, 4, 3, True)
-    # The device is busy without splits: only what is much longer than the others is split.
-    return DecodeTuning(64, 4, 2, False, least=8)
+    batch, heads, size = q.shape
+    return table_of(q.device).decode[q.element_size(), size, heads // kv_heads].at(batch * kv_heads)
 
 
-def _splits(q: torch.Tensor, kv_heads: int, max_kv: int, window: int) -> int:
+def _splits(q: torch.Tensor, kv_heads: int, max_kv: int, window: int, tuning: DecodeTuning) -> int:
     reach = min(max_kv, window) if window else max_kv
     # At least two tiles a split: below that the second kernel costs more than it saves.
-    tuning = _tuning(q, kv_heads)
-    if len(q) * kv_heads >= _PLENTY:
-        return 1
     useful = -(-reach // (max(2, tuning.least) * tuning.tile))
-    return max(1, min(_programs_wanted(q.device) // max(1, len(q) * kv_heads), useful, 64))
+    wanted = tuning.programs * _multiprocessors(q.device)
+    return max(1, min(wanted // max(1, len(q) * kv_heads), useful, 64))
 
 
-def decode_workspace_size(q: torch.Tensor, kv_heads: int, max_kv: int, window: int = 0) -> int:
+def decode_workspace_size(
+    q: torch.Tensor, kv_heads: int, max_kv: int, window: int = 0, tuning: DecodeTuning | None = None
+) -> int:
     """How many fp32 elements of workspace `paged_decode` needs for such a q [B, H, D]; 0 if none."""
-    splits = _splits(q, kv_heads, max_kv, window)
+    splits = _splits(q, kv_heads, max_kv, window, tuning or _tuning(q, kv_heads))
     return 0 if splits == 1 else q.shape[0] * q.shape[1] * splits * (q.shape[2] + 1)
 
 
@@ -226,10 +202,12 @@ def _launch(
     window: int,
     out: torch.Tensor,
     workspace: torch.Tensor | None,
+    tuning: DecodeTuning | None,
 ) -> None:
     batch, heads, size = q.shape
     _, page, kv_heads, _ = key_cache.shape
-    splits, group, tuning = _splits(q, kv_heads, max_kv, window), heads // kv_heads, _tuning(q, kv_heads)
+    tuning = tuning or _tuning(q, kv_heads)
+    splits, group = _splits(q, kv_heads, max_kv, window, tuning), heads // kv_heads
     block_d = max(16, next_power_of_two(size))
     partials = weights = out
     if splits > 1:
@@ -271,6 +249,7 @@ def paged_decode(
     out: torch.Tensor | None = None,
     workspace: torch.Tensor | None = None,
     memo: Memo | None = None,
+    tuning: DecodeTuning | None = None,
 ) -> torch.Tensor:
     """Attention of the query at position kv_len - 1 of each sequence over that sequence's cache.
 
@@ -280,12 +259,12 @@ def paged_decode(
     written to `out` if given. Block table entries and cache contents past kv_len (and before the window) are never
     used; they may be -1 and NaN. q, out and the caches have adjacent channels. workspace: fp32, of at least
     `decode_workspace_size` elements, for calls that may not allocate; its contents do not matter. memo: as in
-    `paged_prefill`.
+    `paged_prefill`. tuning: how the launch is cut, None for what the device's table says.
     """
     if use_triton(q):
         if out is None:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if len(q):
-            _launch(q, key_cache, value_cache, block_tables, kv_lens, max_kv, scale, window, out, workspace)
+            _launch(q, key_cache, value_cache, block_tables, kv_lens, max_kv, scale, window, out, workspace, tuning)
         return out
     return paged_decode_reference(q, key_cache, value_cache, block_tables, kv_lens, scale, window, out, memo)

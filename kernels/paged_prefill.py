@@ -10,14 +10,13 @@ Sources: Dao et al., FlashAttention-2, 2023; Kwon et al., PagedAttention, 2023.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from kernels.attention_tile import attend_tiles
 from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
 from kernels.kv_cache import Memo
 from kernels.paged_dense import attend
+from kernels.tuning import PrefillTuning, table_of
 
 
 def paged_prefill_reference(
@@ -122,30 +121,6 @@ def _prefill_kernel(
     tl.store(out_at, acc.to(out_ptr.dtype.element_ty), mask=real)
 
 
-_LONG = 1024  # query tokens of a sequence from which on the greatest tile pays
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillTuning:
-    """How a launch is cut: query rows and key positions a tile, stages of the pipeline, warps (of small tiles too)."""
-
-    rows: int
-    tile: int
-    warps: int
-    stages: int
-    warps_of_few: int = 4
-
-
-def _tuning(q: torch.Tensor, max_query: int) -> PrefillTuning:
-    """The largest tiles that a Hopper holds without spilling registers; fp32 has no matrix unit, so small ones."""
-    size = q.shape[2]
-    if q.dtype == torch.float32:
-        return PrefillTuning(32, 32, 4, 2) if size <= 64 else PrefillTuning(32, 16, 8, 2, 8)
-    if size > 128:
-        return PrefillTuning(128, 32, 8, 2, 8)
-    return PrefillTuning(256 if max_query > _LONG else 128, 64, 8, 3)
-
-
 def _launch(
     q: torch.Tensor,
     key_cache: torch.Tensor,
@@ -157,12 +132,13 @@ def _launch(
     scale: float,
     window: int,
     out: torch.Tensor,
+    tuning: PrefillTuning | None,
 ) -> None:
     tokens, heads, size = q.shape
     _, page, kv_heads, _ = key_cache.shape
     batch, group = len(kv_lens), heads // kv_heads
     block_d = max(16, next_power_of_two(size))
-    tuning = _tuning(q, max_query)
+    tuning = tuning or table_of(q.device).prefill[q.element_size(), size, group].at(max_query)
     # A power of two of rows; a group that is none leaves some of them empty.
     block_m = max(16, next_power_of_two(group), min(tuning.rows, next_power_of_two(max_query * group)))
     block_q = block_m // group
@@ -189,6 +165,7 @@ def paged_prefill(
     window: int = 0,
     out: torch.Tensor | None = None,
     memo: Memo | None = None,
+    tuning: PrefillTuning | None = None,
 ) -> torch.Tensor:
     """Causal attention of each sequence's newest tokens over that sequence's cache.
 
@@ -200,12 +177,12 @@ def paged_prefill(
     first window) are never used; they may be -1 and NaN. q, out and the caches have adjacent channels. Tokens before
     cu_query[0] are left alone; those past cu_query[B] are padding, whose output is not defined. memo: a dict kept for
     the layers of a step, if their tables, lengths and shapes are the same: the reference then finds its way through the
-    cache once.
+    cache once. tuning: how the launch is cut, None for what the device's table says.
     """
     if use_triton(q):
         if out is None:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if len(q):
-            _launch(q, key_cache, value_cache, block_tables, cu_query, kv_lens, max_query, scale, window, out)
+            _launch(q, key_cache, value_cache, block_tables, cu_query, kv_lens, max_query, scale, window, out, tuning)
         return out
     return paged_prefill_reference(q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window, out, memo)

@@ -8,6 +8,7 @@ import torch
 from kernels import paged_decode as paged_decode_module
 from kernels.paged_decode import decode_workspace_size, paged_decode, paged_decode_reference
 from kernels.paged_prefill import paged_prefill, paged_prefill_reference
+from kernels.tuning import DecodeTuning
 
 # Query heads, KV heads, head size, block size: groups of 1, 3, 4, 8, sizes that are no powers of two.
 SHAPES = [(2, 2, 16, 16), (3, 1, 24, 32), (8, 2, 64, 64), (8, 1, 80, 128), (4, 1, 128, 16), (4, 4, 32, 32)]
@@ -55,8 +56,8 @@ def test_decode_splits_a_long_cache_and_leaves_spare_splits_alone(make_case, dev
 
 def test_a_large_batch_splits_only_what_is_long(make_case, device, monkeypatch):
     """Shares have a least size: short sequences are done by one program, long ones by several, in one launch."""
-    monkeypatch.setattr(paged_decode_module, "_programs_wanted", lambda _device: 64)
-    tuning = paged_decode_module.DecodeTuning(32, 4, 2, False, least=3)
+    monkeypatch.setattr(paged_decode_module, "_multiprocessors", lambda _device: 2)
+    tuning = DecodeTuning(32, 4, 2, False, least=3, programs=32)
     monkeypatch.setattr(paged_decode_module, "_tuning", lambda _q, _kv_heads: tuning)
     case = make_case([(1, kv) for kv in (1, 96, 97, 0, 500, 31, 200, 1000)], 4, 2, 32, 16)
     size = decode_workspace_size(case.q, 2, 1000)
