@@ -80,8 +80,9 @@ def replayed(case: Case, tuning: Any) -> tuple[float, torch.Tensor]:
     return statistics.median(times[2:]), out.clone()
 
 
-def compiled(cases: Iterable[Case], tunings: Iterable[Any], threads: int) -> dict[Any, str]:
+def compiled(cases: Iterable[Case], tunings: Iterable[Any]) -> dict[Any, str]:
     """Launch each once, many beside each other, so that all are compiled; the first line of what failed, by tuning."""
+    on_gpu = torch.cuda.is_available()
 
     def attempt(tuning: Any) -> str:
         try:
@@ -93,9 +94,11 @@ def compiled(cases: Iterable[Case], tunings: Iterable[Any], threads: int) -> dic
 
     first, *others = tunings
     failed = {first: attempt(first)}  # alone: it sets up what the threads share
-    with ThreadPoolExecutor(threads) as pool:
+    # A thread must have used the device before it loads a kernel. Triton's interpreter is for one thread.
+    threads, begin = (min(12, os.cpu_count() or 1), torch.cuda.synchronize) if on_gpu else (1, None)
+    with ThreadPoolExecutor(threads, initializer=begin) as pool:
         failed |= dict(zip(others, pool.map(attempt, others), strict=True))
-    if torch.cuda.is_available():
+    if on_gpu:
         torch.cuda.synchronize()  # a fault of the device ends the run here
     return {tuning: why for tuning, why in failed.items() if why}
 
@@ -104,7 +107,7 @@ def try_some(entry: Entry, found: Found, tunings: tuple[Any, ...], arena: Arena,
     """Time `tunings` at all cases of an entry. Raises RuntimeError where the default does not run or is wrong."""
     cases = entry.cases(arena)
     found.names, found.work = [case.name for case in cases], [case.work for case in cases]
-    failed = compiled(cases, tunings, threads=min(12, os.cpu_count() or 1))
+    failed = compiled(cases, tunings)
     for tuning in tunings:
         if tuning in failed:
             found.skipped[tuning] = failed[tuning]
