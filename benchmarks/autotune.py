@@ -19,7 +19,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,27 +80,26 @@ def replayed(case: Case, tuning: Any) -> tuple[float, torch.Tensor]:
     return statistics.median(times[2:]), out.clone()
 
 
-def compiled(cases: Iterable[Case], tunings: Iterable[Any]) -> dict[Any, str]:
+def compiled(cases: Sequence[Case], tunings: Sequence[Any]) -> dict[Any, str]:
     """Launch each once, many beside each other, so that all are compiled; the first line of what failed, by tuning."""
     on_gpu = torch.cuda.is_available()
 
-    def attempt(tuning: Any) -> str:
+    def attempt(job: tuple[Any, Case]) -> str:
+        tuning, case = job
         try:
-            for case in cases:
-                case.launches[0](tuning)
+            case.launches[0](tuning)
         except Exception as error:  # the compiler's and the driver's have no common class
             return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         return ""
 
-    first, *others = tunings
-    failed = {first: attempt(first)}  # alone: it sets up what the threads share
+    jobs = [(tuning, case) for tuning in tunings for case in cases]
     # A thread must have used the device before it loads a kernel. Triton's interpreter is for one thread.
     threads, begin = (min(12, os.cpu_count() or 1), torch.cuda.synchronize) if on_gpu else (1, None)
     with ThreadPoolExecutor(threads, initializer=begin) as pool:
-        failed |= dict(zip(others, pool.map(attempt, others), strict=True))
+        whys = list(pool.map(attempt, jobs))
     if on_gpu:
         torch.cuda.synchronize()  # a fault of the device ends the run here
-    return {tuning: why for tuning, why in failed.items() if why}
+    return {tuning: why for (tuning, _), why in zip(jobs, whys, strict=True) if why}
 
 
 def try_some(entry: Entry, found: Found, tunings: tuple[Any, ...], arena: Arena, measure: Measure) -> None:
@@ -191,6 +190,8 @@ def search(
 ) -> list[Found]:
     """Try the candidates of all entries in rounds until none are left or it is `over`."""
     found = [Found() for _ in entries]
+    for entry in {entry.operation: entry for entry in entries}.values():
+        entry.cases(arena)[0].launches[0](entry.default)  # alone: it sets up what threads then share
     for begin in range(0, max(len(entry.candidates) for entry in entries), ROUND):
         for entry, one in zip(entries, found, strict=True):
             tunings = entry.candidates[begin : begin + ROUND]
@@ -235,7 +236,7 @@ def _warm(case: Case) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the table, e.g. kernels/tables/h100.json")
-    parser.add_argument("--budget", type=float, default=140, help="seconds after which no further entry is begun")
+    parser.add_argument("--budget", type=float, default=125, help="seconds after which no further entry is begun")
     parser.add_argument("--only", default="", help="entries whose label has this only (the others get their defaults)")
     args = parser.parse_args()
     began, device = time.perf_counter(), torch.device("cuda")
