@@ -5,7 +5,9 @@ Outputs, workspaces, unused blocks, tails of blocks and what surrounds a weight 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16
 PAGE = 16
 BOUND = 8192  # as graphs bound every length
+LONGEST = 2100  # query tokens
 MOST_SEQUENCES = 1024
 LENGTHS = (1, 300, 16, 0, 17, 64, 1200, 65, 127, 15, 33, 513, 2, 100)
 
@@ -68,6 +71,15 @@ def same(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got.float(), expected, atol=2e-2, rtol=2e-2)
 
 
+def at_once(launches: list[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+    """What they give, all compiled beside each other."""
+    if DEVICE.type == "cpu":  # the interpreter is for one thread
+        return [launch() for launch in launches]
+    launches[0]()
+    with ThreadPoolExecutor(12, initializer=torch.cuda.synchronize) as pool:
+        return list(pool.map(lambda launch: launch(), launches))
+
+
 def of(steps: dict, shape: HeadShape) -> Steps:
     return steps[DTYPE.itemsize, shape.size, shape.heads // shape.kv_heads]
 
@@ -89,15 +101,18 @@ def test_decode(name):
     lens, exact = integers(lengths), [cache.float() for cache in caches]
     q = normal(len(lengths), heads, size)
     expected = paged_decode_reference(q.float(), *exact, table, lens, size**-0.5)
-    for batch in batches:
-        for first in {0, len(lengths) - batch}:  # other lengths for small batches
-            part = slice(first, first + batch)
-            for bound in (BOUND, max(1, *lengths[part])):
-                out = torch.full_like(q[part], torch.nan)
-                needed = decode_workspace_size(q[part], kv_heads, bound)
-                workspace = torch.full((needed,), torch.nan, device=DEVICE)
-                paged_decode(q[part], *caches, table[part], lens[part], bound, size**-0.5, out=out, workspace=workspace)
-                same(out, expected[part])
+
+    def launch(part: slice, bound: int) -> torch.Tensor:
+        out = torch.full_like(q[part], torch.nan)
+        workspace = torch.full((decode_workspace_size(q[part], kv_heads, bound),), torch.nan, device=DEVICE)
+        rest = (table[part], lens[part], bound, size**-0.5)
+        return paged_decode(q[part], *caches, *rest, out=out, workspace=workspace)
+
+    # Other lengths for small batches.
+    parts = [slice(first, first + batch) for batch in batches for first in (0, len(lengths) - batch)]
+    runs = [(part, bound) for part in parts for bound in (BOUND, max(1, *lengths[part]))]
+    for (part, _), out in zip(runs, at_once([partial(launch, *run) for run in runs]), strict=True):
+        same(out, expected[part])
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -107,16 +122,20 @@ def test_prefill(name):
     shape = SHAPES[name]
     heads, _, size = shape
     steps = of(table_of(DEVICE).prefill, shape)
-    for most in sorted({1, *(bound + less for bound in steps.bounds for less in (-1, 0)), 2100}):
+    batches = []
+    for most in sorted({1, *(bound + less for bound in steps.bounds for less in (-1, 0)), LONGEST}):
         counts = [most, 1, most // 2 + 1, min(5, most), 0]
         lengths = [most, 40, most // 2 + 778, min(5, most), 0]
         caches, table = paged(shape, lengths)
-        starts, lens = integers([0, *counts]).cumsum(0, dtype=torch.int32), integers(lengths)
-        q = normal(sum(counts), heads, size)
-        out = torch.full_like(q, torch.nan)
-        paged_prefill(q, *caches, table, starts, lens, most, BOUND, size**-0.5, out=out)
+        starts = integers([0, *counts]).cumsum(0, dtype=torch.int32)
+        batches.append((most, normal(sum(counts), heads, size), caches, (table, starts, integers(lengths))))
+
+    def launch(most: int, q: torch.Tensor, caches: list[torch.Tensor], rest: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return paged_prefill(q, *caches, *rest, most, BOUND, size**-0.5, out=torch.full_like(q, torch.nan))
+
+    for (_, q, caches, rest), out in zip(batches, at_once([partial(launch, *one) for one in batches]), strict=True):
         exact = [cache.float() for cache in caches]
-        same(out, paged_prefill_reference(q.float(), *exact, table, starts, lens, size**-0.5))
+        same(out, paged_prefill_reference(q.float(), *exact, *rest, size**-0.5))
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), WEIGHTS)
