@@ -32,6 +32,7 @@ from ceilings import measure as measure_ceilings
 from tuning_cases import Arena, Case
 from tuning_entries import Entry, all_entries, as_json
 
+DEVICE = torch.device("cuda")
 ROUND = 6  # candidates of an entry
 GAIN = 0.98  # of the default's time, from which on a candidate replaces it
 REPLAYS = 10
@@ -190,7 +191,7 @@ def search(
 ) -> list[Found]:
     """Try the candidates of all entries in rounds until none are left or it is `over`."""
     found = [Found() for _ in entries]
-    for entry in {entry.operation: entry for entry in entries}.values():
+    for entry in {entry.operation: entry for entry in reversed(entries)}.values():
         entry.cases(arena)[0].launches[0](entry.default)  # alone: it sets up what threads then share
     for begin in range(0, max(len(entry.candidates) for entry in entries), ROUND):
         for entry, one in zip(entries, found, strict=True):
@@ -239,12 +240,12 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=125, help="seconds after which no further entry is begun")
     parser.add_argument("--only", default="", help="entries whose label has this only (the others get their defaults)")
     args = parser.parse_args()
-    began, device = time.perf_counter(), torch.device("cuda")
+    began = time.perf_counter()
     entries = all_entries()
     chosen = [entry for entry in entries if args.only in entry.label]
-    arena = Arena(device, ARENA_ELEMENTS)
+    arena = Arena(DEVICE, ARENA_ELEMENTS)
     about = {
-        "device": torch.cuda.get_device_name(device),
+        "device": torch.cuda.get_device_name(DEVICE),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "ceilings": {name: round(value) for name, value in measure_ceilings().items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 
+import autotune
 import pytest
 import torch
 from autotune import Found, render, search, table_of, try_some
@@ -82,6 +83,27 @@ def test_rounds_go_over_all_entries_and_every_write_is_a_whole_table(capsys):
             assert steps.at((entry.below or 1 << 30) - 1) == entry.default
     assert as_json(FASTER) == {"rows": 4, "warps": 8}
     assert "0.693" in capsys.readouterr().out
+
+
+def test_a_run_writes_the_table_of_what_is_asked_for(tmp_path, monkeypatch, capsys):
+    entries = [made_up((DEFAULT, FAST)), *all_entries()]
+    for name, value in {
+        **{"DEVICE": torch.device("cpu"), "ARENA_ELEMENTS": 1, "all_entries": lambda: entries, "replayed": measure},
+        "measure_ceilings": lambda: {"copy_GB_per_s": 3.4},
+    }.items():
+        monkeypatch.setattr(autotune, name, value)
+    monkeypatch.setattr(autotune, "print_library", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H100")
+    compared = []
+    monkeypatch.setattr(autotune.torch_attention, "compare", compared.append)
+    monkeypatch.setattr("sys.argv", ["autotune.py", "--out", str(tmp_path / "h100.json"), "--only", "gemv 6 x 4"])
+    autotune.main()
+    content = json.loads((tmp_path / "h100.json").read_text())
+    assert (content["device"], content["ceilings"]) == ("NVIDIA H100", {"copy_GB_per_s": 3})
+    assert make_table(content).gemv[6, 4] == FAST
+    assert len(content["gemv"]) == sum(entry.operation == "gemv" for entry in entries)
+    assert len(compared) == 1
+    assert "1 of 1 entries differ from their defaults" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
