@@ -31,11 +31,12 @@ def seconds(run: object) -> float:
 
 def measure() -> dict[str, float]:
     """GB/s of a copy (read plus write) and TFLOP/s of a bf16 product, on the current device."""
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
+    size = min(COPY_BYTES, torch.cuda.mem_get_info()[0] // 4)  # an engine may have all but little of the memory
+    source = torch.empty(size, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     a, b = (torch.randn(SIDE, SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     copy, product = seconds(lambda: target.copy_(source)), seconds(lambda: a @ b)
-    return {"copy_GB_per_s": 2 * COPY_BYTES / copy / 1e9, "bf16_TFLOP_per_s": 2 * SIDE**3 / product / 1e12}
+    return {"copy_GB_per_s": 2 * size / copy / 1e9, "bf16_TFLOP_per_s": 2 * SIDE**3 / product / 1e12}
 
 
 def main() -> None:

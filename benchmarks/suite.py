@@ -14,6 +14,7 @@ transformers runs its continuous batching, with the attention that it has withou
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -65,10 +66,11 @@ def repeated(target: Target, name: str, args: argparse.Namespace, console: Conso
 def measure_one(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """All workloads on one engine, in this process."""
     cuda = not args.small
-    target, facts, args.vocab = peer(args) if args.only == PEER else our_engine(args)
     before = ceilings() if cuda else {}
+    target, facts, args.vocab = peer(args) if args.only == PEER else our_engine(args)
     seconds = args.peer_seconds if args.only == PEER else float("inf")
     rows = {name: summary(repeated(target, name, args, console, seconds=seconds)) for name in args.workload}
+    del target
     after = ceilings() if cuda else {}
     return {**facts, "ceilings": {"before": before, "after": after}, "rows": rows}
 
@@ -92,10 +94,15 @@ def peer(args: argparse.Namespace) -> tuple[Target, dict[str, Any], int]:
 
 
 def ceilings() -> dict[str, float]:
-    """GB/s of a copy and TFLOP/s of a product, now."""
+    """GB/s of a copy and TFLOP/s of a product, now, in memory that an engine has given back."""
+    import torch
     from ceilings import measure
 
-    return measure()
+    gc.collect()
+    torch.cuda.empty_cache()
+    found = measure()
+    torch.cuda.empty_cache()
+    return found
 
 
 def in_own_process(who: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ as it is and `tl` is None: the kernels are then dead code, and `use_triton` neve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -43,6 +43,19 @@ else:
     # Read once: triton.jit decides at decoration whether a kernel is interpreted, so a later change means nothing.
     INTERPRETED = bool(triton.knobs.runtime.interpret)
     WIDEN_DOT = tl.constexpr(INTERPRETED)
+
+
+def triton_jit_for_any(*, numbers: Sequence[str] = (), pointers: Sequence[str] = ()) -> Callable[..., Any]:
+    """`triton_jit` of a kernel that is the same for any value of these arguments: what changes from step to step must
+    not make a step wait for the compiler. `numbers` may be 1 or multiples of 16, `pointers` aligned or not.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not HAS_TRITON:
+            return function
+        return triton.jit(function, do_not_specialize=list(numbers), do_not_specialize_on_alignment=list(pointers))
+
+    return decorate
 
 
 def use_triton(tensor: torch.Tensor) -> bool:

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 
 from kernels.attention_tile import attend_tiles
-from kernels.backend import begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit, use_triton
+from kernels.backend import begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit_for_any, use_triton
 from kernels.kv_cache import Memo
 from kernels.paged_dense import attend
 from kernels.tuning import DecodeTuning, table_of
@@ -35,7 +35,7 @@ def paged_decode_reference(
     return attend(q, key_cache, value_cache, block_tables, None, kv_lens, scale, window, out, memo)
 
 
-@triton_jit
+@triton_jit_for_any(numbers=["splits", "table_row"])
 def _decode_kernel(
     q_ptr: tensor,
     out_ptr: tensor,
@@ -121,7 +121,7 @@ def _decode_kernel(
         tl.store(out_at, acc.to(out_ptr.dtype.element_ty), mask=real)
 
 
-@triton_jit
+@triton_jit_for_any(numbers=["splits"])
 def _combine_kernel(
     out_ptr: tensor,
     partial_ptr: tensor,

@@ -10,10 +10,13 @@ Sources: Dao et al., FlashAttention-2, 2023; Kwon et al., PagedAttention, 2023.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from kernels.attention_tile import attend_tiles
-from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit, use_triton
+from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit_for_any, use_triton
 from kernels.kv_cache import Memo
 from kernels.paged_dense import attend
 from kernels.tuning import PrefillTuning, table_of
@@ -35,7 +38,7 @@ def paged_prefill_reference(
     return attend(q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window, out, memo)
 
 
-@triton_jit
+@triton_jit_for_any(numbers=["batch", "table_row"], pointers=["table_ptr", "cu_query_ptr", "length_ptr"])
 def _prefill_kernel(
     q_ptr: tensor,
     out_ptr: tensor,
@@ -121,6 +124,19 @@ def _prefill_kernel(
     tl.store(out_at, acc.to(out_ptr.dtype.element_ty), mask=real)
 
 
+# A kernel looks for its sequence among so many: few sizes, since each is compiled.
+_BATCHES = (16, 64, 1024, 16384)
+
+
+def _among(batch: int) -> int:
+    return next((most for most in _BATCHES if batch <= most), next_power_of_two(batch))
+
+
+def _rows(tuning: PrefillTuning, max_query: int, group: int) -> int:
+    """A power of two of rows; a group that is none leaves some of them empty."""
+    return max(16, next_power_of_two(group), min(tuning.rows, next_power_of_two(max_query * group)))
+
+
 def _launch(
     q: torch.Tensor,
     key_cache: torch.Tensor,
@@ -139,14 +155,13 @@ def _launch(
     batch, group = len(kv_lens), heads // kv_heads
     block_d = max(16, next_power_of_two(size))
     tuning = tuning or table_of(q.device).prefill[q.element_size(), size, group].at(max_query)
-    # A power of two of rows; a group that is none leaves some of them empty.
-    block_m = max(16, next_power_of_two(group), min(tuning.rows, next_power_of_two(max_query * group)))
+    block_m = _rows(tuning, max_query, group)
     block_q = block_m // group
     _prefill_kernel[(tokens // block_q + batch, kv_heads)](
         *(q, out, key_cache, value_cache, block_tables, cu_query, kv_lens, batch, scale * 1.4426950408889634),
         *(*q.stride()[:2], *out.stride()[:2], block_tables.stride(0)),
         *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
-        *(group, size, page, window, next_power_of_two(batch), block_q, block_m, tuning.tile, block_d),
+        *(group, size, page, window, _among(batch), block_q, block_m, tuning.tile, block_d),
         num_warps=tuning.warps if block_m >= tuning.rows else min(tuning.warps, tuning.warps_of_few),
         num_stages=tuning.stages,
     )
@@ -186,3 +201,27 @@ def paged_prefill(
             _launch(q, key_cache, value_cache, block_tables, cu_query, kv_lens, max_query, scale, window, out, tuning)
         return out
     return paged_prefill_reference(q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window, out, memo)
+
+
+def launches_of(
+    q: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, tokens: int, sequences: int, window: int = 0
+) -> list[Callable[[], None]]:
+    """All different kernels that steps of up to `tokens` query tokens of up to `sequences` sequences launch, each as a
+    launch that attends nothing: called once, in any thread, so that no step waits for the compiler. q [1, H, D].
+    """
+    if not use_triton(q):
+        return []
+    heads, kv_heads, size = q.shape[1], key_cache.shape[2], q.shape[2]
+    group = heads // kv_heads
+    steps = table_of(q.device).prefill[q.element_size(), size, group]
+    queries = {1 << i for i in range(tokens.bit_length())} | {tokens, *(b for b in steps.bounds if b <= tokens)}
+    shapes = {(steps.at(n), _rows(steps.at(n), n, group)): n for n in sorted(queries)}
+    batches = [most for most, above in zip(_BATCHES, (0, *_BATCHES), strict=False) if above < sequences]
+
+    def launch(batch: int, max_query: int) -> None:
+        nothing = torch.zeros(batch + 1, dtype=torch.int32, device=q.device)
+        tables = torch.zeros((batch, 1), dtype=torch.int32, device=q.device)
+        out = torch.empty_like(q)
+        _launch(q, key_cache, value_cache, tables, nothing, nothing[1:], max_query, 1.0, window, out, None)
+
+    return [partial(launch, min(most, sequences), n) for most in batches for n in shapes.values()]

@@ -1,15 +1,18 @@
 """`Rank`: one process of a replica, from its config to a runner that has run.
 
-Start-up is accounted for by phase, in `phases` and in the log: config, weights, cache, warmup, and on a GPU graphs
-(seconds).
+Start-up is accounted for by phase, in `phases` and in the log: config, weights, cache, warmup, and on a GPU kernels and
+graphs (seconds).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -24,6 +27,7 @@ from workers.execution.cache import allocate, block_bytes, count_blocks
 from workers.execution.inputs import BatchState
 from workers.execution.memory import free_bytes, peak_bytes, readable
 from workers.execution.runner import Runner
+from workers.layers.attention import Attention
 from workers.layers.build import Build
 from workers.models.base import CausalModel, read_config
 from workers.models.loader import Progress, load_model
@@ -31,6 +35,8 @@ from workers.models.registry import find
 from workers.parallel.group import Groups
 
 log = logging.getLogger("echelon.rank")
+
+_COMPILERS = 8  # threads
 
 
 class Rank:
@@ -89,6 +95,9 @@ class Rank:
             self.runner = self._make_runner(caches, threaded=threaded)
         with self._phase("warmup"):
             self._warm_up()
+        if self.device.type == "cuda":
+            with self._phase("kernels"):
+                self._compile_kernels(caches)
         if self._captures:
             with self._phase("graphs"):
                 self.runner.capture(config.engine.max_num_batched_tokens)
@@ -174,14 +183,35 @@ class Rank:
         )
         _run(self._make_runner(caches, threaded=False), plan)
 
+    def _compile_kernels(self, caches: list[LayerCache]) -> None:
+        """Compile every kernel that a step may launch, or read it from the cache on disk: no request waits for that."""
+        engine = self.config.engine
+        layers = [m for m in self.model.modules() if isinstance(m, Attention)]
+        shapes = {(m.num_heads, m.num_kv_heads, m.head_size, m.window): m for m in layers}
+
+        def run(launch: Callable[[], None]) -> None:
+            with torch.cuda.device(self.device):
+                launch()
+
+        with ThreadPoolExecutor(_COMPILERS, thread_name_prefix="echelon-compiler") as pool:
+            for layer in shapes.values():
+                cache = caches[layer.layer_index]
+                deque(pool.map(run, layer.launches(cache, engine.max_num_batched_tokens, engine.max_num_seqs)), 0)
+        torch.cuda.synchronize(self.device)
+
     def _warm_up(self) -> None:
-        """One prefill and one decode, so that the first request finds kernels compiled and memory mapped."""
+        """A prefill, a decode, and one with all that can be asked of a draw, so that the first request finds kernels
+        compiled and memory mapped.
+        """
         size = self.config.engine.block_size
         count = max(1, min(size, self.max_model_len - 1, self.config.engine.max_num_batched_tokens))
         blocks = tuple(range(min(-(-(count + 1) // size), self.num_blocks)))
-        params = SamplingParams(max_tokens=2, temperature=0.0)
-        added = NewSequence(0, (0,) * count, count, params, blocks)
-        _run(self.runner, StepPlan(-2, (), (added,), (ScheduledSequence(0, 0, count, 1),)))
+        plain = SamplingParams(max_tokens=2, temperature=0.0)
+        drawn = replace(plain, temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1, logit_bias=((0, 1.0),),
+                        logprobs=2, seed=0)  # fmt: skip
+        for params in (drawn, plain):
+            added = NewSequence(0, (0,) * count, count, params, blocks)
+            _run(self.runner, StepPlan(-2, (0,), (added,), (ScheduledSequence(0, 0, count, 1),)))
         if len(blocks) * size > count:
             _run(self.runner, StepPlan(-1, (), (), (ScheduledSequence(0, count, 1, 1),)))
 

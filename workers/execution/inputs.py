@@ -110,7 +110,9 @@ class BatchState:
         tables = self.block_table[:, :span].index_select(0, t[seqs])
         decode = prefill = None
         if decodes:
-            decode = DecodeBatch(tables[:decodes], t[lens][:decodes], int(flat.lens[:decodes].max()))
+            # On a GPU the bound that graphs have, so that the same kernels are launched.
+            longest = int(flat.lens[:decodes].max()) if self._shared else self.max_model_len
+            decode = DecodeBatch(tables[:decodes], t[lens][:decodes], longest)
         if len(query):
             longest = int(flat.lens[decodes:].max())
             prefill = PrefillBatch(

@@ -8,12 +8,14 @@ Shapes: T tokens, H query heads, K KV heads, D head size, P positions, R rotary 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from kernels.kv_cache import store_kv
 from kernels.paged_decode import paged_decode
-from kernels.paged_prefill import paged_prefill
+from kernels.paged_prefill import launches_of, paged_prefill
 from kernels.rotary import rotary_and_store
 from workers import context
 from workers.layers.rotary import RotaryEmbedding
@@ -122,3 +124,10 @@ class Attention(nn.Module):
             self.window,
         )
         return out.view(tokens, self.num_heads * size)
+
+    def launches(self, cache: context.LayerCache, tokens: int, sequences: int) -> list[Callable[[], None]]:
+        """All kernels that long steps of up to `tokens` tokens of up to `sequences` sequences may launch: to be called
+        once each, in any thread. Layers of one shape have the same.
+        """
+        q = torch.empty((1, self.num_heads, self.head_size), dtype=cache.key.dtype, device=cache.key.device)
+        return launches_of(q, cache.key, cache.value, tokens, sequences, self.window)
