@@ -63,8 +63,9 @@ class ServedLedger:
                     standing, row.prefill - before.prefill, row.decode - before.decode, row.kv_read - before.kv_read
                 )
             charges.append(charge)
-            if fresh:
-                standing.offset += row.time - row.units / standing.weight
+            if fresh:  # it comes to stand where it stood there, whatever is charged now
+                units = room.policy.prices.units(charge.prefill, charge.decode, charge.kv_read)
+                standing.offset += row.time - units / standing.weight
         room.served(report.executed - replica.executed, report.overhead - replica.overhead, charges)
         replica.executed, replica.overhead = report.executed, report.overhead
         return True

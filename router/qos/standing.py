@@ -15,8 +15,9 @@ from workers.api.ordering import Turn
 class Standing:
     """One account in one queue of work.
 
-    `service` is settled, in units; `pending` is what planned or leased work will probably be charged. `offset` is what
-    lifts on return from idle added; it is kept apart, so that `service` stays what was served. `turn` is its usual one.
+    `service` is settled, in units, and under its present key; `pending` is what planned or leased work will probably be
+    charged. `offset` is what lifts on return from idle added; it is kept apart, so that `service` stays what was served.
+    `turn` is its usual one.
     """
 
     __slots__ = (
@@ -31,8 +32,10 @@ class Standing:
         self._take(account)
 
     def assign(self, account: Account) -> None:
-        """It is `account` from now on, at the same virtual time."""
+        """It is `account` from now on, at the same virtual time. Service counts for each name apart, as in reports."""
         time = self.time
+        if account.key != self.key:
+            self.service = 0.0
         self._take(account)
         self.offset = time - (self.service + self.pending) / self.weight
 

@@ -153,9 +153,14 @@ class StepOrder:
         return ServiceReport(ledger.executed, ledger.overhead, rows, whole)
 
     def greet(self) -> None:
-        """The next report comes at once and has all accounts."""
-        self._greeting = True
-        self._changed.update(dict.fromkeys(s for key in self.policy.ledger.accounts if (s := self.policy.find(key))))
+        """The next report comes at once and has all accounts, those of earlier configurations too."""
+        self._greeting, self._left = True, ()
+        for key, totals in self.policy.ledger.accounts.items():
+            standing = self.policy.find(key)
+            if standing is not None:
+                self._changed[standing] = None
+            else:  # where it stood, the account that took its place stands, or nobody
+                self._left += (Service(key, totals.prefill, totals.decode, totals.kv_read, 0.0, 0.0, 0),)
         self._reported = float("-inf")
 
     def sync(self, message: ServiceSync) -> None:

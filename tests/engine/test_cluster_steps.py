@@ -6,6 +6,7 @@ Mutants seen to fail: see each test.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from cluster_site import Site, asking, until
@@ -101,6 +102,35 @@ async def test_a_restarted_dispatcher_knows_what_was_served() -> None:
         await site.start_dispatcher()
         await until(lambda: site.client.connected and served() == pytest.approx(before))
         await site.ask("b0", "b", output=3)
+
+
+async def test_a_restarted_dispatcher_knows_what_was_served_before_accounts_moved() -> None:
+    """`a` goes to another tier, `b` has no line any more; the books of the new dispatcher still hold every token.
+
+    Mutants seen to fail: what was charged under names that are gone is not told; who took over pays for it.
+    """
+    lines = "{one: [{id: default, quota_pct: 5}], two: [{id: a, quota_pct: 2}]}"
+    moved = make_qos_config(parse_source(f"user_groups: [one, two]\nuser_group_map: {lines}", "f", as_json=False))
+    async with Site(two(50, 50), slots=2) as site:
+        await asyncio.gather(*(site.ask(f"{user}{i}", user, output=30) for i in range(4) for user in "ab"))
+        await until(lambda: site.room.policy.ledger.executed == site.executed)
+        site.server.reload(moved)
+        order = site.running[0].order
+        site.running[0].server.between_steps(lambda: order.replace(moved))
+        await asyncio.gather(*(site.ask(f"{user}{i}", user, output=30) for i in range(4, 6) for user in "ac"))
+        await until(lambda: site.room.policy.ledger.executed == site.executed)
+
+        def times() -> dict[tuple[str, str], float]:
+            return {s.key: s.time for s in site.room.policy.standings if s.time}
+
+        before = times()
+        assert sorted(before) == [("one", "default"), ("two", "a")]
+        await site.stop_dispatcher()
+        site.dispatcher_config = replace(site.dispatcher_config, qos=moved)
+        await site.start_dispatcher()
+        await until(lambda: site.client.connected and site.room.policy.ledger.executed == site.executed)
+        assert site.room.policy.ledger.missing == 0
+        assert times() == pytest.approx(before)
 
 
 async def test_replicas_learn_what_the_others_served() -> None:
