@@ -16,7 +16,7 @@ class Standing:
     """One account in one queue of work.
 
     `service` is settled, in units, and under its present key; `pending` is what planned or leased work will probably be
-    charged. `offset` is what lifts on return from idle added; it is kept apart, so that `service` stays what was served.
+    charged. `offset` is what lifts on return from idle added; it is kept apart: `service` stays what was served.
     `turn` is its usual one.
     """
 
