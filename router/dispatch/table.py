@@ -18,6 +18,7 @@ _TRY_NEW = 0.5  # an unmeasured replica is believed to be this much quicker, so 
 _STALE = 10.0  # seconds without a step until what was learned begins to fade, and to have faded
 _OBSERVED_STALE = 30.0  # seconds
 _HICCUP = 0.05  # seconds that a report may be late for nothing
+_LATE = 2.0  # times its predicted seconds: a step that took so long says that the next ones will, too
 _LAG_SHARE = 0.003  # of a prediction: how far one lease, after the first ones, moves what is learned of its error
 
 
@@ -66,7 +67,7 @@ class Replica:
     __slots__ = (
         "block_size", "blocks", "by_rank", "canary", "changed", "draining", "firsts", "fleet", "free_blocks",
         "free_slots", "head_blocks", "head_slots", "heads", "index", "info",
-        "kv_seconds", "lag", "leases", "load", "model", "observed", "observed_at", "prefixes", "progress_at",
+        "kv_seconds", "lag", "late", "leases", "load", "model", "observed", "observed_at", "prefixes", "progress_at",
         "queue_seconds", "recovering", "reported_at", "seq_seconds", "slots", "step_ends", "step_seconds", "suspect",
         "suspect_since", "taught_at", "tiered", "token_seconds", "trusted", "unreported", "unreported_tokens",
     )  # fmt: skip
@@ -85,6 +86,7 @@ class Replica:
         self.progress_at = self.taught_at = self.reported_at = now
         self.lag = 0.0  # seconds by which first tokens come later than the rest of the model says
         self.firsts = 0  # leases that it was learned from
+        self.late = 1.0  # how many times longer than the model says the last step took, if it was far from it
         self.prefixes = PrefixIndex(info.num_blocks)
         self.suspect_since: float | None = None  # as the watch saw it
         self.canary = Canary()
@@ -124,6 +126,9 @@ class Replica:
         chunk = info.max_num_batched_tokens
         self.token_seconds = slow * (1.0 / speed.prefill_rate + (step / chunk if chunk else 0.0))
         self.queue_seconds = backlog * self.token_seconds
+        if load.planned_prefill or load.planned_decode:  # it plans ahead: a step that is closed already comes before
+            filled = backlog / chunk if chunk else float(backlog > 0)
+            self.queue_seconds += slow * step * max(1.0 - filled, 0.0)
         self.seq_seconds, self.kv_seconds = slow * speed.per_seq, slow * speed.per_kv
         self.step_seconds = slow * speed.step(max(load.running, self.slots), kv)
         if self.suspect or self.draining:
@@ -182,11 +187,19 @@ class Replica:
         """
         load, since = self.load, now - self.reported_at
         if not load.planned_prefill and not load.planned_decode:
-            return 1.0, self.reported_at
-        seconds = speed.step(load.planned_decode, load.kv_tokens) + load.planned_prefill / speed.prefill_rate
-        if since <= 2.0 * seconds + _HICCUP:
-            return 1.0, self.reported_at + seconds
-        return since / seconds, now + since
+            return self.late, self.reported_at
+        usual = speed.step(load.planned_decode, load.kv_tokens) + load.planned_prefill / speed.prefill_rate
+        seconds = self.late * usual
+        if since <= _LATE * seconds + _HICCUP:
+            return self.late, self.reported_at + seconds
+        return since / usual, now + since
+
+    def _lateness(self, load: LoadReport) -> float:
+        """By how many times the step of `load` was longer than the model now says; 1 where that is nothing unusual."""
+        speed = self.model.speed
+        usual = speed.step(load.decode_tokens, load.kv_tokens) + load.prefill_tokens / speed.prefill_rate
+        times = load.step_seconds / usual
+        return times if times > _LATE and load.step_seconds > _HICCUP else 1.0
 
     def uncached(self, demand: Demand) -> int:
         """Prompt tokens of `demand` that are to be computed here: at least one."""
@@ -240,6 +253,8 @@ class Replica:
                 self.model.observe(load)
                 if load.prefill_tokens + load.decode_tokens:
                     self.taught_at = now
+            late = self._lateness(load)
+            self.late = min(late, self.late) if self.canary.is_out else late
         if not self.canary.failed and (stepped or (idle and not self.canary.is_out)):
             self.progress_at = now
             self.suspect = False

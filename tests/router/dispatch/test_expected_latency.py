@@ -1,17 +1,18 @@
 """Expected latency against what then happens, on replicas whose steps are simulated.
 
-Mutants seen to fail: no step under way; no lag; a late step without consequence; canaries that teach nothing; an
-unmeasured replica not believed to be quick.
+Mutants seen to fail: no step under way; no lag; a late step without consequence, while it runs or afterwards; canaries
+that teach nothing; an unmeasured replica not believed to be quick; no step between that under way and the own one.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 
-from router.dispatch.dispatcher import DispatcherConfig
+from router.dispatch.dispatcher import Dispatcher, DispatcherConfig
 from router.dispatch.lease import Outcome, Settle
 from workers.api.replica import LoadReport
 
@@ -81,6 +82,55 @@ def test_a_step_that_is_late_counts_for_as_long_again() -> None:
     d.tick()
     demand = d._granting._expectations.demand(ask(), clock.now)
     assert replica.expected_first(demand) > 3.0 + soon
+
+
+def first_expected(d: Dispatcher) -> float:
+    """Seconds to the first token of a request to replica `a`, by now."""
+    return d._registry.replicas["a"].expected_first(d._granting._expectations.demand(ask(), d._clock()))
+
+
+def test_a_step_that_is_late_says_that_the_next_one_is_too() -> None:
+    d, clock = made()
+    d.replica_up(info("a"))
+    for report in decode_steps(0.1, steps=100):
+        d.load("a", report)
+    usual = first_expected(d)
+    d.load("a", LoadReport(120, 0.1, decode_tokens=1, running=1, kv_tokens=100, planned_decode=1))
+    clock.now += 1.0
+    d.load("a", LoadReport(121, 1.0, decode_tokens=1, running=1, kv_tokens=100, planned_decode=1))
+    assert first_expected(d) > 4.0 * usual  # at once, though nothing is late by now
+    d.load("a", LoadReport(122, 0.1, decode_tokens=1, running=1, kv_tokens=100))
+    assert first_expected(d) < 2.0 * usual
+
+
+def test_a_canary_that_is_late_says_nothing_of_other_steps() -> None:
+    d, clock = made(DispatcherConfig(recovery=0.0, suspect_after=1e9))
+    d.replica_up(info("a"))
+    for report in decode_steps(0.1):
+        d.load("a", report)
+    d.load("a", LoadReport(10))
+    usual = first_expected(d)
+    clock.now += 3.0
+    assert d.canaries() == ["a"]
+    d.load("a", LoadReport(11, 2.0, prefill_tokens=1))
+    d.canary("a", well=True)
+    assert first_expected(d) == pytest.approx(usual)
+
+
+@pytest.mark.parametrize(("backlog", "steps"), [(0, 1.0), (512, 0.75), (4096, 0.0)])
+def test_where_steps_are_planned_ahead_one_more_comes_first(backlog: int, steps: float) -> None:
+    """As far as the prompts ahead, whose steps are counted by their tokens, do not fill it."""
+    d, clock = made()
+    d.replica_up(replace(info("a"), max_num_batched_tokens=2048))
+    for report in decode_steps(0.1):
+        d.load("a", report)
+    load = LoadReport(20, 0.1, decode_tokens=1, running=1, kv_tokens=100, prefill_backlog=backlog)
+    d.load("a", load)
+    at_once = first_expected(d)
+    d.load("a", replace(load, step=21, planned_decode=1))
+    under_way = d._registry.replicas["a"].step_ends - clock.now
+    assert under_way == pytest.approx(0.1, rel=0.05)
+    assert first_expected(d) - at_once - under_way == pytest.approx(0.1 * steps, abs=0.01)
 
 
 def test_a_quick_canary_ends_the_belief_in_a_slow_replica() -> None:

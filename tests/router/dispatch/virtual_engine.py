@@ -20,14 +20,26 @@ class Running:
     output: int
     granted: float
     expected_first: float
-    prefill: int  # tokens to run
+    prefill: int  # tokens that no step has taken yet
+    due: int = 0  # tokens that steps so far will have emitted
     done: int = 0  # tokens emitted
     first: float = 0.0
 
 
+@dataclass(frozen=True)
+class Step:
+    prefill: int  # tokens
+    decodes: int
+    emits: list[Running]
+    seconds: float
+
+
 @dataclass
 class VirtualEngine:
-    """A step takes `base` + `per_seq` a decode + a prefill token in 1 / `rate`, all `slow` times as long."""
+    """A step takes `base` + `per_seq` a decode + a prefill token in 1 / `rate`, all `slow` times as long.
+
+    It plans one step ahead: when one begins, the next one is closed.
+    """
 
     name: str
     rate: float = 10_000.0
@@ -37,52 +49,36 @@ class VirtualEngine:
     slow: float = 1.0
     steps: int = 0
     queue: list[Running] = field(default_factory=list)
-    planned: tuple[list[tuple[Running, int]], list[Running]] | None = None
-    seconds: float = 0.0
+    under_way: Step | None = None
+    closed: Step | None = None
 
-    def plan(self) -> float | None:
-        """Seconds of the step that begins now; None if there is nothing to do."""
-        prefills: list[tuple[Running, int]] = []
-        budget = self.chunk
+    def plan(self) -> Step | None:
+        """The step after all that are planned; None if there is nothing to do."""
+        emits = [run for run in self.queue if 0 < run.due < run.output]
+        decodes, tokens = len(emits), 0
         for run in self.queue:
-            if run.prefill and budget:
-                prefills.append((run, min(run.prefill, budget)))
-                budget -= prefills[-1][1]
-        decodes = [run for run in self.queue if not run.prefill]
-        if not prefills and not decodes:
-            self.planned = None
-            return None
-        self.planned = (prefills, decodes)
-        tokens = sum(n for _, n in prefills)
-        self.seconds = self.slow * (self.base + self.per_seq * len(decodes) + tokens / self.rate)
-        return self.seconds
-
-    def commit(self) -> tuple[int, int, list[Running]]:
-        """(prefill tokens, decode tokens, who got a token) of the step that was planned."""
-        assert self.planned is not None
-        prefills, decodes = self.planned
-        emitted = list(decodes)
-        for run, count in prefills:
+            count = min(run.prefill, self.chunk - tokens)
+            tokens += count
             run.prefill -= count
-            if not run.prefill:
-                emitted.append(run)
-        self.steps += 1
-        return sum(n for _, n in prefills), len(decodes), emitted
+            if count and not run.prefill:
+                emits.append(run)
+        if not emits and not tokens:
+            return None
+        for run in emits:
+            run.due += 1
+        return Step(tokens, decodes, emits, self.slow * (self.base + self.per_seq * decodes + tokens / self.rate))
 
-    def report(self, prefill: int, decode: int) -> LoadReport:
-        """After a commit and the next plan."""
-        prefills, decodes = self.planned or ([], [])
-        planned = sum(n for _, n in prefills)
+    def report(self, ended: Step | None) -> LoadReport:
+        """After the end of a step, with the next one under way and no other planned yet."""
+        last, now = ended or Step(0, 0, [], 0.0), self.under_way or Step(0, 0, [], 0.0)
         return LoadReport(
-            self.steps, self.seconds_of_last, prefill, decode,
+            self.steps, last.seconds, last.prefill, last.decodes,
             running=len(self.queue),
-            prefill_backlog=sum(run.prefill for run in self.queue) - planned,
+            prefill_backlog=sum(run.prefill for run in self.queue),
             kv_tokens=0,
-            planned_prefill=planned,
-            planned_decode=len(decodes),
+            planned_prefill=now.prefill,
+            planned_decode=now.decodes,
         )  # fmt: skip
-
-    seconds_of_last: float = 0.0
 
 
 class Run:
@@ -135,8 +131,8 @@ class Run:
 
     def _tick(self) -> None:
         for engine in self.engines.values():
-            if engine.planned is None:
-                self._take(self.d.load(engine.name, engine.report(0, 0)))
+            if engine.under_way is None:
+                self._take(self.d.load(engine.name, engine.report(None)))
         self._take(self.d.tick())
         self.at(self.clock.now + 0.1, self._tick)
 
@@ -154,19 +150,21 @@ class Run:
             self.taken[engine.name] += 1
             self.granted_at.append((self.clock.now, engine.name))
             self.most[engine.name] = max(self.most[engine.name], len(engine.queue))
-            if engine.planned is None:
+            if engine.under_way is None:
                 self._begin(engine)
+                engine.closed = engine.plan()
 
     def _begin(self, engine: VirtualEngine) -> None:
-        seconds = engine.plan()
-        if seconds is not None:
-            self.at(self.clock.now + seconds, lambda: self._end(engine))
+        engine.under_way, engine.closed = engine.closed or engine.plan(), None
+        if engine.under_way is not None:
+            self.at(self.clock.now + engine.under_way.seconds, lambda: self._end(engine))
 
     def _end(self, engine: VirtualEngine) -> None:
-        prefill, decode, emitted = engine.commit()
-        engine.seconds_of_last = engine.seconds
+        step = engine.under_way
+        assert step is not None
+        engine.steps += 1
         ended = []
-        for run in emitted:
+        for run in step.emits:
             run.done += 1
             if run.done == 1:
                 run.first = self.clock.now - run.granted
@@ -176,7 +174,9 @@ class Run:
                 engine.queue.remove(run)
                 ended.append(run)
         self._begin(engine)
-        self._take(self.d.load(engine.name, engine.report(prefill, decode)))
+        report = engine.report(step)
+        engine.closed = engine.plan()
+        self._take(self.d.load(engine.name, report))
         for run in ended:
             settle = Settle(run.request.lease_id, Outcome.COMPLETED, output_tokens=run.done, first_seconds=run.first)
             self._take(self.d.settle(settle))
