@@ -3,7 +3,7 @@
 The queue is filled by requests of 125 prompts each, every one of which wants a lease of its own: ten users, a thousand
 leases each, so that each user is at its limit. Refusals are then measured one by one over connections of their own.
 
-Foretold waits: arrivals are Poisson, of four users of the lowest tier and one above, at 1.4 times of what is served, so
+Foretold waits: arrivals are Poisson, of four users of the lowest tier and one above, at 1.5 times of what is served, so
 that the queue stays at its users' limits: stationary. Each request that waits is asked for (`GET /requests/ID`) once,
 and what it says is held against what it then waits for its lease, and for its first token.
 """
@@ -33,10 +33,10 @@ TOP_UP = 5  # tries of each user
 REJECTS = 200
 PATIENCE = 0.5  # seconds, until a try that was not refused is taken to wait
 
-ROOM = 8  # requests of a user that may wait
+ROOM = 24  # requests of a user that may wait
 ASKERS = USERS[:4]
-LOAD = 1.4
-SETTLE_SECONDS = 15.0  # from the first arrival, until the queue stands
+LOAD = 1.5
+SETTLE_SECONDS = 30.0  # from the first arrival, until the queue stands
 
 
 @contextlib.asynccontextmanager
@@ -171,17 +171,17 @@ def _of_waits(found: list[Foretold]) -> list[Figure]:
 
 
 def measure(seconds: float) -> list[Figure]:
-    """`seconds`: for how long waits are foretold."""
+    """`seconds`: for how long waits are foretold. That comes first: a flood teaches what is not stationary."""
     with tempfile.TemporaryDirectory() as folder:
-        file = write_tiers(Path(folder) / "qos.json", TIERS)
+        file = write_tiers(Path(folder) / "qos.json", TIERS, Bronze={"max_queued_per_user": ROOM})
         with running(qos=file) as cluster:
             site = Site(cluster.base_url)
 
             async def both() -> list[Figure]:
-                figures = await _flooded(site)
-                write_tiers(file, TIERS, Bronze={"max_queued_per_user": ROOM})
+                figures = _of_waits(await _foretold(site, seconds))
                 await until(lambda seen: not seen.waiting)
+                write_tiers(file, TIERS)
                 await asyncio.sleep(2.0)  # the file is looked at every second
-                return figures + _of_waits(await _foretold(site, seconds))
+                return figures + await _flooded(site)
 
             return asyncio.run(both())
