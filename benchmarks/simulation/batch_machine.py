@@ -54,10 +54,11 @@ class BatchMachine:
             job = self.waiting.popleft()
             self._prefilling.append([job.number, job.prompt])
         left = self.shape.budget - rows
-        prefilled = 0
+        prefilled, pairs = 0, 0.0
         while left > 0 and self._prefilling:
             head = self._prefilling[0]
             run = min(left, head[1])
+            pairs += run * (self._jobs[head[0]].prompt - head[1] + run / 2)
             head[1] -= run
             left -= run
             prefilled += run
@@ -65,7 +66,7 @@ class BatchMachine:
                 self._prefilling.popleft()
                 deltas.append(self._begin(self._jobs[head[0]]))
         self._backlog -= prefilled
-        seconds = self.shape.cost.seconds(prefilled, rows, decoded_kv)
+        seconds = self.shape.cost.seconds(prefilled, rows, decoded_kv, pairs)
         self._last = LoadReport(
             step=self._steps,
             step_seconds=seconds,

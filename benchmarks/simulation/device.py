@@ -23,18 +23,25 @@ class StepCost:
     prefill: float = 25e-6  # a prompt token
     row: float = 20e-6  # a decoding sequence
     kv: float = 43e-9  # a KV token read by a decode
+    pair: float = 0.0  # a prompt token and a position that it looks back on
 
-    def seconds(self, prefill: float, rows: float, kv: float) -> float:
+    def seconds(self, prefill: float, rows: float, kv: float, pairs: float = 0.0) -> float:
         """Of one step."""
-        return self.base + prefill * self.prefill + rows * self.row + kv * self.kv
+        return self.base + prefill * self.prefill + rows * self.row + kv * self.kv + pairs * self.pair
 
     def slower(self, times: float) -> StepCost:
         """Of a device that takes `times` as long for all."""
         return replace(
-            self, base=self.base * times, prefill=self.prefill * times, row=self.row * times, kv=self.kv * times
+            self,
+            base=self.base * times,
+            prefill=self.prefill * times,
+            row=self.row * times,
+            kv=self.kv * times,
+            pair=self.pair * times,
         )
 
 
+LOOKING_BACK = StepCost(prefill=20e-6, pair=2.5e-9)  # 700 tokens behind 3,500: 14 ms, and 7 ms for looking back
 A10G = StepCost(base=0.026, prefill=0.17e-3, row=0.1e-3, kv=0.9e-6)  # a 7B model with 16-bit K and V of all heads
 
 
@@ -112,6 +119,7 @@ class VirtualDevice:
                 block_hits = plan_start(plan, new.slot)
                 job.cached = job.reached = block_hits
         prefill = rows = kv = 0
+        pairs = 0.0
         work: list[tuple[Job, int, int]] = []
         answers = []
         for run in plan.scheduled:
@@ -122,10 +130,11 @@ class VirtualDevice:
                 kv += run.start + 1
             else:
                 prefill += run.count
+                pairs += run.count * (run.start + run.count / 2)
             work.append((job, run.start, run.count))
             if run.emit:
                 answers.append(self._answers[run.slot])
-        seconds = self.cost.seconds(prefill, rows, kv)
+        seconds = self.cost.seconds(prefill, rows, kv, pairs)
         return _Handle(self, StepResult(plan.step, tuple(answers), seconds), work)
 
     def done(self, result: StepResult, work: list[tuple[Job, int, int]]) -> None:

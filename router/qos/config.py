@@ -12,6 +12,7 @@ from math import inf
 DEFAULT = "default"  # the id of a tier's line for users without one
 TAU = 0.018  # seconds
 _STRETCH = 0.3  # G1: a step may be so much longer than a tier's own, whatever its target
+_SLACK = 0.1  # of a target: what predictions are off by must not miss it
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class Tier:
 
     `min_share` of all useful service goes to the tier while it waits (0: strictly after the tiers above). `max_wait`:
     after so many seconds its oldest request is served before all others, one at a time (None: never). `max_queued`
-    bounds its waiting requests, `max_queued_per_user` those of one user. `itl_target`: seconds to which lower tiers may
-    fill a step in which it decodes or waits (None: only tau bounds them).
+    bounds its waiting requests, `max_queued_per_user` those of one user. `itl_target`: seconds that a step in which it
+    decodes or waits should not exceed for what lower tiers do (None: only tau bounds them).
     """
 
     rank: int
@@ -32,9 +33,14 @@ class Tier:
     max_queued_per_user: int = 1_000
     itl_target: float | None = None
 
+    @property
+    def filled(self) -> float:
+        """Predicted seconds up to which lower tiers may fill a step, tau aside."""
+        return inf if self.itl_target is None else (1.0 - _SLACK) * self.itl_target
+
     def spare(self, own: float) -> float:
         """Seconds that lower tiers may add to a step that takes `own` without them, tau aside."""
-        return inf if self.itl_target is None else max(self.itl_target - own, _STRETCH * own)
+        return max(self.filled - own, _STRETCH * own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,7 @@ class QosConfig:
             above = "first" if tier.rank == 0 else f"after {self.tiers[tier.rank - 1].name}"
             floor = f"; at least {tier.min_share:.1%} of all service while it waits" if tier.min_share else ""
             wait = f"; its oldest request first after {tier.max_wait:g} s" if tier.max_wait else ""
-            target = f"; its steps are filled up to {1e3 * tier.itl_target:g} ms" if tier.itl_target else ""
+            target = f"; its steps are filled up to {1e3 * tier.filled:g} ms" if tier.itl_target else ""
             lines.append(
                 f"{tier.name}: {above}{floor}{wait}{target}; at most {tier.max_queued} requests wait, "
                 f"{tier.max_queued_per_user} of one user"

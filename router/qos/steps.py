@@ -44,7 +44,7 @@ class StepOrder:
         self._live: dict[str, _Live] = {}  # of tiers that may not starve
         self._changed: dict[Standing, None] = {}  # since the last report
         self._left: tuple[Service, ...] = ()  # what changed before the configuration did, not yet reported
-        self._reported = float("-inf")
+        self._reported = -inf
         self._greeting = False
 
     @property
@@ -94,7 +94,7 @@ class StepOrder:
                 return False
             if top is None:
                 top = policy.config.tiers[number // 2]
-            elif band.tier != top.name and running and seconds > min(policy.tau, (top.itl_target or inf) - base):
+            elif band.tier != top.name and running and seconds > min(policy.tau, top.filled - base):
                 return False
             if waits:
                 above = True
@@ -161,7 +161,7 @@ class StepOrder:
                 self._changed[standing] = None
             else:  # where it stood, the account that took its place stands, or nobody
                 self._left += (Service(key, totals.prefill, totals.decode, totals.kv_read, 0.0, 0.0, 0),)
-        self._reported = float("-inf")
+        self._reported = -inf
 
     def sync(self, message: ServiceSync) -> None:
         """Accounts stand where the cluster has them. Lifts are in its times; none are made here from now on."""

@@ -1,7 +1,8 @@
 """What lower tiers may add to a step in which a higher one has work: tau and `itl_target`, in the plans of an engine.
 
 Mutants seen to fail: tau of the start after a reload; the higher tier's own time not counted; `base` left out; plans
-without turns that look at tau only.
+without turns that look at tau only; chunks cut, or counted, without what they look back on; no token where one with all
+it looks back on takes longer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from router.qos.source import parse_source
 from router.qos.steps import StepOrder
 from workers.engine.cost import StepCost, StepPrices
 
-PRICES = StepPrices(base=0.002, prefill=0.99e-4, row=4.9e-4, kv=0.0)
+PRICES = StepPrices(base=0.002, prefill=0.99e-4, row=4.9e-4, kv=0.0, pair=0.0)
 LONG = [i * 7 % VOCAB for i in range(400)]
 
 
@@ -26,11 +27,11 @@ def config(more: str = "") -> QosConfig:
     return make_qos_config(parse_source(f"user_groups: [top, low]\n{users}\n{more}", "f", as_json=False))
 
 
-def site(more: str = "") -> tuple[Harness, StepOrder]:
-    """An engine whose executor teaches nothing: steps cost what PRICES says."""
+def site(more: str = "", prices: StepPrices = PRICES) -> tuple[Harness, StepOrder]:
+    """An engine whose executor teaches nothing: steps cost what `prices` says."""
     order = StepOrder(config(more), Limits(step=10_000.0))
     harness = Harness(max_num_batched_tokens=300, num_blocks=1024, max_model_len=1024, ordering=order, step_ahead=False)
-    harness.engine._scheduler._cost = StepCost(PRICES)  # type: ignore[attr-defined]
+    harness.engine._scheduler._cost = StepCost(prices)  # type: ignore[attr-defined]
     return harness, order
 
 
@@ -44,8 +45,8 @@ def added(harness: Harness) -> int:
     return sum(counts[1:])
 
 
-def beside_a_decode(more: str = "") -> tuple[Harness, StepOrder]:
-    harness, order = site(more)
+def beside_a_decode(more: str = "", prices: StepPrices = PRICES) -> tuple[Harness, StepOrder]:
+    harness, order = site(more, prices)
     harness.submit(request("vip", [1, 2, 3], 60, owner="vip"))
     harness.step()
     harness.submit(request("crowd", LONG, 4, owner="crowd"))
@@ -59,8 +60,8 @@ def beside_a_decode(more: str = "") -> tuple[Harness, StepOrder]:
         ("tau: 0.002", 20),
         ("tau: 0.004", 40),
         ("tau: 0", 0),
-        ("tau: 0.004\ntiers: {top: {itl_target: 0.0055}}", 30),  # 2 ms of the step, 0.49 of its decode, 3.01 are left
-        ("tau: 0.001\ntiers: {top: {itl_target: 0.0055}}", 10),
+        ("tau: 0.004\ntiers: {top: {itl_target: 0.0062}}", 31),  # 5.58 ms; 2 of the step, 0.49 of its decode
+        ("tau: 0.001\ntiers: {top: {itl_target: 0.0062}}", 10),
         ("tiers: {top: {itl_target: 0.001}}", 7),  # beyond its target by itself: 30 % of 2.49 ms
     ],
 )
@@ -70,17 +71,30 @@ def test_a_prompt_of_the_lower_tier_beside_a_decode(more: str, tokens: int) -> N
     harness.drain()
 
 
+def test_later_parts_of_a_prompt_are_shorter_for_what_they_look_back_on() -> None:
+    harness, _ = beside_a_decode("tau: 0.004", StepPrices(base=0.002, prefill=0.5e-4, row=4.9e-4, kv=0.0, pair=1e-6))
+    assert [added(harness) for _ in range(6)] == [52, 33, 26, 23, 20, 18]
+    harness.drain()
+
+
+@pytest.mark.parametrize("tau", [0.0001, 0.0003])
+def test_a_prompt_goes_on_by_a_token_whatever_it_looks_back_on(tau: float) -> None:
+    harness, _ = beside_a_decode(f"tau: {tau}", StepPrices(base=0.002, prefill=1e-4, row=4.9e-4, kv=0.0, pair=1e-3))
+    assert [added(harness) for _ in range(40)] == [1] * 40
+    harness.drain()
+
+
 def test_a_changed_tau_holds_for_the_next_plan() -> None:
     harness, order = beside_a_decode("tau: 0.004")
     assert added(harness) == 40
     order.replace(config("tau: 0.001"))
     assert added(harness) == 10
-    order.replace(config("tiers: {top: {itl_target: 0.0045}}"))
+    order.replace(config("tiers: {top: {itl_target: 0.005}}"))
     assert added(harness) == 20
     harness.drain()
 
 
-@pytest.mark.parametrize(("more", "rows"), [("", 6), ("tau: 0.001", 2), ("tiers: {top: {itl_target: 0.004}}", 3)])
+@pytest.mark.parametrize(("more", "rows"), [("", 6), ("tau: 0.001", 2), ("tiers: {top: {itl_target: 0.0045}}", 3)])
 def test_decodes_of_the_lower_tier_beside_one(more: str, rows: int) -> None:
     """Steps without any turn, too: all decode, and nobody waits."""
     harness, order = site()

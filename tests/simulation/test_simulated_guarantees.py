@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from simulation import cluster_fairness, fairness, guarantees
+from simulation import cluster_fairness, fairness, guarantees, isolation
+from simulation.device import LOOKING_BACK
+
+from workers.engine import cost, scheduler
 
 EFFORT = guarantees.Effort(trials=40, seconds=15.0, quick=True)
 
@@ -24,6 +28,19 @@ def test_the_live_metric_where_engines_order_their_steps(name: str) -> None:
     """Silent in a sound run; a defect in the engines' order of steps makes it fire."""
     planted = cluster_fairness.ENGINE_DEFECTS.get(name, nullcontext)()
     assert (cluster_fairness.violations(planted, ordered=True) > 0) == bool(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("looks_back", [True, False])
+def test_gaps_stay_bounded_where_attention_over_prompts_costs(
+    looks_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only since it is known to: chunks that are thought to cost the same wherever they start make steps longer."""
+    if not looks_back:
+        monkeypatch.setattr(cost, "pairs_of", lambda start, count: 0.0)
+        monkeypatch.setattr(scheduler, "pairs_of", lambda start, count: 0.0)
+    got = isolation.under(isolation.long_prompts, shape=replace(isolation.SHAPE, cost=LOOKING_BACK))
+    assert (got.itl <= isolation.ITL_TARGET) == looks_back, got
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:

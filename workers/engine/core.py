@@ -179,7 +179,7 @@ class Engine:
             if self._cost is not None:
                 step = previous.step
                 prefill = step.num_tokens - step.num_decodes
-                self._cost.observe(result.seconds, prefill, step.num_decodes, step.kv_tokens)
+                self._cost.observe(result.seconds, prefill, step.num_decodes, step.kv_tokens, step.pairs)
         self.stats.wait_seconds += waited
         self.stats.host_seconds += self._clock() - began - waited
 

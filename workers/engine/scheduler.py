@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from workers.engine.cost import pairs_of
 from workers.engine.plan import NewSequence, ScheduledSequence, StepPlan
 from workers.engine.quick import quick
 from workers.engine.roster import Roster
@@ -39,7 +40,7 @@ class Expected:
 class PlannedStep:
     """A plan, and whose `plan.scheduled` entries those are. The first `num_decodes` were in phase DECODE before.
 
-    `kv_tokens` are those that the decodes read, where the cost of steps is learned.
+    `kv_tokens` are those that the decodes read, where the cost of steps is learned; `pairs` see `pairs_of`.
     """
 
     plan: StepPlan
@@ -48,6 +49,7 @@ class PlannedStep:
     sequences: tuple[Sequence, ...]
     expected: Expected
     kv_tokens: int
+    pairs: float
 
 
 class Scheduler:
@@ -89,17 +91,19 @@ class Scheduler:
     ) -> PlannedStep | None:
         """The step of these `decodes`, of `sequences`, and of `chunks`; None if it is empty."""
         num_decodes = num_tokens = len(decodes)
+        pairs = 0.0
         chunks.sort(key=lambda chunk: chunk[1].count > 1)  # to the ranks, a chunk of one token is a decode
         for sequence, run in chunks:
             sequences.append(sequence)
             decodes.append(run)
             num_tokens += run.count
+            pairs += pairs_of(run.start, run.count)
         if not decodes:
             return None
         plan = StepPlan(self._next_step, self._residents.take_removed(), tuple(added), tuple(decodes))
         self._next_step += 1
         self._roster.in_flight += 1
-        return PlannedStep(plan, num_tokens, num_decodes, tuple(sequences), Expected(), kv_tokens)
+        return PlannedStep(plan, num_tokens, num_decodes, tuple(sequences), Expected(), kv_tokens, pairs)
 
     def _plan_decodes(self, decodes: list[Sequence]) -> list[ScheduledSequence]:
         """One position of each: the hot loop of planning."""

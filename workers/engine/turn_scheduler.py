@@ -180,13 +180,12 @@ class TurnScheduler(Scheduler):
         known = max(min(sequence.accounted - start, count), 0)  # positions that run again
         if units < inf:
             count = min(count, known + max(int(units / prices.prefill), 1))
-        if seconds < cost.prefill * count:
-            count = int(seconds / cost.prefill)
+        count = cost.fitting(start, count, seconds)
         if count <= 0 or not self._find_block(sequence, turn, plan):
             return 0.0, 0.0
         count = self._plan_chunk(sequence, count, plan.parts)
         plan.left -= count
-        return prices.prefill * max(count - known, 0), cost.prefill * count
+        return prices.prefill * max(count - known, 0), cost.chunk(start, count)
 
     # room
 
