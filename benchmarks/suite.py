@@ -69,7 +69,10 @@ def measure_one(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     before = ceilings() if cuda else {}
     target, facts, args.vocab = peer(args) if args.only == PEER else our_engine(args)
     seconds = args.peer_seconds if args.only == PEER else float("inf")
-    rows = {name: summary(repeated(target, name, args, console, seconds=seconds)) for name in args.workload}
+    rows = {}
+    for name in args.workload:
+        rows[name] = summary(repeated(target, name, args, console, seconds=seconds))
+        console.print(f"{args.only} {name}: {cell(rows[name]['requests_per_s'])} requests/s")
     del target
     after = ceilings() if cuda else {}
     return {**facts, "ceilings": {"before": before, "after": after}, "rows": rows}

@@ -87,6 +87,8 @@ def _prefill_kernel(
     if begin >= count:
         return
     kv_len = tl.load(length_ptr + b)
+    if kv_len == 0:
+        return
     row = tl.arange(0, BLOCK_M)
     query = begin + row // GROUP
     head = kv_head * GROUP + row % GROUP
@@ -186,7 +188,8 @@ def paged_prefill(
 
     q [T, H, D], the sequences one after the other; cu_query [B + 1] int32, where each begins and the last ends;
     key_cache, value_cache [N, S, K, D] with the new tokens' own keys and values stored; block_tables [B, M] int32;
-    kv_lens [B] int32: the queries of a sequence are the last of its kv_len positions; max_query and max_kv: bounds of
+    kv_lens [B] int32: the queries of a sequence are the last of its kv_len positions, and the tokens of one with kv_len
+    0 are left alone (by the reference: zeros); max_query and max_kv: bounds of
     the two lengths, on the host; window: how many positions a query sees, its own included, 0 for all. Returns [T, H,
     D] in the dtype of q, written to `out` if given. Block table entries and cache contents past kv_len (and before the
     first window) are never used; they may be -1 and NaN. q, out and the caches have adjacent channels. Tokens before

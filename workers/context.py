@@ -33,7 +33,11 @@ class DecodeBatch:
 
 @dataclass(frozen=True, slots=True)
 class PrefillBatch:
-    """The sequences of several query tokens. As `DecodeBatch`; cu_query [B + 1] int32 counts from token `first`."""
+    """The sequences of several query tokens. As `DecodeBatch`; cu_query [B + 1] int32 counts from token `first`.
+
+    `heads` are prompts' first tokens, as (first of them, from token `first` on; how many), which `dense_prefill` takes;
+    for the rest they are sequences with kv_len 0. Without `rest` there is nothing else.
+    """
 
     block_tables: torch.Tensor
     kv_lens: torch.Tensor
@@ -41,6 +45,8 @@ class PrefillBatch:
     max_query: int
     max_kv: int
     first: int
+    heads: tuple[tuple[int, int], ...] = ()
+    rest: bool = True
     memo: dict[Any, Any] = field(default_factory=dict)
 
 

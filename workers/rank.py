@@ -197,6 +197,13 @@ class Rank:
             for layer in shapes.values():
                 cache = caches[layer.layer_index]
                 deque(pool.map(run, layer.launches(cache, engine.max_num_batched_tokens, engine.max_num_seqs)), 0)
+        try:
+            self.runner.state.cuts_prompts = all(
+                layer.plan_long_prompts(caches[layer.layer_index], engine.max_num_batched_tokens)
+                for layer in shapes.values()
+            )
+        except RuntimeError as e:
+            log.warning("rank %d: long prompts go through the paged kernel alone: %s", self.rank, e)
         torch.cuda.synchronize(self.device)
 
     def _warm_up(self) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kernels.dense_prefill import heads_of
 from workers.api.errors import EngineFault
 from workers.context import AttentionMetadata, DecodeBatch, PrefillBatch
 from workers.engine.plan import StepPlan
@@ -51,6 +52,34 @@ class _Upload:
         return len(self.arrays) - 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """The sequences of several query tokens as attention gets them: see `PrefillBatch`."""
+
+    seqs: Array
+    lens: Array
+    cu_query: Array
+    heads: tuple[tuple[int, int], ...]
+    max_query: int
+    rest: bool
+
+    @staticmethod
+    def of(flat: FlatStep, *, cut: bool) -> _Pieces:
+        """With `cut` the head of a long prompt is a piece without a length, and its tail the next one."""
+        query, seqs, lens = flat.query, flat.seqs[flat.decodes :], flat.lens[flat.decodes :]
+        ends = np.cumsum(query)
+        heads: tuple[tuple[int, int], ...] = ()
+        if cut and any(found := heads_of(query.tolist(), lens.tolist())):
+            head = np.array(found, np.int64)
+            starts, is_cut = ends - query, head > 0
+            heads = tuple(zip(starts[is_cut].tolist(), head[is_cut].tolist(), strict=True))
+            at = np.flatnonzero(is_cut)
+            seqs, lens = np.insert(seqs, at, seqs[at]), np.insert(lens, at, 0)
+            ends, query = np.insert(ends, at, (starts + head)[at]), query - head
+        cu_query = np.concatenate(([0], ends)).astype(np.int32)
+        return _Pieces(seqs, lens.astype(np.int32), cu_query, heads, max(int(query.max()), 1), bool(query.any()))
+
+
 class BatchState:
     """Tokens, block tables and sampling parameters of the sequences, by slot; updated by plans."""
 
@@ -61,6 +90,7 @@ class BatchState:
         self.width = max_model_len + 1  # the last token drawn may stand just behind the context
         self.max_blocks = -(-self.width // block_size)
         self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
+        self.cuts_prompts = False  # whether the heads of long prompts go to `dense_prefill`
         self.sampling = SamplingState(max_num_seqs, vocab_size)
         self.host = HostBuffers(pinned=device.type == "cuda")
         self._uploader = Uploader(device, self.host)
@@ -94,11 +124,13 @@ class BatchState:
 
     def upload(self, flat: FlatStep) -> StepInputs:
         """The step on the device, without padding."""
-        upload, decodes, query = _Upload(), flat.decodes, flat.query
+        upload, decodes = _Upload(), flat.decodes
         changes = self._give_changes(flat, upload)
-        token_at, position, slots, seqs = map(upload.give, (flat.token_at, flat.positions, flat.slots, flat.seqs))
-        lens = upload.give(flat.lens.astype(np.int32))
-        cu_query = upload.give(np.concatenate(([0], np.cumsum(query))).astype(np.int32)) if len(query) else 0
+        token_at, position, slots = map(upload.give, (flat.token_at, flat.positions, flat.slots))
+        seqs, lens = map(upload.give, (flat.seqs[:decodes], flat.lens[:decodes].astype(np.int32)))
+        pieces = _Pieces.of(flat, cut=self.cuts_prompts) if len(flat.query) else None
+        if pieces is not None:
+            piece_seqs, piece_lens, cu_query = map(upload.give, (pieces.seqs, pieces.lens, pieces.cu_query))
         emit_index = None if flat.emit_index is None else upload.give(flat.emit_index)
         emit_at = upload.give(flat.emit_at)
         finish = self._select(flat, upload)
@@ -107,17 +139,17 @@ class BatchState:
         if changes is not None:
             self._change(*(t[i] for i in changes))
         span = -(-int(flat.lens.max()) // self.block_size)
-        tables = self.block_table[:, :span].index_select(0, t[seqs])
         decode = prefill = None
         if decodes:
             # On a GPU the bound that graphs have, so that the same kernels are launched.
             longest = int(flat.lens[:decodes].max()) if self._shared else self.max_model_len
-            decode = DecodeBatch(tables[:decodes], t[lens][:decodes], longest)
-        if len(query):
-            longest = int(flat.lens[decodes:].max())
+            tables = self.block_table[:, :span].index_select(0, t[seqs])
+            decode = DecodeBatch(tables, t[lens], longest)
+        if pieces is not None:
             prefill = PrefillBatch(
-                tables[decodes:], t[lens][decodes:], t[cu_query], int(query.max()), longest, first=decodes
-            )
+                self.block_table[:, :span].index_select(0, t[piece_seqs]), t[piece_lens], t[cu_query],
+                pieces.max_query, int(flat.lens[decodes:].max()), first=decodes, heads=pieces.heads, rest=pieces.rest,
+            )  # fmt: skip
         return StepInputs(
             input_ids=self.flat_tokens.index_select(0, t[token_at]),
             positions=t[position],

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from kernels.dense_prefill import dense_prefill, is_supported, plan
 from kernels.kv_cache import store_kv
 from kernels.paged_decode import paged_decode
 from kernels.paged_prefill import launches_of, paged_prefill
@@ -60,10 +61,13 @@ def _attention(
             out=out[:decodes], memo=decode.memo,
         )  # fmt: skip
     first = prefill.first
-    paged_prefill(
-        q[first:], cache.key, cache.value, prefill.block_tables, prefill.cu_query, prefill.kv_lens,
-        prefill.max_query, prefill.max_kv, scale, window, out=out[first:], memo=prefill.memo,
-    )  # fmt: skip
+    if prefill.heads:
+        dense_prefill(q[first:], v[first:], cache.key, batch.slots[first:], prefill.heads, scale, out[first:])
+    if prefill.rest:
+        paged_prefill(
+            q[first:], cache.key, cache.value, prefill.block_tables, prefill.cu_query, prefill.kv_lens,
+            prefill.max_query, prefill.max_kv, scale, window, out=out[first:], memo=prefill.memo,
+        )  # fmt: skip
     return out
 
 
@@ -131,3 +135,13 @@ class Attention(nn.Module):
         """
         q = torch.empty((1, self.num_heads, self.head_size), dtype=cache.key.dtype, device=cache.key.device)
         return launches_of(q, cache.key, cache.value, tokens, sequences, self.window)
+
+    def plan_long_prompts(self, cache: context.LayerCache, tokens: int) -> bool:
+        """Whether `dense_prefill` takes this layer's prompts; all lengths in steps of up to `tokens` are planned then.
+
+        Raises RuntimeError where the library has no kernel after all.
+        """
+        if not is_supported(cache.key.device, cache.key.dtype, self.head_size, self.window):
+            return False
+        plan(self.num_heads, cache.key, tokens, self.scale)
+        return True

@@ -1,0 +1,61 @@
+"""How long prompts are cut: heads for the library's attention, everything else for ours, every token in exactly one."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.dense_prefill import UNIT
+from workers.api.request import SamplingParams
+from workers.engine.plan import NewSequence, ScheduledSequence, StepPlan
+from workers.execution.inputs import BatchState, _Pieces
+
+
+def flat_of(lengths: list[tuple[int, int]]) -> object:
+    """A step of sequences with so many (new tokens, tokens known after it), decodes first."""
+    state = BatchState(max_num_seqs=64, max_model_len=4096, block_size=16, vocab_size=100, device=torch.device("cpu"))
+    added, scheduled, block = [], [], 0
+    for slot, (count, length) in enumerate(lengths):
+        blocks = tuple(range(block, block + -(-length // 16)))
+        block += len(blocks)
+        added.append(NewSequence(slot, (1,) * length, length, SamplingParams(4, temperature=0.0), blocks))
+        scheduled.append(ScheduledSequence(slot, length - count, count, 1))
+    return state.flatten(StepPlan(0, (), tuple(added), tuple(scheduled)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_token_has_one_piece(seed: int) -> None:
+    rng = random.Random(seed)
+    lengths = [(1, rng.randrange(1, 3000)) for _ in range(rng.randrange(3))]
+    for _ in range(rng.randrange(1, 9)):
+        count = rng.choice([2, 17, 1023, 1024, 1500, 1536, 2048, 3333])
+        lengths.append((count, count + rng.choice([0, 0, 16, 300])))
+    flat = flat_of(lengths)
+    plain, cut = (_Pieces.of(flat, cut=cut) for cut in (False, True))  # type: ignore[arg-type]
+    longer = [(c, n) for c, n in lengths if c > 1]
+    assert plain.heads == ()
+    assert plain.cu_query.tolist() == [0, *np.cumsum([c for c, _ in longer]).tolist()]
+    assert plain.lens.tolist() == [n for _, n in longer]
+    assert cut.cu_query[-1] == plain.cu_query[-1]
+
+    # Attention of a piece: its last tokens of `len` positions, or a head, or nothing.
+    seen: dict[int, tuple[int, int]] = {}  # token: (slot, position)
+    for i, (slot, length) in enumerate(zip(cut.seqs.tolist(), cut.lens.tolist(), strict=True)):
+        begin, end = cut.cu_query[i : i + 2].tolist()
+        for token in range(begin, end) if length else ():
+            seen[token] = slot, length - (end - token)
+    for begin, count in cut.heads:
+        assert count % UNIT == 0
+        for token in range(begin, begin + count):
+            assert token not in seen
+            seen[token] = -1, token - begin
+    positions = flat.positions[flat.decodes :].tolist()  # type: ignore[attr-defined]
+    assert [seen[i][1] for i in range(len(positions))] == positions
+    owners = [slot for slot, (c, _) in enumerate(lengths) if c > 1 for _ in range(c)]
+    assert all(seen[i][0] in (-1, owner) for i, owner in enumerate(owners))
+    whole = [c for c, n in longer if c == n >= 1024]
+    assert [n for _, n in cut.heads] == [c // UNIT * UNIT for c in whole]
+    assert cut.rest == any(c % UNIT or c != n or c < 1024 for c, n in longer)
