@@ -3,19 +3,20 @@
     python benchmarks/suite.py --json benchmarks/results/h100.json     # one GPU, the 8B Llama shape, about 6 minutes
     python benchmarks/suite.py --small                                 # CPU: the demo model, lengths divided by 32
 
-Each engine has a process of its own, one after the other, and all of the device's memory; the ceilings are measured in
-each, before its first and after its last workload. One configuration for all workloads. Every figure is a median over
+Each engine has a process of its own, one after the other, and all of the device's memory; the ceilings are measured
+before each of them and at the end. One configuration for all workloads. Every figure is a median over
 --repeat runs with fresh prompts, after one that warms up, with least and greatest; of a peer that is slow, over as many
 as --peer-seconds allow, at least one. Exits with 1 where a figure is not what is asked of it (not with --small).
 
-transformers runs its continuous batching, with the attention that it has without further packages.
+transformers runs its continuous batching, or its `generate` over padded batches of 64, with the attention that it has
+without further packages.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from rich.table import Table
 
 NAMES = ("W1", "W2a", "W2b", "W3", "W4a", "W4b", "W5")
 SMALL_DIVIDE, SMALL_REQUESTS = 32, 8
-OURS, PEER = "echelon", "transformers"
+OURS, PEER, NOBODY = "echelon", "transformers", "nobody"
 Figures = dict[str, dict[str, float]]
 
 
@@ -64,18 +65,17 @@ def repeated(target: Target, name: str, args: argparse.Namespace, console: Conso
 
 
 def measure_one(args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """All workloads on one engine, in this process."""
-    cuda = not args.small
-    before = ceilings() if cuda else {}
+    """The ceilings, and all workloads on one engine, in this process."""
+    found: dict[str, Any] = {} if args.small else {"ceilings": ceilings()}
+    if args.only == NOBODY:
+        return found
     target, facts, args.vocab = peer(args) if args.only == PEER else our_engine(args)
     seconds = args.peer_seconds if args.only == PEER else float("inf")
     rows = {}
     for name in args.workload:
         rows[name] = summary(repeated(target, name, args, console, seconds=seconds))
         console.print(f"{args.only} {name}: {cell(rows[name]['requests_per_s'])} requests/s")
-    del target
-    after = ceilings() if cuda else {}
-    return {**facts, "ceilings": {"before": before, "after": after}, "rows": rows}
+    return {**found, **facts, "rows": rows}
 
 
 def our_engine(args: argparse.Namespace) -> tuple[Target, dict[str, Any], int]:
@@ -88,21 +88,20 @@ def our_engine(args: argparse.Namespace) -> tuple[Target, dict[str, Any], int]:
 def peer(args: argparse.Namespace) -> tuple[Target, dict[str, Any], int]:
     """The same of transformers."""
     import torch
-    from load.transformers_target import ContinuousTarget, load_model
+    from load.transformers_target import ContinuousTarget, GenerateTarget, load_model
 
     folder = folder_of("demo" if args.small else RANDOM_8B)
     dtype, device = (torch.float32, "cpu") if args.small else (torch.bfloat16, "cuda")
     model = load_model(folder, dtype=dtype, device=torch.device(device), random=not args.small)
-    return ContinuousTarget(model), {"attention": model.config._attn_implementation}, model.config.vocab_size
+    target = GenerateTarget(model) if args.peer == "generate" else ContinuousTarget(model)
+    return target, {"way": args.peer, "attention": model.config._attn_implementation}, model.config.vocab_size
 
 
 def ceilings() -> dict[str, float]:
-    """GB/s of a copy and TFLOP/s of a product, now, in memory that an engine has given back."""
+    """GB/s of a copy and TFLOP/s of a product, in memory that is given back."""
     import torch
     from ceilings import measure
 
-    gc.collect()
-    torch.cuda.empty_cache()
     found = measure()
     torch.cuda.empty_cache()
     return found
@@ -110,10 +109,11 @@ def ceilings() -> dict[str, float]:
 
 def in_own_process(who: str, args: argparse.Namespace) -> dict[str, Any]:
     """`measure_one` for `who`."""
+    names = args.peer_workload or args.workload if who == PEER else args.workload
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
-        command = [sys.executable, __file__, "--only", who, "--json", str(out), "--workload", *args.workload]
-        command += ["--repeat", str(args.repeat), "--peer-seconds", str(args.peer_seconds)]
+        command = [sys.executable, __file__, "--only", who, "--json", str(out), "--workload", *names]
+        command += ["--repeat", str(args.repeat), "--peer", args.peer, "--peer-seconds", str(args.peer_seconds)]
         done = subprocess.run([*command, *(["--small"] if args.small else [])], check=False)
         if done.returncode:
             raise SystemExit(f"{who}: {' '.join(command)} ended with {done.returncode}")
@@ -125,7 +125,7 @@ def table(measured: dict[str, dict[str, Any]], names: list[str]) -> tuple[Table,
     """All goals of the workloads `names`, and those that were missed."""
     found = Table(box=None, header_style="bold", pad_edge=False)
     ours = measured[OURS]
-    machine = {k: (ours["ceilings"]["before"][k] + ours["ceilings"]["after"][k]) / 2 for k in (COPY, PRODUCT)}
+    machine = {k: statistics.fmean(of["ceilings"][k] for of in measured.values()) for k in (COPY, PRODUCT)}
     for title in ("", "ours", "asked", "floor", "vLLM then", "vLLM scaled", "times vLLM", PEER, f"times {PEER}"):
         found.add_column(title, justify="left" if not title else "right")
     missed = []
@@ -158,10 +158,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", nargs="+", default=list(NAMES), choices=list(workloads.ALL))
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="run transformers too")
+    parser.add_argument("--peer", choices=("continuous", "generate", "none"), default="continuous", help="transformers")
+    parser.add_argument("--peer-workload", nargs="+", choices=list(workloads.ALL), help="its workloads (default: all)")
     parser.add_argument("--peer-seconds", type=float, default=30.0, help="of a workload on transformers")
     parser.add_argument("--small", action="store_true", help="the demo model and short lengths, for a CPU")
-    parser.add_argument("--only", choices=(OURS, PEER), help="measure this engine in this process, figures to --json")
+    parser.add_argument("--only", choices=(OURS, PEER, NOBODY), help="this engine, in this process, figures to --json")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     console = make_console()
@@ -170,15 +171,17 @@ def main() -> None:
             parser.error("--only needs --json")
         args.json.write_text(json.dumps(measure_one(args, console)))
         return
-    measured = {who: in_own_process(who, args) for who in (OURS, *([PEER] if args.peer else []))}
+    everybody = (OURS, *([] if args.peer == "none" else [PEER]), *([] if args.small else [NOBODY]))
+    measured = {who: in_own_process(who, args) for who in everybody}
     missed: list[str] = []
     document = {"command": " ".join(sys.argv), "versions": versions(), "machine": machine_name(), "measured": measured}
     if not args.small:
         found, missed = table(measured, args.workload)
         console.print(found)
         for who, of in measured.items():
-            parts = [f"{k} {v[COPY]:,.0f} GB/s, {v[PRODUCT]:,.0f} TFLOP/s" for k, v in of["ceilings"].items()]
-            console.print(f"ceilings, {who}: {'; '.join(parts)} (vLLM's: {THEN[COPY]:,.0f}, {THEN[PRODUCT]:,.0f})")
+            now = of["ceilings"]
+            console.print(f"ceilings before {who}: {now[COPY]:,.0f} GB/s, {now[PRODUCT]:,.0f} TFLOP/s")
+        console.print(f"where vLLM was measured: {THEN[COPY]:,.0f} GB/s, {THEN[PRODUCT]:,.0f} TFLOP/s")
         document |= {"vllm_ceilings": THEN, "missed": missed}
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

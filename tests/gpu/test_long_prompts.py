@@ -88,5 +88,6 @@ def test_heads_and_tails_are_one_prompt(cache: LayerCache, lengths: list[tuple[i
         wanted = attend(
             q[span].reshape(-1, HEADS, SIZE), cache.key, cache.value, tables[row : row + 1],
             torch.tensor([0, int(counts[row])], dtype=torch.int32, device="cuda"), lens[row : row + 1], SIZE**-0.5, 0,
+            None, None,
         )  # fmt: skip
         torch.testing.assert_close(out[span], wanted, atol=2e-2, rtol=2e-2, msg=lambda m, row=row: f"{row}: {m}")
