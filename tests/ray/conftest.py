@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,11 @@ from cluster.environment import free_port, prepare_ray
 
 MODEL = "demo"
 SPARE_CPUS = 2  # logical ones, for a gang of two ranks beside the two replicas
+NO_TIERS = {
+    "enable_user_qos": False,
+    "user_groups": ["all"],
+    "user_group_map": {"all": [{"id": "default", "quota_pct": 100}]},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,7 @@ class Cluster:
 
     base_url: str
     secret: str
+    qos_file: Path  # first come, first served; who writes another one puts it back
 
     def post(self, path: str, body: dict[str, Any], timeout: float = 60) -> tuple[int, dict[str, Any]]:
         """Status and JSON of one POST."""
@@ -77,19 +84,22 @@ class Cluster:
 
 
 @pytest.fixture(scope="session")
-def running() -> Iterator[Cluster]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     prepare_ray()
     from cluster.app import await_running, bring_down, bring_up
-    from cluster.config import ClusterConfig, HttpSection, ModelSection
+    from cluster.config import ClusterConfig, DispatchSection, HttpSection, ModelSection
 
+    qos = tmp_path_factory.mktemp("qos") / "tiers.json"
+    qos.write_text(json.dumps(NO_TIERS))
     config = ClusterConfig(
         model=ModelSection(path="demo", name=MODEL, replicas=2),
         http=HttpSection(port=free_port(), header_timeout=2.0, body_timeout=5.0),
+        dispatch=DispatchSection(qos=str(qos)),
     )
     try:
         up = bring_up(config, address=None, progress=lambda text: None, spare_cpus=SPARE_CPUS)
         await_running(lambda text: None)
-        yield Cluster(up.base_url, up.secret)
+        yield Cluster(up.base_url, up.secret, qos)
     finally:
         bring_down(own_ray=True)
 
