@@ -3,18 +3,24 @@
     python benchmarks/qos_policy.py [--users 1000] [--queued 10000] [--slots 256]
 
 A decision is one request through the waiting room: pushed, found first, granted, ended with its charge. The turns are
-those of a step in which `slots` accounts decode, all others wait, no slot is free, and the step is settled: the worst
-case, where each has its turn. The plan is that of an engine with all slots decoding and `queued` requests waiting, once
-first come, first served. Times are of the CPU: what else runs on the machine counts less. A fixed loop of plain Python,
-timed before and after each, says how fast the machine is meanwhile.
+those of a step in which `slots` accounts decode, all others wait, no slot is free, and the step is settled: each has a
+turn of its own. A plan is that of an engine with all slots decoding and `queued` requests waiting: of steps in which
+nothing has to be decided; of those in which a slot is free, since somebody has ended; and of those in which slots are
+free, but blocks are not, while all four tiers decode.
+
+Times are of the CPU: what else runs on the machine counts less. A fixed loop of plain Python, timed before and after
+each, says how fast the machine is meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import statistics
 import time
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from engine_host import Instant
@@ -105,36 +111,83 @@ def steps(users: int, queued: int, slots: int, count: int) -> list[float]:
     return taken
 
 
-def plans(users: int, queued: int, slots: int, count: int, *, ordered: bool) -> list[float]:
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An engine with `slots` decodes, of accounts of `tiers`, and `queued` requests waiting, of `waiting`.
+
+    `room`: so many more slots, for which there are no blocks. `answer`: the most tokens that one may have; who ends is
+    replaced by one more that waits. `ordered` False: first come, first served. `disputed`: only plans that took turns
+    are looked at, otherwise only those that took none.
+    """
+
+    room: int = 0
+    answer: int = 0  # no end
+    tiers: tuple[int, ...] = (0,)
+    waiting: tuple[int, ...] = (0, 1, 2, 3)
+    ordered: bool = True
+    disputed: bool = True
+
+
+CASES = {
+    "nothing to decide": Case(disputed=False),
+    "the same, first come, first served": Case(ordered=False, disputed=False),
+    "one has ended, one enters": Case(answer=400),
+    "slots but no blocks, four tiers": Case(room=64, tiers=(0, 1, 2, 3), waiting=(3,)),
+}
+
+
+def plans(users: int, queued: int, slots: int, count: int, case: Case) -> list[float]:
     """CPU seconds of each."""
-    prices, rng = Prices(), random.Random(1)
-    limits = step_limits(prices, step_tokens=2048, pool_tokens=slots * 2048, context=2048)
+    prices, rng, context = Prices(), random.Random(1), 2048
+    limits = step_limits(prices, step_tokens=2048, pool_tokens=slots * context, context=context)
+    order = StepOrder(config(users), limits, prices)
     engine = Engine(
-        EngineConfig(max_num_seqs=slots, prefix_caching=False),
+        EngineConfig(max_num_seqs=slots + case.room, prefix_caching=False),
         Instant(),
-        num_blocks=slots * 128,
-        max_model_len=2048,
-        ordering=StepOrder(config(users), limits, prices) if ordered else None,
+        num_blocks=slots * (8 if case.room else 128),
+        max_model_len=context,
+        ordering=order if case.ordered else None,
     )
-    for i in range(slots + queued):
-        owner = 4 * (i % (users // 4)) if i < slots else rng.randrange(users)  # residents are of the highest tier
-        engine.submit(EngineRequest(str(i), (1,) * 16, SamplingParams(max_tokens=1900), owner=f"u{owner}"))
-        if i == slots - 1:
-            for _ in range(20):
-                engine.step()
-    plan, taken = engine._scheduler.plan, []
+    names = itertools.count()
+
+    def submit(user: int, prompt: int) -> None:
+        answer = rng.randint(1, case.answer) if case.answer else 1900
+        request = EngineRequest(str(next(names)), (1,) * prompt, SamplingParams(max_tokens=answer), owner=f"u{user}")
+        engine.submit(request)
+
+    def wait() -> None:
+        submit(4 * rng.randrange(users // 4) + rng.choice(case.waiting), 1900 if case.room else 16)
+
+    for i in range(slots):  # one account each
+        submit(4 * (i // len(case.tiers)) % users + case.tiers[i % len(case.tiers)], 16)
+    for _ in range(20):
+        engine.step()
+    for _ in range(queued):
+        wait()
+    plan, turns = engine._scheduler.plan, order.turns
+    taken: dict[bool, list[float]] = {True: [], False: []}  # by whether turns were taken
+    asked = False
 
     def timed(now: float) -> PlannedStep | None:
+        nonlocal asked
+        asked = False
         began = time.thread_time()
         planned = plan(now)
-        taken.append(time.thread_time() - began)
+        taken[asked].append(time.thread_time() - began)
         return planned
 
+    def watched(now: float, *, base: float, bounded: bool) -> Turns:
+        nonlocal asked
+        asked = True
+        return turns(now, base=base, bounded=bounded)
+
     engine._scheduler.plan = timed  # type: ignore[method-assign]
-    for _ in range(count):
-        engine.step()
-    assert len(engine.roster.residents) == slots
-    return taken
+    order.turns = watched  # type: ignore[method-assign]
+    while len(taken[case.disputed]) < count:
+        for delta in engine.step():
+            if delta.finish is not None:
+                wait()
+    return taken[case.disputed]
 
 
 def main() -> None:
@@ -147,8 +200,7 @@ def main() -> None:
     for name, measure in (
         ("a decision", lambda: decisions(given.users, given.queued, 2000)),
         (f"a step of {given.slots} turns", lambda: steps(*sizes)),
-        (f"a plan of {given.slots} decodes", lambda: plans(*sizes, ordered=True)),
-        ("the same, first come, first served", lambda: plans(*sizes, ordered=False)),
+        *((f"a plan, {name}", partial(plans, *sizes, case)) for name, case in CASES.items()),
     ):
         sticks = [yardstick() for _ in range(50)]
         taken = measure()

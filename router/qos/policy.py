@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 
 from router.qos.config import Account, QosConfig, Tier
 from router.qos.floors import Floors
@@ -95,6 +94,11 @@ class Band:
     def queued(self) -> int:
         """Requests that wait."""
         return sum(s.queued for s in self.waiters())
+
+    @property
+    def waits(self) -> bool:
+        """Whether anybody does."""
+        return bool(len(self.waiting) or len(self.both))
 
     @property
     def active(self) -> bool:
@@ -212,26 +216,31 @@ class Policy:
     ) -> Standing | None:
         """Whose youngest sequence yields slot or blocks to `needy`; None: nobody's.
 
-        Of lower bands first, then of the greatest time; in the own band only who is more than `distance` units ahead.
-        An `urgent` one takes from the bands above too, but not from tiers that are owed service themselves.
+        Of those who yield the one in the lowest band, of these the one with the greatest time.
         """
-        best: Standing | None = None
-        worst = (-1, -inf)
+        return self.lowest(self.yielding(needy, holders, distance=distance, urgent=urgent))
+
+    def yielding(
+        self, needy: Standing, holders: Iterable[Standing], *, distance: float, urgent: bool = False
+    ) -> list[Standing]:
+        """All of `holders` that yield slot or blocks to `needy`.
+
+        Those of lower bands; in the own band only who is more than `distance` units ahead. An `urgent` one takes from
+        the bands above too, but not from tiers that are owed service themselves.
+        """
+        found, band, time = [], needy.band, needy.time
         for holder in holders:
-            tier = holder.account.tier.name
-            if holder is needy or (holder.band < needy.band and not urgent):
-                continue
-            if holder.band // 2 != needy.band // 2 and self.floors.owed(tier) > 0.0:
-                continue
-            time = holder.time
-            if holder.band == needy.band and (time - needy.time) * holder.weight <= distance:
-                continue
-            if (holder.band, time) > worst:
-                best, worst = holder, (holder.band, time)
-        return best
+            if holder.band == band:
+                if (holder.time - time) * holder.weight > distance and holder is not needy:
+                    found.append(holder)
+            elif holder.band > band or urgent:
+                same_tier = holder.band // 2 == band // 2
+                if same_tier or self.floors.owed(holder.account.tier.name) <= 0.0:
+                    found.append(holder)
+        return found
 
     def lowest(self, holders: Iterable[Standing]) -> Standing | None:
-        """Who yields when a plan comes out empty: of the lowest band, the one with the greatest time."""
+        """Of the lowest band, the one with the greatest time: who yields, too, when a plan comes out empty."""
         return max(holders, key=lambda s: (s.band, s.time), default=None)
 
     def protects(self, tier: Tier, waited: float) -> bool:

@@ -116,8 +116,14 @@ class StepOrder:
         self, needy: Standing, holders: Iterable[Standing], *, admission: bool, urgent: bool, patient: bool
     ) -> Standing | None:
         """By the policy; nobody of the own band where it is `patient`."""
-        distance = float("inf") if patient else self.policy.limits.distance if admission else 0.0
+        distance = self._distance(admission=admission, patient=patient)
         return self.policy.victim(needy, holders, distance=distance, urgent=urgent)
+
+    def yielding(  # noqa: D102
+        self, needy: Standing, holders: Iterable[Standing], *, admission: bool, urgent: bool, patient: bool
+    ) -> list[Standing]:
+        distance = self._distance(admission=admission, patient=patient)
+        return self.policy.yielding(needy, holders, distance=distance, urgent=urgent)
 
     def lowest(self, holders: Iterable[Standing]) -> Standing | None:  # noqa: D102
         return self.policy.lowest(holders)
@@ -179,6 +185,9 @@ class StepOrder:
         self.policy.replace(_ordered(config))
 
     # inside
+
+    def _distance(self, *, admission: bool, patient: bool) -> float:
+        return inf if patient else self.policy.limits.distance if admission else 0.0
 
     def _row(self, s: Standing) -> Service:
         totals = self.policy.ledger.totals(s.key)

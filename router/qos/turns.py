@@ -7,13 +7,13 @@ to. Which sequences, blocks and tokens that means is its own matter; nothing her
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 
 from router.qos.policy import Band, Policy
 from router.qos.standing import Standing, TimeHeap
-from workers.api.ordering import Turn
+from workers.api.ordering import Rest, Turn
 
 _Place = tuple[float, int, Standing]  # (virtual time, number among equals, standing)
 
@@ -44,10 +44,10 @@ class Turns:
         base: float = 0.0,
         bounded: bool = True,
     ) -> None:
-        self._policy, self._limits = policy, policy.limits
+        self._limits, self._pacing, self._tau = policy.limits, policy.limits.ahead, policy.tau
         active = [number for number, band in policy.bands.items() if band.active]
-        self._top = active[0] // 2 if active else 0
-        self._last_of_top = 2 * self._top + 1
+        top = active[0] // 2 if active else 0
+        self._highest, self._last_of_top = policy.config.tiers[top], 2 * top + 1
         self._bounded, self._own, self._added = bounded, base, 0.0  # seconds: of the highest tier, of those below it
         self._references: dict[int, float] = {}  # by band: the least of those that were served and have admissible work
         self._turn: Turn | None = None
@@ -58,48 +58,17 @@ class Turns:
         self._overdue = [f for t, f in firsts if f is not None and now - f.since >= (t.max_wait or inf)]
         owed = {t: policy.floors.owed(t.name) for t in tiers}
         self._owed = {t.name: units for t, units in owed.items() if units > 0.0}
-        floors = [n for n in active if policy.bands[n].tier in self._owed and n // 2 != self._top]
+        floors = [n for n in active if policy.bands[n].tier in self._owed and n // 2 != top]
         self._walks = [_Walk(policy, floors, urgent=True)] if floors else []
         self._walks.append(_Walk(policy, active, urgent=False))
 
     def next(self) -> Turn | None:
         """The next turn, to be answered by `served`; None: nobody is left, and the turns are closed."""
-        self._turn = self._find()
-        return self._turn
-
-    def served(self, units: float, *, more: bool, admissible: bool = False, seconds: float = 0.0) -> None:
-        """See `workers.api.ordering.Turns`."""
-        turn, self._turn = self._turn, None
-        assert turn is not None, "no turn is open"
-        standing: Standing = turn.flow
-        if units:
-            if admissible:
-                reference = self._references.get(standing.band, inf)
-                self._references[standing.band] = min(reference, self._before(standing))
-            standing.pending += units
-            provisional = self.provisional
-            provisional[standing] = provisional.get(standing, 0.0) + units
-        if standing.band > self._last_of_top:
-            self._added += seconds
-        else:
-            self._own += seconds
-        if turn.urgent and turn.only is None:
-            self._owed[standing.account.tier.name] -= units
-        if more and units and turn.only is None:
-            self._walks[0].again(standing)
-
-    def close(self) -> dict[Standing, float]:
-        """No more turns; returns what they will probably charge, for `Policy.commit`."""
-        for walk in self._walks:
-            walk.close()
-        self._walks = []
-        return self.provisional
-
-    def _find(self) -> Turn | None:
+        turn: Turn | None = None
         if self._overdue:
             first = self._overdue.pop(0)
-            return Turn(first.standing, self._limits.quantum, only=first.request, urgent=True)
-        while self._walks:
+            turn = Turn(first.standing, self._limits.quantum, only=first.request, urgent=True)
+        while turn is None and self._walks:
             walk = self._walks[0]
             found = walk.next(admitting=self.admitting or walk.urgent)
             if found is None:
@@ -108,31 +77,80 @@ class Turns:
             elif walk.urgent:
                 owed = self._owed[found.account.tier.name]
                 if owed > 0.0:
-                    return Turn(found, min(owed, self._limits.quantum), urgent=True)
-            elif not self._references or not self._paced(found):
-                if found.band <= self._last_of_top:
-                    if found.turn is None:
-                        found.turn = Turn(found, self._limits.quantum)
-                    return found.turn
-                left = self._left()
-                if left > 0.0:
-                    return Turn(found, self._limits.quantum, left)
+                    turn = Turn(found, min(owed, self._limits.quantum), urgent=True)
+            elif self._references and self._is_ahead(found):
+                continue
+            elif found.band <= self._last_of_top:
+                if found.turn is None:
+                    found.turn = Turn(found, self._limits.quantum)
+                turn = found.turn
+            elif (left := self._left()) > 0.0:
+                turn = Turn(found, self._limits.quantum, left)
+            else:
                 self.close()
-        return None
+        self._turn = turn
+        return turn
+
+    def served(self, units: float, *, more: bool, admissible: bool = False, seconds: float = 0.0) -> None:
+        """See `workers.api.ordering.Turns`."""
+        turn, self._turn = self._turn, None
+        assert turn is not None, "no turn is open"
+        standing: Standing = turn.flow
+        if units and admissible:
+            reference = self._references.get(standing.band, inf)
+            self._references[standing.band] = min(reference, self._before(standing))
+        self._charge(standing, units, seconds)
+        if turn.urgent and turn.only is None:
+            self._owed[standing.account.tier.name] -= units
+        if more and units and turn.only is None:
+            self._walks[0].again(standing)
+
+    def rest(self) -> Rest | None:
+        """See `workers.api.ordering.Turns`."""
+        if self._overdue or not self._walks or self._walks[0].urgent:
+            return None
+        standings = self._walks[0].rest(admitting=self.admitting)
+        if self._references:
+            standings = [s for s in standings if not self._is_ahead(s)]
+        if not standings:
+            return None
+        is_bounded = standings[0].band > self._last_of_top
+        return Rest(standings, self._limits.quantum, self._left() if is_bounded else inf)
+
+    def all_served(self, served: Iterable[tuple[Standing, float, float]]) -> None:
+        """See `workers.api.ordering.Turns`."""
+        for standing, units, seconds in served:
+            self._charge(standing, units, seconds)
+        self._walks[0].pass_band()
+
+    def close(self) -> dict[Standing, float]:
+        """No more turns; returns what they will probably charge, for `Policy.commit`."""
+        for walk in self._walks:
+            walk.close()
+        self._walks = []
+        return self.provisional
+
+    def _charge(self, standing: Standing, units: float, seconds: float) -> None:
+        """It has had a turn."""
+        if units:
+            standing.pending += units
+            provisional = self.provisional
+            provisional[standing] = provisional.get(standing, 0.0) + units
+        if standing.band > self._last_of_top:
+            self._added += seconds
+        else:
+            self._own += seconds
 
     def _left(self) -> float:
         """Seconds that tiers below the highest one may add, now that it has had its turns."""
         if not self._bounded:
             return inf
-        policy = self._policy
-        return min(policy.tau, policy.config.tiers[self._top].spare(self._own)) - self._added
+        return min(self._tau, self._highest.spare(self._own)) - self._added
 
-    def _paced(self, standing: Standing) -> bool:
+    def _is_ahead(self, standing: Standing) -> bool:
         """Whether it is too far ahead of somebody who was served and still has admissible work waiting."""
         reference = self._references.get(standing.band)
-        if reference is None:
-            return False
-        return (self._before(standing) - reference) * standing.weight > self._limits.ahead
+        return reference is not None and (self._before(standing) - reference) * standing.weight > self._pacing
 
     def _before(self, standing: Standing) -> float:
         """Its virtual time before its first turn."""
@@ -178,8 +196,26 @@ class _Walk:
             if best is not None:
                 self._seen.add(best)
                 return best
-            self._bands, self._residents = self._bands[1:], None
+            self.pass_band()
         return None
+
+    def rest(self, *, admitting: bool) -> list[Standing]:
+        """Who comes next, one after the other: all that are left of a band, if nobody can come between them."""
+        while self._bands and not self._again:
+            band = self._policy.bands[self._bands[0]]
+            if admitting and band.waits:
+                break
+            if self._residents is None:
+                self._residents = _sorted_residents(band)
+            left = [s for s in reversed(self._residents) if s not in self._seen]
+            if left:
+                return left
+            self.pass_band()
+        return []
+
+    def pass_band(self) -> None:
+        """All of it had their turns."""
+        self._bands, self._residents = self._bands[1:], None
 
     def _first_waiting(self, band: Band) -> _Place | None:
         while (top := band.waiting.top()) is not None and top[2] in self._seen:

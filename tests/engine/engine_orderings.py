@@ -39,6 +39,9 @@ class InOrder:
     def served(self, units: float, *, more: bool, admissible: bool = False, seconds: float = 0.0) -> None:
         assert not more
 
+    def rest(self) -> None:
+        return None
+
     def close(self) -> str:
         return "expected"
 
@@ -87,6 +90,12 @@ class ByOwner:
         last = max(holders, default=needy)
         worse = last > needy if not (admission or patient) else last.owner > needy.owner
         return last if worse and self.yields else None
+
+    def yielding(
+        self, needy: Flow, holders: Iterable[Flow], *, admission: bool, urgent: bool, patient: bool
+    ) -> list[Flow]:
+        how = {"admission": admission, "urgent": urgent, "patient": patient}
+        return [h for h in holders if self.victim(needy, [h], **how) is not None]
 
     def lowest(self, holders: Iterable[Flow]) -> Flow | None:
         return max(holders, default=None)

@@ -6,7 +6,7 @@ turn it is and for how much, names who yields a slot or blocks, and is told what
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple, Protocol
@@ -41,6 +41,16 @@ class Turn(NamedTuple):
     urgent: bool = False
 
 
+class Rest(NamedTuple):
+    """Flows whose turns come next, in this order, whatever each comes to: each until it is charged `units`, and all
+    together in `seconds`.
+    """
+
+    flows: Sequence[Flow]
+    units: float
+    seconds: float
+
+
 class Turns(Protocol):
     """The turns of one step: `next`, then `served` for each, and `close` at the end."""
 
@@ -53,6 +63,14 @@ class Turns(Protocol):
         """The turn will be charged `units`, and adds `seconds` to the step. `more`: only its allowance ended it.
         `admissible`: its flow has waiting work that was admitted in it, or could have been.
         """
+
+    def rest(self) -> Rest | None:
+        """What is certain of the next turns; None: nothing. Answered by `all_served`, or by nothing: then the turns go
+        on as if it had not been asked.
+        """
+
+    def all_served(self, served: Iterable[tuple[Flow, float, float]]) -> None:
+        """All flows of the `rest` had their turns: (flow, units, seconds); nothing but those allowances ended them."""
 
     def close(self) -> Any:
         """No more turns. What the step will probably be charged, for `Ordering.executed`."""
@@ -118,6 +136,11 @@ class Ordering(Protocol):
         """Whose youngest sequence yields slot or blocks to `needy`; None: nobody's. `admission`: for a new one, not
         for one that has run. `patient`: nobody of a like rank, since room will be free without that.
         """
+
+    def yielding(
+        self, needy: Flow, holders: Iterable[Flow], *, admission: bool, urgent: bool, patient: bool
+    ) -> Collection[Flow]:
+        """All of `holders` that would be named, one after the other, if nobody else were left."""
 
     def lowest(self, holders: Iterable[Flow]) -> Flow | None:
         """Who yields when nothing can run otherwise."""

@@ -12,31 +12,20 @@ class Filling:
 
     def __init__(self, left: int) -> None:
         self.left = left
-        self.decodes: list[Run] = []
+        self.running: set[Sequence] = set()  # all that are in the plan
+        self.decoding: list[Sequence] = []
+        self.decodes: list[ScheduledSequence] = []  # theirs
         self.parts: list[Run] = []  # of prompts, in the order of their positions
         self.added: list[NewSequence] = []
         self.kv_tokens = 0  # read by the decodes
-        self._decoding: set[Sequence] = set()
-        self._known = 0  # parts that `_prefilling` knows
-        self._prefilling: set[Sequence] = set()
 
-    def __contains__(self, sequence: Sequence) -> bool:
-        if self._known < len(self.parts):
-            self._prefilling.update(s for s, _ in self.parts[self._known :])
-            self._known = len(self.parts)
-        return sequence in self._decoding or sequence in self._prefilling
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing runs."""
-        return not (self.decodes or self.parts)
-
-    def decode(self, sequence: Sequence, run: ScheduledSequence) -> None:
-        """One more position of it."""
-        self.decodes.append((sequence, run))
-        self._decoding.add(sequence)
-        self.kv_tokens += run.start + 1
-        self.left -= 1
+    def decode(self, sequences: list[Sequence], runs: list[ScheduledSequence]) -> None:
+        """One more position of each."""
+        self.running.update(sequences)
+        self.decoding += sequences
+        self.decodes += runs
+        self.kv_tokens += sum([run.start for run in runs]) + len(runs)
+        self.left -= len(runs)
 
     def chunks(self) -> list[Run]:
         """The parts of each prompt as one."""

@@ -2,7 +2,7 @@
 
 Steps in which all decodes run, nobody waits for room that others hold, and no prompt is part-done, need no order: the
 policy is asked once. All others are filled turn by turn; inside a turn come the flow's decodes, oldest first, then its
-part-done prefills, then its queue. Whoever needs a slot or a block takes it from the flow that the policy names, from
+part-done prefills, then its queue. Turns that nothing can come between, of flows that only decode, are served at once. Whoever needs a slot or a block takes it from the flow that the policy names, from
 its youngest sequence that is not in the plan. Who waits and finds too little room keeps what there is: nobody whose
 turn comes later is admitted in that step, else small requests would take it for ever (docs/adr/0005).
 """
@@ -10,11 +10,11 @@ turn comes later is admitted in that step, else small requests would take it for
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import chain
 from math import inf
 
-from workers.api.ordering import Charge, Ordering, Turn, Turns
+from workers.api.ordering import Charge, Ordering, Rest, Turn, Turns
 from workers.api.ordering import Flow as Handle
 from workers.engine.cost import StepCost
 from workers.engine.filling import Filling
@@ -22,6 +22,9 @@ from workers.engine.queue import Flow
 from workers.engine.roster import Roster
 from workers.engine.scheduler import PlannedStep, Scheduler
 from workers.engine.sequence import Phase, Sequence
+
+_NOTHING = (0.0, 0.0)
+_SAFE = 0.99  # of an allowance in seconds: sums in another order may come out a little larger
 
 
 class TurnScheduler(Scheduler):
@@ -32,6 +35,7 @@ class TurnScheduler(Scheduler):
     ) -> None:
         super().__init__(roster, max_num_batched_tokens, watermark)
         self._ordering, self._cost = ordering, cost
+        self._units, self._prices = ordering.prices, cost.prices  # of a token: units and seconds, in this step
         self._last: PlannedStep | None = None  # planned last
         self._now = 0.0
         self._holders: dict[Handle, list[Sequence]] | None = None  # who may yield, by flow, the youngest last
@@ -100,38 +104,76 @@ class TurnScheduler(Scheduler):
 
     def _fill(self, turns: Turns) -> PlannedStep | None:
         plan = Filling(self._budget)
+        self._units, self._prices = self._ordering.prices, self._cost.prices
         self._holders, self._is_reserved = None, False
         self._evicted.clear()
-        while plan.left > 0 and (turn := turns.next()) is not None:
-            self._serve(turn, turns, plan)
+        at_once = True
+        while plan.left > 0:
+            if at_once and (rest := turns.rest()) is not None:
+                at_once = self._serve_rest(rest, turns, plan)
+            elif (turn := turns.next()) is not None:
+                self._serve(turn, turns, plan)
+            else:
+                break
         expected = turns.close()
-        sequences, decodes = [s for s, _ in plan.decodes], [run for _, run in plan.decodes]
-        step = self._planned(sequences, decodes, plan.chunks(), plan.added, kv_tokens=plan.kv_tokens)
+        step = self._planned(plan.decoding, plan.decodes, plan.chunks(), plan.added, kv_tokens=plan.kv_tokens)
         if step is not None:
             step.expected.value = expected
         return step
+
+    def _serve_rest(self, rest: Rest, turns: Turns, plan: Filling) -> bool:
+        """All turns of `rest` at once, if they are decodes that find their blocks; False, and nothing is changed, if
+        they are not, or do not all fit in.
+        """
+        row, kv = self._prices.row, self._prices.kv
+        per_decode, per_read = self._units.decode, self._units.kv_read
+        mask, flow_of = self._block_size - 1, self._roster.queue.flow
+        decodes: list[Sequence] = []
+        served: list[tuple[Handle, float, float]] = []
+        blocks = 0
+        total = 0.0
+        for handle in rest.flows:
+            units = seconds = 0.0
+            for sequence in self._runnable(flow_of(handle), plan):
+                if units >= rest.units or sequence.phase is not Phase.DECODE:
+                    return False
+                start = sequence.planned
+                blocks += not start & mask
+                seconds += row + kv * (start + 1)
+                if start >= sequence.accounted:
+                    units += per_decode + per_read * (start + 1)
+                decodes.append(sequence)
+            served.append((handle, units, seconds))
+            total += seconds
+        if len(decodes) > plan.left or blocks > self._pool.num_available or total > _SAFE * rest.seconds:
+            return False
+        plan.decode(decodes, self._plan_decodes(decodes))
+        turns.all_served(served)
+        return True
 
     def _serve(self, turn: Turn, turns: Turns, plan: Filling) -> None:
         flow = self._roster.queue.flow(turn.flow)
         units = seconds = 0.0
         more = False
-        for sequence in self._runnable(flow, turn, plan):
+        runnable = self._runnable(flow, plan)
+        for sequence in runnable if turn.only is None else [s for s in runnable if s.id == turn.only]:
             if plan.left <= 0:
                 break
             if units >= turn.units or seconds >= turn.seconds:
                 more = True
                 break
-            if sequence.phase is not Phase.WAITING:  # else it has yielded to an older one of its flow
-                added = self._run(sequence, turn, plan, turn.units - units, turn.seconds - seconds)
+            if sequence.phase is Phase.DECODE:
+                added = self._decode(sequence, turn, plan, turn.seconds - seconds)
+                units, seconds = units + added[0], seconds + added[1]
+            elif sequence.phase is Phase.PREFILL:  # else it has yielded to an older one of its flow
+                added = self._prefill(sequence, turn, plan, turn.units - units, turn.seconds - seconds)
                 units, seconds = units + added[0], seconds + added[1]
         admissible = False
-        while not more and plan.left > 0:
+        while plan.left > 0 and not more and (turn.urgent or not self._is_reserved):
             head = flow.head()
             if head is None or head in self._evicted or turn.only not in (None, head.id):
                 break
-            if self._is_reserved and not turn.urgent:
-                break
-            if units >= turn.units or turn.seconds - seconds < self._cost.prices.prefill:
+            if units >= turn.units or turn.seconds - seconds < self._prices.prefill:
                 more = True
                 break
             hits = self._make_admissible(head, turn, plan)
@@ -140,7 +182,7 @@ class TurnScheduler(Scheduler):
                 break
             admissible = True
             plan.added.append(self._roster.admit(head, hits))
-            added = self._run(head, turn, plan, turn.units - units, turn.seconds - seconds)
+            added = self._prefill(head, turn, plan, turn.units - units, turn.seconds - seconds)
             units, seconds = units + added[0], seconds + added[1]
         if more and not admissible and not self._is_reserved and turn.only is None and self._residents.free_slots:
             head = flow.head()
@@ -148,44 +190,51 @@ class TurnScheduler(Scheduler):
         turns.served(units, more=more, admissible=admissible, seconds=seconds)
         turns.admitting = not self._is_reserved
 
-    def _runnable(self, flow: Flow, turn: Turn, plan: Filling) -> list[Sequence]:
+    def _runnable(self, flow: Flow, plan: Filling) -> list[Sequence]:
         """Its residents in the order of a turn."""
         decodes, prefills = [], []
         for sequence in flow.residents:
             if sequence.phase is Phase.PREFILL:
                 prefills.append(sequence)
-            elif sequence.phase is Phase.DECODE and sequence not in plan:
+            elif sequence.phase is Phase.DECODE and sequence not in plan.running:
                 decodes.append(sequence)
-        if len(decodes) > 1:
-            decodes.sort(key=lambda s: s.arrival)
-        if len(prefills) > 1:
-            prefills.sort(key=lambda s: s.arrival)
-        found = decodes + prefills
-        return found if turn.only is None else [s for s in found if s.id == turn.only]
+        found = decodes or prefills
+        if len(found) > 1 or (decodes and prefills):
+            found = sorted(decodes, key=_by_arrival) + sorted(prefills, key=_by_arrival)
+        return found
 
-    def _run(self, sequence: Sequence, turn: Turn, plan: Filling, units: float, seconds: float) -> tuple[float, float]:
-        """As much of a resident as the turn has left, blocks are there for, and the step has room for; returns the
-        units that it will be charged and the seconds that it adds.
+    def _decode(self, sequence: Sequence, turn: Turn, plan: Filling, seconds: float) -> tuple[float, float]:
+        """The next position of a resident, if the turn has `seconds` for it and it finds its block; returns the units
+        that it will be charged and the seconds that it adds.
         """
-        prices, cost = self._ordering.prices, self._cost.prices
+        end = sequence.planned + 1
+        took = self._prices.row + self._prices.kv * end
+        if took > seconds or not self._find_block(sequence, turn, plan):
+            return _NOTHING
+        plan.decode([sequence], self._plan_decodes([sequence]))
+        again = end <= sequence.accounted
+        return 0.0 if again else self._units.decode + self._units.kv_read * end, took
+
+    def _prefill(
+        self, sequence: Sequence, turn: Turn, plan: Filling, units: float, seconds: float
+    ) -> tuple[float, float]:
+        """As much of a prompt as the turn has left, blocks are there for, and the step has room for; returns the same
+        as `_decode`.
+        """
+        price = self._units.prefill
         start = sequence.planned
-        if sequence.phase is Phase.DECODE:
-            took = cost.decodes(1, start + 1)
-            if took > seconds or not self._find_block(sequence, turn, plan):
-                return 0.0, 0.0
-            plan.decode(sequence, self._plan_decodes([sequence])[0])
-            again = start < sequence.accounted
-            return 0.0 if again else prices.decode + prices.kv_read * (start + 1), took
         count = min(len(sequence.token_ids) - start, plan.left)
         known = max(min(sequence.accounted - start, count), 0)  # positions that run again
         if units < inf:
-            count = min(count, known + max(int(units / prices.prefill), 1))
-        count = cost.fitting(start, count, seconds)
+            count = min(count, known + max(int(units / price), 1))
+        count = self._prices.fitting(start, count, seconds)
         if count <= 0 or not self._find_block(sequence, turn, plan):
-            return 0.0, 0.0
+            return _NOTHING
         count = self._plan_chunk(sequence, count, plan.parts)
+        if count:
+            plan.running.add(sequence)
         plan.left -= count
-        return prices.prefill * max(count - known, 0), cost.chunk(start, count)
+        return price * max(count - known, 0), self._prices.chunk(start, count)
 
     # room
 
@@ -211,11 +260,12 @@ class TurnScheduler(Scheduler):
 
     def _would_fit(self, sequence: Sequence, turn: Turn, plan: Filling) -> bool:
         """Whether it could be admitted if all yielded that have to."""
+        if self._holders is None:
+            everybody = chain(self._residents.decoding, self._residents.prefilling)
+            if not self._who_all_yield(turn, {s.flow.handle for s in everybody}):
+                return False  # the usual case, known without looking at sequences
         holders = self._who_may_yield(plan)
-        going: set[Sequence] = set()
-        for handle, sequences in holders.items():
-            if self._who_yields(turn, [handle], admission=True) is not None:
-                going.update(sequences)
+        going = {sequence for handle in self._who_all_yield(turn, holders) for sequence in holders[handle]}
         residents, pool = self._residents, self._pool
         stay = len(residents) - len(going)
         if not going or not stay:
@@ -254,6 +304,11 @@ class TurnScheduler(Scheduler):
             patient=bool(self._residents.ending),
         )
 
+    def _who_all_yield(self, turn: Turn, holders: Iterable[Handle]) -> Collection[Handle]:
+        """Those of `holders` that would lose something for the admission of one that waits."""
+        patient = bool(self._residents.ending)
+        return self._ordering.yielding(turn.flow, holders, admission=True, urgent=turn.urgent, patient=patient)
+
     def _who_may_yield(self, plan: Filling) -> dict[Handle, list[Sequence]]:
         """By flow the residents that are neither in the plan nor protected, the youngest last."""
         if self._holders is None:
@@ -263,11 +318,18 @@ class TurnScheduler(Scheduler):
                 if sequence.id not in protected:
                     self._holders.setdefault(sequence.flow.handle, []).append(sequence)
             for sequences in self._holders.values():
-                sequences.sort(key=lambda s: s.arrival)
-        for handle in list(self._holders):
-            sequences = self._holders[handle]
-            while sequences and (sequences[-1] in plan or sequences[-1].phase is Phase.WAITING):
+                if len(sequences) > 1:
+                    sequences.sort(key=_by_arrival)
+        gone = []
+        for handle, sequences in self._holders.items():
+            while sequences and (sequences[-1] in plan.running or sequences[-1].phase is Phase.WAITING):
                 sequences.pop()
             if not sequences:
-                del self._holders[handle]
+                gone.append(handle)
+        for handle in gone:
+            del self._holders[handle]
         return self._holders
+
+
+def _by_arrival(sequence: Sequence) -> int:
+    return sequence.arrival
