@@ -2,9 +2,11 @@
 
 Steps in which all decodes run, nobody waits for room that others hold, and no prompt is part-done, need no order: the
 policy is asked once. All others are filled turn by turn; inside a turn come the flow's decodes, oldest first, then its
-part-done prefills, then its queue. Turns that nothing can come between, of flows that only decode, are served at once. Whoever needs a slot or a block takes it from the flow that the policy names, from
-its youngest sequence that is not in the plan. Who waits and finds too little room keeps what there is: nobody whose
-turn comes later is admitted in that step, else small requests would take it for ever (docs/adr/0005).
+part-done prefills, then its queue. Turns that nothing can come between, of flows that only decode, are served at once.
+
+Whoever needs a slot or a block takes it from the flow that the policy names, from its youngest sequence that is not in
+the plan. Who waits and finds too little room keeps what there is: nobody whose turn comes later is admitted in that
+step, else small requests would take it for ever (docs/adr/0005).
 """
 
 from __future__ import annotations
