@@ -35,7 +35,7 @@ from live.figures import Figure, median, show, single, write
 from live.handles import doors
 from live.paced import QUICK, lateness, set_pace
 from live.routing import LMDEPLOY, ORACLE, use_strategy
-from live.site import Site
+from live.site import Refused, Site
 from load.records import percentile
 from simulation.device import StepCost
 
@@ -55,6 +55,10 @@ WARM_REQUESTS = 3  # of each replica, before a strategy's turn
 GROUP = "TTFT"
 
 Send = Callable[[int, "Job"], Awaitable[float]]
+
+
+class Replaced(Exception):
+    """A replica is another one by now, which has no pace: the machine stood still, and it was taken for dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +136,11 @@ class Contest:
         await self._warm()
         await asyncio.to_thread(self.use, strategy if by_http else OURS)
         turning = asyncio.create_task(self._turn_slow(strategy if by_http else OURS, seconds))
-        seen.firsts.append(await play(work, self._by_http(name) if by_http else self._by_handle(seen)))
+        firsts = await play(work, self._by_http(name) if by_http else self._by_handle(seen))
         await turning
+        if {row.info.id for row in (await asyncio.to_thread(table)).rows} != set(self.names):
+            raise Replaced
+        seen.firsts.append(firsts)
         for number in range(len(work) if by_http else 0):
             _learn(seen, (await self._site.call(f"/requests/{name}-{number}/explain")).json())
         await until(lambda rows: not any(r.load.running for r in rows.rows))
@@ -172,7 +179,7 @@ class Contest:
 
 def _learn(seen: Seen, story: dict[str, Any]) -> None:
     lease = story["leases"][0]
-    granted, first = lease["granted"], lease["end"]["first_token_seconds"]
+    granted, first = lease["granted"], lease["end"].get("first_token_seconds")  # none where the lease was lost
     seen.replicas[granted["replica"]] += 1
     if first and granted["predicted_first_token_seconds"]:
         seen.predictions.append((granted["predicted_first_token_seconds"], first))
@@ -189,7 +196,11 @@ async def contest(arena: Contest, given: argparse.Namespace) -> list[Figure]:
         order = [*given.strategies]
         Random(number).shuffle(order)
         for strategy in order:
-            await arena.round(strategy, work, f"{strategy}-{number}", given.seconds)
+            try:
+                await arena.round(strategy, work, f"{strategy}-{number}", given.seconds)
+            except (Replaced, Refused) as e:
+                print(f"round {number}, {strategy}: {type(e).__name__} {e}; what came before counts", flush=True)
+                return figures_of(arena.seen, arena.names)
             p99 = 1e3 * percentile(arena.seen[strategy].firsts[-1], 99)
             print(f"round {number}, {strategy}: {len(work)} requests, p99 {p99:.0f} ms", flush=True)
     late = await asyncio.to_thread(arena.late)
@@ -202,6 +213,9 @@ async def contest(arena: Contest, given: argparse.Namespace) -> list[Figure]:
 def figures_of(seen: Mapping[str, Seen], names: Sequence[str]) -> list[Figure]:
     """TTFT by strategy, p99s relative to ours by round, and the error of predictions."""
     figures = []
+    seen = {name: s for name, s in seen.items() if s.firsts}
+    if OURS not in seen:
+        raise RuntimeError(f"no round of {OURS} came to its end")
     for strategy, s in seen.items():
         whole = [1e3 * first for firsts in s.firsts for first in firsts]
         p99s = [1e3 * percentile(firsts, 99) for firsts in s.firsts]
@@ -212,7 +226,7 @@ def figures_of(seen: Mapping[str, Seen], names: Sequence[str]) -> list[Figure]:
     ours = seen[OURS]
     for strategy, s in seen.items():
         if strategy != OURS:
-            pairs = zip(ours.firsts, s.firsts, strict=True)
+            pairs = zip(ours.firsts, s.firsts, strict=False)  # the last round may be cut short
             ratios = [percentile(a, 99) / percentile(b, 99) for a, b in pairs]
             figures.append(median(f"{OURS}: p99 by that of {strategy}", ratios, "", BOUNDS.get(strategy)))
     late = [(p, a) for p, a in ours.predictions if a >= LATE]

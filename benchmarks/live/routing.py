@@ -50,7 +50,7 @@ class Oracle:
             chunks = -(-tokens // r.info.max_num_batched_tokens)
             return under_way + tokens * cost.prefill + (chunks + demand.output - 1.0) * step
 
-        return min(candidates, key=seconds)
+        return min((r for r in candidates if r.info.id in self._costs), key=seconds, default=candidates[0])
 
 
 def use_strategy(actor: Any, name: str, costs: Mapping[str, StepCost], told: Mapping[str, float]) -> None:
