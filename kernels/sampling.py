@@ -12,7 +12,17 @@ from __future__ import annotations
 
 import torch
 
-from kernels.backend import begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit, use_triton
+from kernels.backend import (
+    begin,
+    constexpr,
+    early_start,
+    next_power_of_two,
+    tensor,
+    tl,
+    triton_jit,
+    triton_jit_for_any,
+    use_triton,
+)
 
 _WORD = 0xFFFFFFFF
 # The multipliers less 2^32: every product then fits a signed 64-bit integer.
@@ -200,7 +210,7 @@ def _gumbel_noise_tile(token: tensor, seed: tensor, position: tensor, choice: te
     return -tl.log(tl.where(v < 0.00390625, series, -tl.log(1.0 - v)))
 
 
-@triton_jit
+@triton_jit_for_any(pointers=["token_ptr"])
 def _score_kernel(
     logits_ptr: tensor,
     best_ptr: tensor,
@@ -231,7 +241,7 @@ def _score_kernel(
     tl.store(token_ptr + at, tl.minimum(part * BLOCK_V + index, vocab - 1))
 
 
-@triton_jit
+@triton_jit_for_any(pointers=["token_ptr"])
 def _pick_kernel(best_ptr: tensor, token_ptr: tensor, out_ptr: tensor, parts: tensor, BLOCK_P: constexpr) -> None:
     """The best of its parts, one row a program."""
     row = tl.program_id(0).to(tl.int64)
