@@ -33,10 +33,10 @@ TOP_UP = 5  # tries of each user
 REJECTS = 200
 PATIENCE = 0.5  # seconds, until a try that was not refused is taken to wait
 
-ROOM = 24  # requests of a user that may wait
+ROOM = 8  # requests of a user that may wait
 ASKERS = USERS[:4]
-LOAD = 1.5
-SETTLE_SECONDS = 30.0  # from the first arrival, until the queue stands
+LOAD = 1.4
+SETTLE_SECONDS = 15.0  # from the first arrival, until the queue stands
 
 
 @contextlib.asynccontextmanager

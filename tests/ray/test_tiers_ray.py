@@ -96,7 +96,7 @@ class Asked:
 
 
 def test_the_upper_tier_is_answered_while_the_lower_one_holds_all_slots(cluster: Any) -> None:
-    """Mutants seen to fail: tiers not switched on; engines that let nobody yield."""
+    """Engines that let nobody yield fail it."""
     slots = [row.info.max_num_seqs for row in cluster.ready()]
     before = sum(row.load.preemptions for row in cluster.rows())
     with tiers(cluster), contextlib.ExitStack() as crowd:
