@@ -156,6 +156,7 @@ class ClusterConfig(Section):
             max_body_bytes=http.max_body_bytes,
             max_connections=http.max_connections,
             header_timeout=http.header_timeout,
+            body_timeout=http.body_timeout,
             idle_timeout=http.idle_timeout,
             keep_alive_timeout=http.keep_alive_timeout,
             tls_cert=http.tls_cert,

@@ -37,6 +37,7 @@ DROPPED_HEADERS = (
 )
 # Since TLS 1.2: forward secrecy and authenticated encryption only. TLS 1.3 has nothing else.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+BUFFER_SECONDS = 14.0  # for what HAProxy buffers of a body, 16 KiB: the pace that an ingress asks for
 
 
 class UnfitConfiguration(Exception):
@@ -56,6 +57,7 @@ class EdgeSettings:
     max_body_bytes: int
     max_connections: int
     header_timeout: float
+    body_timeout: float
     idle_timeout: float
     keep_alive_timeout: float
     tls_cert: str | None = None
@@ -204,6 +206,9 @@ def _front_rules(settings: EdgeSettings, scheme: str) -> Iterable[str]:
     yield _returned(413, too_large, refused, "request_too_large") + (
         f" if {{ req.body_size gt {settings.max_body_bytes} }}"
     )
+    # Where a body is still under way when the server is chosen, HAProxy mostly tells nobody that its client has left.
+    waits = min(settings.body_timeout, BUFFER_SECONDS)
+    yield f"http-request wait-for-body time {_milliseconds(waits)} if METH_POST"
 
 
 def _listened(host: str) -> str:

@@ -35,6 +35,7 @@ def settings(**changes: Any) -> EdgeSettings:
         "max_body_bytes": 100_000,
         "max_connections": 100,
         "header_timeout": 0.5,
+        "body_timeout": 2.0,
         "idle_timeout": 1.0,
         "keep_alive_timeout": 1.0,
     }
@@ -64,7 +65,9 @@ class _Backend(BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length", "0"))
         body = self.rfile.read(length) if length else self._chunks()
         self.server.seen.append(self.path)
-        if self.path == "/breaks":
+        if self.path == "/thinks":
+            self._think()
+        elif self.path == "/breaks":
             self.close_connection = True
         elif self.path == "/pauses":
             self._pause()
@@ -109,6 +112,19 @@ class _Backend(BaseHTTPRequestHandler):
             time.sleep(self.server.gap)
             self.wfile.write(part)
             self.wfile.flush()
+
+    def _think(self) -> None:
+        """No answer, until the client is gone."""
+        self.close_connection = True
+        self.connection.settimeout(20)
+        try:
+            left = self.connection.recv(1) == b""
+        except TimeoutError:
+            left = False
+        except OSError:
+            left = True
+        if left:
+            self.server.seen.append("/thinks was left")
 
     def _flood(self) -> None:
         self.send_response(200)

@@ -173,7 +173,7 @@ def test_a_cluster_file_says_what_the_edge_does() -> None:
     http = {"host": "0.0.0.0", "header_timeout": 1, "body_timeout": 2, "idle_timeout": 3, "keep_alive_timeout": 4}
     http |= {"max_connections": 5, "max_body_bytes": 6000, "tls_cert": "/c", "tls_key": "/k"}
     config = checked_config({"http": http}, "test")
-    assert config.edge_settings("s") == EdgeSettings("s", "0.0.0.0", 6000, 5, 1, 3, 4, "/c", "/k")
+    assert config.edge_settings("s") == EdgeSettings("s", "0.0.0.0", 6000, 5, 1, 2, 3, 4, "/c", "/k")
     front = config.front_config("s")
     assert (front.max_body_bytes, front.body_seconds, front.stalled_seconds, front.edge_secret) == (6000, 2, 3, "s")
     for wrong in ({"tls_cert": "/c"}, {"tls_key": "/k"}, {"header_timeout": 0}, {"max_connections": 0}):
