@@ -98,10 +98,10 @@ def test_g2_gap_and_no_livelock_on_any_traffic(seed: int) -> None:
 @pytest.mark.slow
 def test_g2_on_many_traces() -> None:
     worst = 0.0
-    for seed in range(100, 120):
+    for seed in range(100, 108):
         quotas, made, pool, slots = traffic(seed, users=2 + seed % 5, jobs=20 + seed % 60)
         worst = max(worst, checks.check_gaps(quotas, made, pool=pool, slots=slots))
-    print(f"20 traces, the greatest gap {worst:.3f} of its bound")
+    print(f"8 traces, the greatest gap {worst:.3f} of its bound")
 
 
 # planted defects
