@@ -59,12 +59,12 @@ def dense_prefill(
     q, out [T, H, D], v [T, K, D]; the keys are those that `key_cache` [N, S, K, D] has at `slots` [T] int64.
     """
     keys = key_cache.view(-1, *key_cache.shape[2:])
+    attend = torch.ops.aten._scaled_dot_product_cudnn_attention.default
     for first, length in heads:
         span = slice(first, first + length)
         q_head, k_head, v_head = (
             x.transpose(0, 1).unsqueeze(0) for x in (q[span], keys.index_select(0, slots[span]), v[span])
         )
-        attend = torch.ops.aten._scaled_dot_product_cudnn_attention.default
         found = attend(q_head, k_head, v_head, None, False, 0.0, True, False, scale=scale)
         out[span].copy_(found[0][0].transpose(0, 1))
 

@@ -189,13 +189,13 @@ def paged_prefill(
     q [T, H, D], the sequences one after the other; cu_query [B + 1] int32, where each begins and the last ends;
     key_cache, value_cache [N, S, K, D] with the new tokens' own keys and values stored; block_tables [B, M] int32;
     kv_lens [B] int32: the queries of a sequence are the last of its kv_len positions, and the tokens of one with kv_len
-    0 are left alone (by the reference: zeros); max_query and max_kv: bounds of
-    the two lengths, on the host; window: how many positions a query sees, its own included, 0 for all. Returns [T, H,
-    D] in the dtype of q, written to `out` if given. Block table entries and cache contents past kv_len (and before the
-    first window) are never used; they may be -1 and NaN. q, out and the caches have adjacent channels. Tokens before
-    cu_query[0] are left alone; those past cu_query[B] are padding, whose output is not defined. memo: a dict kept for
-    the layers of a step, if their tables, lengths and shapes are the same: the reference then finds its way through the
-    cache once. tuning: how the launch is cut, None for what the device's table says.
+    0 are left alone (by the reference: zeros); max_query and max_kv: bounds of the two lengths, on the host; window:
+    how many positions a query sees, its own included, 0 for all. Returns [T, H, D] in the dtype of q, written to `out`
+    if given. Block table entries and cache contents past kv_len (and before the first window) are never used; they may
+    be -1 and NaN. q, out and the caches have adjacent channels. Tokens before cu_query[0] are left alone; those past
+    cu_query[B] are padding, whose output is not defined. memo: a dict kept for the layers of a step, if their tables,
+    lengths and shapes are the same: the reference then finds its way through the cache once. tuning: how the launch is
+    cut, None for what the device's table says.
     """
     if use_triton(q):
         if out is None:

@@ -52,14 +52,6 @@ def greedy(ids: list[tuple[int, ...]]) -> list[EngineRequest]:
     return [EngineRequest(str(i), p, SamplingParams(OUT, temperature=0.0, stop_ids=(EOS,))) for i, p in enumerate(ids)]
 
 
-@pytest.fixture(autouse=True)
-def exact_matmul() -> Any:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 @pytest.mark.parametrize("engine", [{}, {"max_num_batched_tokens": 64, "max_num_seqs": 16}, {"step_ahead": False}])
 def test_fp32_gives_the_tokens_of_transformers(engine: dict[str, Any]) -> None:
     ids = prompts()

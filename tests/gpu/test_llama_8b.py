@@ -111,10 +111,7 @@ def test_logits_are_as_near_to_fp32_as_those_of_transformers(
             found[one.id] = logits.float().cpu()
         return found
 
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
     exact = of_reference()
-    torch.backends.cuda.matmul.allow_tf32 = before
     rotary = copy.deepcopy(reference.model.rotary_emb)
     reference.to(torch.bfloat16)
     reference.model.rotary_emb = rotary  # its frequencies stay in fp32, as where transformers loads in bf16

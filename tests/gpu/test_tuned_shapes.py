@@ -5,7 +5,7 @@ Outputs, workspaces, unused blocks, tails of blocks and what surrounds a weight 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -31,14 +31,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not use_triton(torch.empty(0, device=DEVICE)), reason="needs a CUDA device"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def exact_matmul() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def normal(*shape: int) -> torch.Tensor:

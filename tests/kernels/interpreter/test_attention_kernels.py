@@ -35,6 +35,19 @@ def check_prefill(case):
     torch.testing.assert_close(out, paged_prefill_reference(*tensors, case.scale, case.window), atol=atol, rtol=rtol)
 
 
+@pytest.mark.parametrize("block", [16, 64])
+def test_prefill_leaves_the_tokens_of_a_sequence_without_length_alone(make_case, block):
+    case = make_case([(20, 20), (9, 30), (5, 70)], 4, 2, 32, block)
+    tensors = (case.q, case.key_cache, case.value_cache, case.block_tables, case.cu_query)
+    whole = paged_prefill(*tensors, case.kv_lens, case.max_query, case.max_kv, case.scale)
+    lens, out = case.kv_lens.clone(), torch.full_like(case.q, torch.nan)
+    lens[1] = 0
+    paged_prefill(*tensors, lens, case.max_query, case.max_kv, case.scale, out=out)
+    assert out[20:29].isnan().all()
+    assert torch.equal(out[:20], whole[:20])
+    assert torch.equal(out[29:], whole[29:])
+
+
 @pytest.mark.parametrize("window", [0, 37])
 @pytest.mark.parametrize(("heads", "kv_heads", "size", "block"), SHAPES)
 def test_decode(make_case, heads, kv_heads, size, block, window):
