@@ -12,7 +12,7 @@ from workers.api.replica import LoadReport, ReplicaInfo
 from workers.api.request import Delta, EngineRequest
 from workers.api.wire import ENGINE_CODEC, Abort, StepFrame, Submit, Welcome
 
-_WELCOME_SECONDS = 3.0
+_REACH_SECONDS = 2.0  # for connection and Welcome: who waits for them has been given another replica by then
 
 log = logging.getLogger("echelon.sessions")
 
@@ -72,8 +72,8 @@ class EngineLink:
         """Connected, and the peer is the replica we meant. Raises ReplicaLost otherwise."""
         info = self.info
         try:
-            await dial(info.host, info.port, codec=ENGINE_CODEC, secret=secret, name=name, handler=self)
-            async with asyncio.timeout(_WELCOME_SECONDS):
+            async with asyncio.timeout(_REACH_SECONDS):
+                await dial(info.host, info.port, codec=ENGINE_CODEC, secret=secret, name=name, handler=self)
                 welcomed = await self._welcomed
         except (OSError, TimeoutError) as e:
             self.close("no Welcome")

@@ -93,7 +93,7 @@ def test_a_wrong_secret_opens_nothing(loop_factory: Any) -> None:
 
 
 def test_a_silent_peer_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(channels, "DIALLED_SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(channels, "HEARTBEAT_SECONDS", 0.05)
 
     async def main() -> None:

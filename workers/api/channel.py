@@ -1,7 +1,9 @@
 """Framed asyncio connections: `dial` and `listen`, with the secret, heartbeats and a bound on what is unsent.
 
-A peer that says nothing for `SILENCE_SECONDS` is taken for dead: a cut link gives no EOF. All callbacks run in the
-event loop and must not block.
+A peer that says nothing for some seconds is taken for dead: a cut link gives no EOF. Who dialled judges sooner: it
+depends on the other side, and has somewhere else to go. Time in which we did not run ourselves counts for nobody: what
+the peer said meanwhile is unread, and a machine that stood still stood still for both. All callbacks run in the event
+loop and must not block.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from workers.api.errors import WireError
 from workers.api.wire import MAX_FRAME_BYTES, WIRE_VERSION, FrameCodec, FrameSplitter, Hello, Ping
 
 HEARTBEAT_SECONDS = 0.5
-SILENCE_SECONDS = 3.0
+SILENCE_SECONDS = 3.0  # of one that dialled us
+DIALLED_SILENCE_SECONDS = 2.0  # of one that we dialled
+LOOKS = 2  # at a peer, in the time between two heartbeats
+LATE_SECONDS = 0.1  # a look that comes so much later than planned says that we did not run
 MAX_UNSENT_BYTES = 64 << 20
 MAX_HELLO_BYTES = 4096  # all that a stranger can make us hold
 
@@ -46,8 +51,8 @@ class Channel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._opened = False
         self._reason = ""
-        self._beat: asyncio.TimerHandle | None = None
-        self._made = self._last_heard = self._last_sent = 0.0
+        self._looking: asyncio.TimerHandle | None = None
+        self._made = self._last_heard = self._last_sent = self._due = 0.0
         self.peer = ""  # name the peer gave in its Hello, then its address
 
     @property
@@ -86,7 +91,7 @@ class Channel(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one, but not by inheritance
         self._made = self._last_heard = self._last_sent = self._now()
-        self._beat = self._loop.call_later(HEARTBEAT_SECONDS, self._on_beat)
+        self._look_later(self._made)
         if self._hello is not None:
             self.send(self._hello)
             self.peer = ":".join(map(str, transport.get_extra_info("peername")[:2]))
@@ -117,20 +122,29 @@ class Channel(asyncio.Protocol):
         self._opened = True
         self._handler.opened(self)
 
-    def _on_beat(self) -> None:
+    def _look(self) -> None:
         now = self._now()
-        if now - (self._last_heard if self._opened else self._made) > SILENCE_SECONDS:
-            self._reason = self._reason or f"silent for {SILENCE_SECONDS} s"
+        late = now - self._due
+        if late > LATE_SECONDS:
+            self._made += late
+            self._last_heard = min(self._last_heard + late, now)
+        limit = SILENCE_SECONDS if self._hello is None else DIALLED_SILENCE_SECONDS
+        if now - (self._last_heard if self._opened else self._made) > limit:
+            self._reason = self._reason or f"silent for {limit} s"
             assert self._transport is not None
             self._transport.abort()
             return
-        if now - self._last_sent >= HEARTBEAT_SECONDS / 2 and self._opened:
+        if now - self._last_sent >= 0.75 * HEARTBEAT_SECONDS and self._opened:
             self.send(Ping())
-        self._beat = self._loop.call_later(HEARTBEAT_SECONDS, self._on_beat)
+        self._look_later(now)
+
+    def _look_later(self, now: float) -> None:
+        self._due = now + HEARTBEAT_SECONDS / LOOKS
+        self._looking = self._loop.call_later(HEARTBEAT_SECONDS / LOOKS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
-        if self._beat is not None:
-            self._beat.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         if self._opened:
             self._opened = False
             self._handler.closed(self, self._reason or (str(exc) if exc else "closed by the peer"))
