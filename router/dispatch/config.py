@@ -22,7 +22,7 @@ class DispatcherConfig:
     exclusion_grace: float = 2.0  # after it an excluded replica is taken, if there is no other
     orphan_grace: float = 5.0  # leases of an ingress that went away
     recovery: float = 3.0  # after the start, until all ingress replicas have come back
-    suspect_after: float = 3.0  # without progress, or 10 predicted steps if that is longer
+    suspect_after: float = 2.5  # without progress, or 10 predicted steps if that is longer; leases then go elsewhere
     replace_failures: int = 5  # canaries that failed one after the other, until the replica is to be replaced
     replace_after: float = 60.0  # suspect for so long without an end, likewise
     canary_every: float = 2.0  # an idle replica proves that it can step; infinite = never

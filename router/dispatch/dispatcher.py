@@ -269,7 +269,8 @@ class Dispatcher:
                 self._forget(client, keep=set(), now=now)
         self._registry.watch(now)
         self._granting.look()
-        return self._granting.expire() + self._granting.release_all()
+        moved = [reply for replica_id in self._registry.hung(now) for reply in self._move_from(replica_id, now)]
+        return moved + self._granting.expire() + self._granting.release_all()
 
     def reload(self, qos: QosConfig) -> list[Reply]:
         """`qos` orders what waits from now on. What was served stays known, unless QoS was or will be switched off."""
@@ -363,12 +364,21 @@ class Dispatcher:
     def _release(self, model: str) -> list[Reply]:
         return self._granting.release(self._registry.by_model.get(model))
 
-    def _drop(self, lease: Lease, now: float) -> None:
+    def _drop(self, lease: Lease, now: float, end: str = "cancelled") -> None:
         lease_id, replica = lease.request.lease_id, self._registry.get(lease.replica_id)
         queue = self._registry.fleet(lease.request.model).queue
         queue.ended(lease_id, charged=replica is not None and replica.tiered)  # no charge here, unless it was settled
-        self.stories.dropped(lease_id, "cancelled", now)
+        self.stories.dropped(lease_id, end, now)
         self._leases.drop(lease_id, replica, now)
+
+    def _move_from(self, replica_id: str, now: float) -> list[Reply]:
+        """The leases on a replica that hangs are lost there; it stays registered, and may come to itself."""
+        replies = []
+        for lease_id, lease in list(self._leases.on(replica_id).items()):
+            self._drop(lease, now, "lost")
+            self._leases.ends.lost += 1
+            replies.append(Reply(lease.client, LeaseLost(lease_id, replica_id, "it makes no step", died=True)))
+        return replies
 
     def _forget(self, client: str, keep: set[str], now: float) -> None:
         for lease_id in self._leases.of(client):

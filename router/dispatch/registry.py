@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from router.dispatch.config import DispatcherConfig
 from router.dispatch.fleet import Fleet, Waiting
-from router.dispatch.lease import Acquire
+from router.dispatch.lease import Acquire, ReplicaState
 from router.dispatch.leases import Leases
 from router.dispatch.table import Replica, blocks_needed
 from router.qos.queue import Room
@@ -87,6 +87,16 @@ class Registry:
                 replica.fleet = speed
                 replica.recovering = now < self._recovered_at
                 replica.watch(now, self.config.suspect_after)
+
+    def hung(self, now: float) -> list[str]:
+        """Those whose leases should go elsewhere, where there is such a place."""
+        return [
+            replica.info.id
+            for fleet in self.fleets
+            for replica in fleet.replicas
+            if replica.is_hung(now, self.config.suspect_after)
+            and any(other.state is ReplicaState.READY for other in fleet.replicas)
+        ]
 
     def canaries(self, now: float) -> list[str]:
         """Those that are to make a canary token now, which counts as sent."""

@@ -18,6 +18,7 @@ _TRY_NEW = 0.5  # an unmeasured replica is believed to be this much quicker, so 
 _STALE = 10.0  # seconds without a step until what was learned begins to fade, and to have faded
 _OBSERVED_STALE = 30.0  # seconds
 _HICCUP = 0.05  # seconds that a report may be late for nothing
+_MANY_STEPS = 10.0  # without progress for so many predicted steps, a replica is not well
 _LATE = 2.0  # times its predicted seconds: a step that took so long says that the next ones will, too
 _LAG_SHARE = 0.003  # of a prediction: how far one lease, after the first ones, moves what is learned of its error
 
@@ -267,7 +268,7 @@ class Replica:
         """Suspect a replica that makes no progress for much longer than its steps take; let old knowledge fade."""
         if self.info.url:
             self._forget_unreported(now)
-        elif now - self.progress_at > max(suspect_seconds, 10.0 * self.step_seconds):
+        elif now - self.progress_at > max(suspect_seconds, _MANY_STEPS * self._usual_step()):
             self.suspect = True
         if not self.suspect:
             self.suspect_since = None
@@ -276,6 +277,24 @@ class Replica:
         if self.observed is not None and now - self.observed_at > _OBSERVED_STALE:
             self.observed = None
         self.refresh(now)
+
+    def is_hung(self, now: float, seconds: float) -> bool:
+        """Whether it has leases and made no step for `seconds`, or ten times what the one under way should take.
+
+        The step under way may have taken in all prompts that it had not told of, as far as one step can.
+        """
+        if not (self.suspect and self.leases and self.model.known) or self.info.url:
+            return False
+        load, chunk = self.load, self.info.max_num_batched_tokens
+        ahead = load.prefill_backlog + self.unreported_tokens
+        prefill = load.planned_prefill + (min(ahead, chunk) if chunk else ahead)
+        return now - self.progress_at > max(seconds, _MANY_STEPS * self._usual_step(prefill))
+
+    def _usual_step(self, prefill: int = 0) -> float:
+        """Seconds that a step should take, by those before it: were its own lateness in this, it could never hang."""
+        speed = self.model.speed if self.model.known or self.trusted else self.fleet
+        decode = speed.step(max(self.load.running, self.slots), self.load.kv_tokens)
+        return self.late * (decode + prefill / speed.prefill_rate)
 
     def _forget_unreported(self, now: float) -> None:
         """A foreign server reports nothing: its prefills are taken to be over when they should be."""
