@@ -21,6 +21,7 @@ from workers.api.config import ReplicaConfig
 from workers.api.replica import ReplicaInfo
 
 PULSE_SECONDS = 1.0
+NAMED_SECONDS = 1.5  # a rank silent for so long is named in the log; with a pulse a second, 2.5 s after it stopped
 LINGER_SECONDS = 0.3  # the death of one rank fails the others: all are heard before one is blamed
 ANSWER_SECONDS = 1.0
 
@@ -93,7 +94,11 @@ class Gang:
         """Returns when rank `number` is silent, or in one step, for too long. Its death is for `run` to see."""
         while True:
             ping = asyncio.ensure_future(self.ranks[number].ping.remote())
-            await asyncio.wait([ping], timeout=self._patience)
+            named, pid = min(NAMED_SECONDS, self._patience), self.pids[number]
+            await asyncio.wait([ping], timeout=named)
+            if not ping.done():
+                log.warning("replica %s rank %d (pid %d) is silent for %g s", self._id, number, pid, named)
+                await asyncio.wait([ping], timeout=self._patience - named)
             if not ping.done():
                 return f"rank {number} (pid {self.pids[number]}) has not answered for {self._patience:g} s"
             if ping.exception() is None and ping.result() > self._patience:

@@ -40,6 +40,7 @@ class Rank:
 def gang_of(*ranks: Rank, patience: float = 0.1) -> Gang:
     gang = Gang.__new__(Gang)  # the constructor starts actors
     gang.ranks, gang.pids, gang._patience = list(ranks), [100 + i for i in range(len(ranks))], patience  # type: ignore[arg-type]
+    gang._id = "r1"
     return gang
 
 
@@ -65,6 +66,21 @@ async def test_a_stopped_rank_is_named() -> None:
     run = await running(gang_of(*ranks), *ranks)
     ranks[1].stopped = True
     assert await run == "rank 1 (pid 101) has not answered for 0.1 s"
+
+
+async def test_a_silent_rank_is_named_in_the_log_long_before_it_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gang_module, "NAMED_SECONDS", 0.02)
+    ranks = Rank(), Rank()
+    run = await running(gang_of(*ranks, patience=60.0), *ranks)
+    ranks[1].stopped = True
+    named = "replica r1 rank 1 (pid 101) is silent for 0.02 s"
+    while named not in caplog.messages:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    ranks[1].stopped = False
+    assert not run.done()
+    run.cancel()
 
 
 async def test_a_rank_in_one_step_for_too_long_is_named() -> None:
