@@ -1,0 +1,142 @@
+"""Clients that stream, one after the other each, and what every one of them saw, with times."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from time import monotonic
+
+from chaos.judge import Fate, Verdict, judge
+from chaos.oracle import Ask, Oracle
+
+HANGS_SECONDS = 90.0  # without a byte: nobody waits for longer
+AGAIN_SECONDS = 0.05  # after a request that was not accepted
+
+
+@dataclass(eq=False, slots=True)
+class Seen:
+    """One request as its client saw it. Times are of `monotonic`."""
+
+    ask: Ask
+    began: float
+    accepted: float | None = None  # when its first byte came
+    arrivals: list[float] = field(default_factory=list)  # of every piece of its body
+    ended: float | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def is_flowing(self) -> bool:
+        """Whether tokens have come, and more will."""
+        return self.ended is None and len(self.arrivals) > 1
+
+    def longest_pause(self, since: float) -> float:
+        """Seconds without a byte: the longest such stretch that ended after `since`, up to its end."""
+        times = [self.accepted or self.began, *self.arrivals, self.ended or monotonic()]
+        return max((b - a for a, b in pairwise(times) if b > since), default=0.0)
+
+
+class Client:
+    """Asks the server at host:port, one connection a request."""
+
+    def __init__(self, host: str, port: int, model: str) -> None:
+        self.host, self.port, self.model = host, port, model
+
+    async def ask(self, seen: Seen, *, key: str | None = None) -> None:
+        """Run `seen.ask` to its end; `seen` has the verdict then. `key`: its Idempotency-Key."""
+        raw = bytearray()
+        verdict: Verdict | None = None
+        try:
+            reader, writer = await asyncio.open_connection(self.host, self.port)
+            try:
+                writer.write(self.request(seen.ask, key=key))
+                await self._read(reader, seen, raw)
+            finally:
+                writer.close()
+        except TimeoutError:
+            verdict = Verdict(
+                Fate.UNANSWERED if seen.accepted is None else Fate.HUNG, f"{HANGS_SECONDS:g} s of silence"
+            )
+        except OSError as e:
+            verdict = Verdict(Fate.UNANSWERED if seen.accepted is None else Fate.TORN, f"{type(e).__name__}: {e}")
+        seen.ended = monotonic()
+        seen.verdict = verdict or judge(bytes(raw), seen.ask)
+
+    def request(self, ask: Ask, *, key: str | None = None) -> bytes:
+        """The bytes of the request."""
+        data = json.dumps(ask.body(self.model)).encode()
+        lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json", "connection: close"]
+        if key is not None:
+            lines.append(f"idempotency-key: {key}")
+        return "\r\n".join([*lines, f"content-length: {len(data)}", "", ""]).encode() + data
+
+    async def _read(self, reader: asyncio.StreamReader, seen: Seen, raw: bytearray) -> None:
+        while True:
+            async with asyncio.timeout(HANGS_SECONDS):
+                part = await reader.read(1 << 16)
+            if not part:
+                return
+            now = monotonic()
+            if seen.accepted is None:
+                seen.accepted = now
+            seen.arrivals.append(now)
+            raw += part
+
+
+class Load:
+    """`streams` clients that ask again and again while the gate is open. `ended` hears of each request."""
+
+    def __init__(
+        self, client: Client, oracle: Oracle, *, seed: int, streams: int, tokens: tuple[int, int],
+        ended: Callable[[Seen], None],
+    ) -> None:  # fmt: skip
+        self.client, self._oracle, self._ended = client, oracle, ended
+        self._seed, self._streams, self._tokens = seed, streams, tokens
+        self._gate = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.live: set[Seen] = set()
+
+    def open(self) -> None:
+        """Clients ask."""
+        self._gate.set()
+
+    def close(self) -> None:
+        """Those that run go on to their end; no new ones."""
+        self._gate.clear()
+
+    @property
+    def flowing(self) -> list[Seen]:
+        """Streams in the middle."""
+        return [s for s in self.live if s.is_flowing]
+
+    def start(self) -> None:
+        """All clients wait for the gate."""
+        self._tasks = [asyncio.create_task(self._client(n)) for n in range(self._streams)]
+
+    async def stop(self) -> None:
+        """All clients have gone, in the middle or not. Raises what one of them raised."""
+        for task in self._tasks:
+            task.cancel()
+        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+
+    async def one(self, ask: Ask, *, key: str | None = None) -> Seen:
+        """One request beside the clients', counted like theirs."""
+        seen = Seen(ask, monotonic())
+        self.live.add(seen)
+        try:
+            await self.client.ask(seen, key=key)
+        finally:
+            self.live.discard(seen)
+        self._ended(seen)
+        return seen
+
+    async def _client(self, number: int) -> None:
+        for ask in self._oracle.asks(f"{self._seed}/{number}", tokens=self._tokens):
+            await self._gate.wait()
+            seen = await self.one(ask)
+            if seen.accepted is None or seen.verdict is None or seen.verdict.fate is Fate.REFUSED:
+                await asyncio.sleep(AGAIN_SECONDS)

@@ -1,0 +1,74 @@
+"""What a fault is: something that is done to the cluster under load, how it shows, and what undoes it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from chaos.clients import Load
+from chaos.judge import Fate
+from chaos.oracle import Oracle
+from chaos.waiting import look
+
+if TYPE_CHECKING:  # it imports Ray
+    from chaos.site import Site
+
+
+@dataclass(slots=True)
+class Scene:
+    """Where a fault happens."""
+
+    site: Site
+    load: Load
+    oracle: Oracle
+    rng: random.Random
+
+    async def victim(self, ready: list[Any] | None = None) -> Any:
+        """The row of the ready replica with the most leases: most streams are touched."""
+        rows = ready or await look(self.site.ready)
+        return max(rows, key=lambda row: (row.leases, row.info.id))
+
+
+class Fault(ABC):
+    """One kind; an object is one time that it happens.
+
+    `needs`: ready replicas before. `least`: streams in flight at the fault, fewer are no trial. `hold`: seconds for
+    which new requests go on coming. `forgives`: fates that are declared for it.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[int] = 2
+    least: ClassVar[int] = 8
+    hold: ClassVar[float] = 1.5
+    forgives: ClassVar[frozenset[Fate]] = frozenset()
+    look_every: ClassVar[float] = 0.02  # seconds between two looks whether it was noticed
+
+    def __init__(self) -> None:
+        self.victim = ""  # a name, for the record
+        self.at = 0.0  # when it happened, by `monotonic`
+        self.figures: dict[str, float] = {}  # what this kind alone measures
+
+    @abstractmethod
+    async def inject(self, scene: Scene) -> None:
+        """It has happened: `victim` and `at` are set."""
+
+    @abstractmethod
+    def noticed(self, site: Site) -> bool:
+        """Whether the cluster has found out, or has come to itself. Blocks for milliseconds."""
+
+    async def after(self, scene: Scene) -> str:
+        """Called when the touched streams have ended: what is wrong beside them; "" when nothing is."""
+        return ""
+
+    async def heal(self, scene: Scene) -> None:  # noqa: B027
+        """What does not undo itself is undone."""
+
+    def send(self, pid: int, number: signal.Signals) -> None:
+        """A signal, and the moment of it."""
+        os.kill(pid, number)
+        self.at = monotonic()

@@ -1,0 +1,166 @@
+"""Faults of replicas: a rank or a supervisor killed, a rank stopped, for good or for a while, or out of memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from chaos.fault import Fault, Scene
+from chaos.processes import pids
+from chaos.waiting import look
+
+if TYPE_CHECKING:  # it imports Ray
+    from chaos.site import Site
+
+PAUSE_SECONDS = 6.0
+WHOLE_REQUESTS = 8
+WHOLE_TOKENS = (300, 400)
+
+
+class _ReplicaFault(Fault):
+    """Shows as soon as the dispatcher gives the victim no more leases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replica_id = ""
+        self.pid = 0
+
+    async def choose(self, scene: Scene) -> Any:
+        """The victim's row."""
+        row = await scene.victim()
+        self.replica_id, self.pid = row.info.id, row.info.pid
+        self.victim = f"{row.info.id} (pid {row.info.pid}, {row.leases} leases)"
+        self.figures["leases"] = row.leases
+        return row
+
+    def noticed(self, site: Site) -> bool:
+        return self.replica_id not in {row.info.id for row in site.ready()}
+
+
+class RankKilled(_ReplicaFault):
+    """SIGKILL to rank 0."""
+
+    name: ClassVar[str] = "rank killed"
+
+    async def inject(self, scene: Scene) -> None:
+        await self.choose(scene)
+        self.send(self.pid, signal.SIGKILL)
+
+
+class SupervisorKilled(_ReplicaFault):
+    """SIGKILL to a replica's Serve process, which takes the gang along."""
+
+    name: ClassVar[str] = "supervisor killed"
+
+    async def inject(self, scene: Scene) -> None:
+        await self.choose(scene)
+        pid = await look(lambda: scene.site.supervisor(self.replica_id))
+        self.send(pid, signal.SIGKILL)
+
+
+class RankStopped(_ReplicaFault):
+    """SIGSTOP to rank 0: it hangs without a word. Its supervisor must name and replace it."""
+
+    name: ClassVar[str] = "rank stopped"
+
+    async def inject(self, scene: Scene) -> None:
+        await self.choose(scene)
+        self.send(self.pid, signal.SIGSTOP)
+
+    async def after(self, scene: Scene) -> str:
+        """The log names the guilty rank before anything is ended for it."""
+        named = rf"rank 0 \(pid {self.pid}\) has not answered"
+        return "" if await look(lambda: scene.site.said("serve/replica_*", named)) else "no log names the stopped rank"
+
+    async def heal(self, scene: Scene) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class RankPaused(_ReplicaFault):
+    """SIGSTOP to rank 0, and SIGCONT some seconds later: it goes on where it was, and nobody may hear of it."""
+
+    name: ClassVar[str] = "rank paused"
+    hold: ClassVar[float] = PAUSE_SECONDS + 2.0
+
+    async def inject(self, scene: Scene) -> None:
+        await self.choose(scene)
+        self.send(self.pid, signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._go_on)
+
+    def _go_on(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGCONT)
+
+    async def heal(self, scene: Scene) -> None:
+        self._go_on()
+
+
+class RankStarved(_ReplicaFault):
+    """The rank's address space may not grow any more: the next step that needs memory fails."""
+
+    name: ClassVar[str] = "memory cap"
+    hold: ClassVar[float] = 4.0
+
+    async def inject(self, scene: Scene) -> None:
+        await self.choose(scene)
+        self._before = resource.prlimit(self.pid, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
+        self.at = asyncio.get_running_loop().time()
+
+    async def heal(self, scene: Scene) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(self.pid, resource.RLIMIT_AS, self._before)
+
+
+class KilledUnderWhole(_ReplicaFault):
+    """SIGKILL to the rank that makes answers which are not streamed: they come all the same."""
+
+    name: ClassVar[str] = "rank killed, not streamed"
+
+    async def inject(self, scene: Scene) -> None:
+        asks = [
+            scene.oracle.ask(scene.rng, tokens=WHOLE_TOKENS, stream=False, choices=1) for _ in range(WHOLE_REQUESTS)
+        ]
+        self._tasks = [asyncio.create_task(scene.load.one(ask)) for ask in asks]
+        await asyncio.sleep(0.3)
+        await self.choose(scene)
+        self.send(self.pid, signal.SIGKILL)
+
+    async def after(self, scene: Scene) -> str:
+        await asyncio.gather(*self._tasks)
+        return ""
+
+
+class GangKilled(_ReplicaFault):
+    """SIGKILL to rank and supervisor at once: nobody of the replica is left to say so."""
+
+    name: ClassVar[str] = "whole replica killed"
+
+    async def inject(self, scene: Scene) -> None:
+        await self.choose(scene)
+        supervisor = await look(lambda: scene.site.supervisor(self.replica_id))
+        os.kill(supervisor, signal.SIGKILL)
+        self.send(self.pid, signal.SIGKILL)
+
+
+class HeadSilent(Fault):
+    """Ray's GCS is stopped for some seconds: nothing of ours needs it in between."""
+
+    name: ClassVar[str] = "GCS stopped for 15 s"
+    hold: ClassVar[float] = 15.0
+
+    async def inject(self, scene: Scene) -> None:
+        (self._pid,) = await look(lambda: pids("gcs"))
+        self.victim = f"gcs_server (pid {self._pid})"
+        self.send(self._pid, signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(self.hold, os.kill, self._pid, signal.SIGCONT)
+
+    def noticed(self, site: Site) -> bool:
+        return True
+
+    async def heal(self, scene: Scene) -> None:
+        os.kill(self._pid, signal.SIGCONT)
