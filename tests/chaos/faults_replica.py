@@ -72,8 +72,8 @@ class RankStopped(_ReplicaFault):
         self.send(self.pid, signal.SIGSTOP)
 
     async def after(self, scene: Scene) -> str:
-        """The log names the guilty rank before anything is ended for it."""
-        named = rf"rank 0 \(pid {self.pid}\) has not answered"
+        """The log has named the guilty rank."""
+        named = rf"rank 0 \(pid {self.pid}\) is silent"
         return "" if await look(lambda: scene.site.said("serve/replica_*", named)) else "no log names the stopped rank"
 
     async def heal(self, scene: Scene) -> None:
@@ -119,7 +119,7 @@ class RankStarved(_ReplicaFault):
 class KilledUnderWhole(_ReplicaFault):
     """SIGKILL to the rank that makes answers which are not streamed: they come all the same."""
 
-    name: ClassVar[str] = "rank killed, not streamed"
+    name: ClassVar[str] = "rank killed under whole answers"
 
     async def inject(self, scene: Scene) -> None:
         asks = [
