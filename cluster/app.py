@@ -6,6 +6,7 @@ Import only after `cluster.environment.prepare_ray`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import secrets
 import signal
@@ -26,14 +27,15 @@ from cluster.access import edge_secret, first_key
 from cluster.config import ClusterConfig, threads_per_rank
 from cluster.dispatcher_actor import start_dispatcher
 from cluster.edge import refusal_of
-from cluster.engine_deployment import replica_application
+from cluster.engine_deployment import Rollout, replica_application
 from cluster.environment import DEMO_MODEL, cpu_count, edge_file, secure_ray_token
 from cluster.first_answer import await_answer, base_url, cause
-from cluster.gateway_actor import start_gateway
+from cluster.gateway_actor import Served, start_gateway, stop_gateway
 from cluster.ingress_deployment import front_application
-from cluster.names import DISPATCHER, FRONT_APP, GATEWAY, NAMESPACE, REPLICAS_APP
+from cluster.names import DISPATCHER, FRONT_APP, NAMESPACE, REPLICAS_APP
 from cluster.step_qos import StepQos
 from cluster.tls import context_trusting
+from workers.api.config import ReplicaConfig
 from workers.api.errors import ConfigError, EchelonError
 
 OBJECT_STORE_BYTES = 100 << 20  # tokens never pass through it
@@ -70,7 +72,7 @@ def start_ray(config: ClusterConfig, spare_cpus: int = 0) -> None:
     The caller's SIGTERM handler stays: Ray's own ends its processes at once, before they can be stopped in order.
     """
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ranks = config.model.replicas * config.model.tensor_parallel
+    ranks = (config.model.most_replicas + 1) * config.model.tensor_parallel  # one more: upgrades start it first
     ray.init(
         address="local",
         num_cpus=max(cpu_count(), ranks) + spare_cpus,
@@ -103,12 +105,15 @@ def choose_device(config: ClusterConfig) -> str:
     return "cuda"
 
 
-def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, spare_cpus: int = 0) -> RunningCluster:
+def bring_up(
+    config: ClusterConfig, *, address: str | None, progress: Progress, spare_cpus: int = 0, every_node: bool = True
+) -> RunningCluster:
     """Start everything and return once a real request was answered. Raises EchelonError with what to do.
 
     One replica is enough for an answer: `await_running` waits for the others.
 
-    `spare_cpus`: logical CPUs of an own Ray for what else is to run in it.
+    `spare_cpus`: logical CPUs of an own Ray for what else is to run in it. `every_node`: HTTP is taken on each node
+    with replicas, not on the head alone.
     """
     if address is not None and config.http.tls_cert:
         raise ConfigError("TLS needs a Ray of Echelon's own: without --address, or with a proxy in front that has it")
@@ -128,31 +133,50 @@ def bring_up(config: ClusterConfig, *, address: str | None, progress: Progress, 
     replica_config = config.replica_config(choose_device(config))
     progress(f"starting Serve and {config.model.replicas} replicas of {config.model_name} on {replica_config.device}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    start_serve(config, secret, own_ray=address is None)
-    replicas = replica_application(
-        replica_config,
-        revision=config.model.revision,
-        replicas=config.model.replicas,
-        secret=secret,
-        threads=threads_per_rank(config),
-        qos=None if config.dispatch.qos is None else StepQos.read(Path(config.dispatch.qos)),
-    )
-    targets = [
-        serve.RunTarget(replicas, name=REPLICAS_APP, route_prefix=None),
-        serve.RunTarget(front_application(config, secret), name=FRONT_APP, route_prefix="/"),
-    ]
-    serve.run_many(targets, wait_for_applications_running=False)
+    start_serve(config, secret, own_ray=address is None, every_node=every_node)
+    version = version_of(replica_config, config.model.revision)
+    deploy(config, replica_config, secret, version=version)
     cert = config.http.tls_cert
     url = base_url(config.http.host, config.http.port, tls=cert is not None)
     trust = context_trusting(Path(cert)) if cert else None
     await_answer(
         url, config.model_name, START_TIMEOUT, lambda: watch_start(progress), key=first_key(secret), trust=trust
     )
-    start_gateway(config, secret)  # not before: what it imports would take the replicas' time on a small machine
+    start_gateway(
+        Served(config, secret, version)
+    )  # not before: what it imports would take the replicas' time on a small machine
     return RunningCluster(url, config.model_name, ray.get_runtime_context().gcs_address, secret)
 
 
-def start_serve(config: ClusterConfig, secret: str, *, own_ray: bool) -> None:
+def version_of(config: ReplicaConfig, revision: str | None) -> str:
+    """The same for replicas that may stand beside each other as one model; threads and counts make no difference."""
+    return hashlib.sha256(repr((config, revision)).encode()).hexdigest()[:16]
+
+
+def deploy(
+    config: ClusterConfig, ranks: ReplicaConfig, secret: str, *, version: str, start_first: bool = False
+) -> None:
+    """Tell Serve what should run; it starts, and replaces replicas of another `version`, from then on.
+
+    The front is never replaced, but one that starts later has the new `config`.
+    """
+    replicas = replica_application(
+        ranks,
+        revision=config.model.revision,
+        replicas=config.model.replicas,
+        secret=secret,
+        threads=threads_per_rank(config),
+        qos=None if config.dispatch.qos is None else StepQos.read(Path(config.dispatch.qos)),
+        rollout=Rollout(config.model.drain_timeout, start_first, config.scaling(), version),
+    )
+    targets = [
+        serve.RunTarget(replicas, name=REPLICAS_APP, route_prefix=None),
+        serve.RunTarget(front_application(config, secret), name=FRONT_APP, route_prefix="/"),
+    ]
+    serve.run_many(targets, wait_for_applications_running=False)
+
+
+def start_serve(config: ClusterConfig, secret: str, *, own_ray: bool, every_node: bool = True) -> None:
     """Start Serve with its HTTP front. Raises EchelonError where HAProxy's configuration is refused.
 
     In an own Ray only HAProxy listens beyond this machine: Serve's own HTTP ports have neither deadlines, TLS nor caps.
@@ -161,7 +185,8 @@ def start_serve(config: ClusterConfig, secret: str, *, own_ray: bool) -> None:
         config.edge_settings(edge_secret(secret)).write(edge_file())
     http = HTTPOptions(host="127.0.0.1" if own_ray else config.http.host, port=config.http.port)
     try:
-        serve.start(proxy_location=ProxyLocation.EveryNode, http_options=http)
+        where = ProxyLocation.EveryNode if every_node else ProxyLocation.HeadOnly
+        serve.start(proxy_location=where, http_options=http)
     except (RuntimeError, RayError):
         refuse_unfit_edge()
         raise
@@ -212,6 +237,7 @@ def bring_down(*, own_ray: bool) -> None:
     """Stop the applications, and Ray if it is our own; Serve and its port too, unless it runs others' applications."""
     if not ray.is_initialized():
         return
+    stop_gateway()  # replicas wait for those whom they serve
     try:
         serve.delete(FRONT_APP)
         serve.delete(REPLICAS_APP)
@@ -220,9 +246,8 @@ def bring_down(*, own_ray: bool) -> None:
     except RayServeException as e:
         log.info("Serve had not started: %s", e)
     if not own_ray:
-        for name in (GATEWAY, DISPATCHER):
-            with contextlib.suppress(ValueError):  # it had not started
-                ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+        with contextlib.suppress(ValueError):  # it had not started
+            ray.kill(ray.get_actor(DISPATCHER, namespace=NAMESPACE))
     ray.shutdown()
 
 

@@ -85,6 +85,36 @@ def stop(
 
 
 @app.command()
+def upgrade(
+    model: Annotated[str, typer.Argument(help="The cluster file, as changed, or a model as for serve.")],
+    name: Annotated[str | None, typer.Option(help="Model name, if serve was given one.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Replicas of the model.")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port of the one to upgrade; default: the file's.")] = None,
+    address: Annotated[str | None, typer.Option(help="The one in this Ray cluster, e.g. auto.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Replace replicas that have not changed, too.")] = False,
+) -> None:
+    """Bring a running cluster to the file's model and engine sections, replica by replica."""
+    from cluster.serving import upgrade_running
+
+    given = {"name": name, "replicas": replicas, "port": port}
+    given = {k: v for k, v in given.items() if v is not None}
+    typer.echo(upgrade_running(model, given, address=address, restart=restart))
+
+
+@app.command()
+def drain(
+    target: Annotated[str, typer.Argument(help="A replica's id, or a node's id, address or host name.")],
+    port: Annotated[int, typer.Option(help="HTTP port of the server on this machine.")] = 23333,
+    address: Annotated[str | None, typer.Option(help="The one in this Ray cluster, e.g. auto.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for it.")] = 600.0,
+) -> None:
+    """Take a replica, or a node's, out of service without a client noticing; another one takes its place."""
+    from cluster.serving import drain_running
+
+    typer.echo(drain_running(target, port=port, address=address, timeout=timeout))
+
+
+@app.command()
 def batch(
     source: Annotated[Path, typer.Argument(help="Requests, one JSON object a line: OpenAI's batch lines or bodies.")],
     target: Annotated[Path, typer.Argument(help="Answers in OpenAI's batch format; lines in it are not run again.")],

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cluster.edge import EdgeSettings
 from cluster.environment import DEMO_MODEL, cpu_count
 from router.dispatch.dispatcher import DispatcherConfig
+from router.dispatch.scaling import ScalingConfig
 from router.foreign.node import NodeSpec
 from router.foreign.upstream import checked_url
 from router.http.config import FrontConfig
@@ -31,12 +32,31 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class AutoscalingSection(Section):
+    """How many replicas, by what the dispatcher expects; see `router.dispatch.scaling.ScalingConfig`. In seconds."""
+
+    min_replicas: Positive = 1
+    max_replicas: Positive
+    target_wait: Seconds = 1.0
+    target_busy: Annotated[float, Field(gt=0, le=1)] = 0.7
+    up_after: Annotated[float, Field(ge=0)] = 5.0
+    down_after: Annotated[float, Field(ge=0)] = 60.0
+    cooldown: Annotated[float, Field(ge=0)] = 60.0
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is over max_replicas")
+        return self
+
+
 class ModelSection(Section):
     """Which model, how many replicas of it, and on what."""
 
     path: str = DEMO_MODEL  # a local folder, a hub id, or "demo" for the embedded model
     name: str | None = None  # as clients say it; default: the last part of the path
-    replicas: Positive = 1
+    replicas: Positive = 1  # with autoscaling: at the start; default there: min_replicas
+    autoscaling: AutoscalingSection | None = None
     tensor_parallel: Positive = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -45,6 +65,29 @@ class ModelSection(Section):
     seed: int = 0
     revision: str | None = None  # of a hub id
     step_timeout: Annotated[float, Field(gt=0)] = 10.0  # seconds: a rank silent, or in one step, for so long is hung
+    start_timeout: Seconds = 600.0  # a rank whose start stands still for so long is hung; a download counts as one step
+    drain_timeout: Annotated[float, Field(ge=0)] = 30.0  # seconds that a replica may finish in; the rest is moved
+    upgrade: Literal["auto", "start_first", "stop_first"] = "auto"  # auto: start_first where Ray has room for one more
+
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_with_the_least(cls, values: Any) -> Any:
+        scaling = values.get("autoscaling") if isinstance(values, dict) else None
+        if isinstance(scaling, dict) and "replicas" not in values:
+            return {**values, "replicas": scaling.get("min_replicas", 1)}
+        return values
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> Self:
+        scaling = self.autoscaling
+        if scaling is not None and not scaling.min_replicas <= self.replicas <= scaling.max_replicas:
+            raise ValueError(f"replicas is {self.replicas}: outside of autoscaling's bounds")
+        return self
+
+    @property
+    def most_replicas(self) -> int:
+        """That there will ever be."""
+        return self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
 
 
 class EngineSection(Section):
@@ -163,6 +206,11 @@ class ClusterConfig(Section):
             tls_key=http.tls_key,
         )
 
+    def scaling(self) -> ScalingConfig | None:
+        """What decides how many replicas there are; None: the file alone."""
+        section = self.model.autoscaling
+        return None if section is None else ScalingConfig(**section.model_dump())
+
     @property
     def model_name(self) -> str:
         """The name that clients use."""
@@ -184,6 +232,7 @@ class ClusterConfig(Section):
             tensor_parallel=m.tensor_parallel,
             device=device,
             step_timeout=m.step_timeout,
+            start_timeout=m.start_timeout,
             log_level=self.log.level,
             log_format=self.log.format,
         )
@@ -233,4 +282,4 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
 
 def threads_per_rank(config: ClusterConfig) -> int:
     """CPU threads for each rank when all replicas share this machine."""
-    return max(1, cpu_count() // (config.model.replicas * config.model.tensor_parallel))
+    return max(1, cpu_count() // (config.model.most_replicas * config.model.tensor_parallel))

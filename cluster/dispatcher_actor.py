@@ -16,7 +16,7 @@ from cluster.qos_file import QosFile
 from router.dispatch.dispatcher import DispatcherConfig
 from router.dispatch.lease import ReplicaTable
 from router.dispatch.ledger import Ledger
-from router.dispatch.server import DispatcherServer
+from router.dispatch.server import DispatcherServer, Orders
 from router.vitals import Vitals, own_vitals
 from workers.api.errors import ConfigError
 from workers.api.replica import ReplicaInfo
@@ -56,10 +56,19 @@ class DispatcherActor:
                 _log.exception("the QoS configuration stays as it was")
             await asyncio.sleep(QOS_SECONDS)
 
-    async def register(self, info: ReplicaInfo) -> str | None:
-        """A replica listens at `info`; idempotent. The answer says why its supervisor should replace it, if at all."""
+    async def register(self, info: ReplicaInfo) -> Orders:
+        """A replica listens at `info`; idempotent. The answer is for its supervisor."""
         await self.address()
         return self._server.register(info)
+
+    async def drain(self, info: ReplicaInfo) -> int:
+        """The replica at `info` gets no new leases; how many it still has. A new dispatcher learns of it, too."""
+        await self.register(info)
+        return self._server.drain(info.id)
+
+    async def retire(self, replica_id: str) -> bool:
+        """The replica is drained, and its supervisor told to end it then. False if there is none of this id."""
+        return self._server.retire(replica_id)
 
     async def unregister(self, replica_id: str, reason: str) -> None:
         """A replica is gone."""

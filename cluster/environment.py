@@ -143,6 +143,9 @@ INGRESS_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # a prompt at a time: the library's pool of a thread a core has nothing to do
 }
 
+# A replica's autoscaling figures are a second old where Serve decides, not ten.
+REPLICA_ENV = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
+
 # A rank's threads sleep while they wait for each other on a CPU. Left to itself libgomp keeps them spinning, and on
 # cores that others need (the front, Ray, the client) the one that is waited for does not run meanwhile.
 RANK_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}

@@ -15,9 +15,10 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.placement import rank_options
-from cluster.rank_actor import RankActor
+from cluster.rank_actor import UP, RankActor, Started
 from cluster.step_qos import StepQos
 from workers.api.config import ReplicaConfig
+from workers.api.errors import EngineFault
 from workers.api.replica import ReplicaInfo
 
 PULSE_SECONDS = 1.0
@@ -38,6 +39,7 @@ class Gang:
         self._id = replica_id
         # Ranks that wait for a hung one give up after `step_timeout`, and their errors say more than silence does.
         self._patience = config.step_timeout * (1.0 if config.tensor_parallel == 1 else 1.5)
+        self._start_patience = config.start_timeout
         remote = ray.remote(RankActor)
         self.ranks: list[ActorHandle[Any]] = [
             remote.options(
@@ -50,19 +52,57 @@ class Gang:
         self.pids: list[int] = []  # by rank, once started
 
     async def start(self) -> ReplicaInfo:
-        """All ranks are loaded and warm, and rank 0 listens. Raises what the start of one of them raised."""
+        """All ranks are loaded and warm, and rank 0 listens. Raises what the start of one of them raised.
+
+        EngineFault: the start of the rank that it names has stood still for `start_timeout` seconds.
+        """
+        starting = asyncio.ensure_future(self._start_ranks())
+        watches = [asyncio.ensure_future(self._stands_still(number)) for number in range(len(self.ranks))]
         try:
-            meeting = await self.ranks[0].call_meeting.remote() if len(self.ranks) > 1 else None
-            started = await asyncio.gather(*(rank.start.remote(meeting) for rank in self.ranks))
+            await asyncio.wait([starting, *watches], return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                raise EngineFault("; ".join(watch.result() for watch in watches if watch.done()))
+            started = starting.result()
         except BaseException:
             self.kill()  # those that wait for the failed one
             raise
+        finally:
+            for task in (starting, *watches):
+                task.cancel()
         self.pids = [one.pid for one in started]
         for number, one in enumerate(started):
             phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in one.phases.items())
             log.info("replica %s rank %d (pid %d) is up: %s", self._id, number, one.pid, phases)
-        info: ReplicaInfo = started[0].info
+        info = started[0].info
+        assert info is not None, "rank 0 tells it"
         return info
+
+    async def _start_ranks(self) -> list[Started]:
+        meeting = await self.ranks[0].call_meeting.remote() if len(self.ranks) > 1 else None
+        return list(await asyncio.gather(*(rank.start.remote(meeting) for rank in self.ranks)))
+
+    async def _stands_still(self, number: int) -> str:
+        """Returns when the start of rank `number` has been at the same place, or silent, for too long."""
+        loop = asyncio.get_running_loop()
+        known, since = "no answer yet", loop.time()
+        asked = asyncio.ensure_future(self.ranks[number].stage.remote())
+        while loop.time() - since <= self._start_patience:
+            await asyncio.wait([asked], timeout=PULSE_SECONDS)
+            if not asked.done():
+                continue
+            if asked.exception() is not None:  # its death is for its `start` to tell
+                await asyncio.Event().wait()
+            if (stage := asked.result()) != known or stage == UP:
+                known, since = stage, loop.time()
+            await asyncio.sleep(PULSE_SECONDS)
+            asked = asyncio.ensure_future(self.ranks[number].stage.remote())
+        return f"the start of rank {number} has stood still for {self._start_patience:g} s: {known}"
+
+    async def sequences(self) -> int:
+        """How many the engine has that have not ended; none where it cannot be asked."""
+        asked = asyncio.ensure_future(self.ranks[0].sequences.remote())
+        await asyncio.wait([asked], timeout=ANSWER_SECONDS)
+        return asked.result() if asked.done() and asked.exception() is None else 0
 
     async def run(self) -> str:
         """Returns once a rank has ended or hangs: which ones, and why; the first is the likely cause.

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import uuid
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -55,15 +57,33 @@ def _bytes(key: str | None) -> bytes | None:
     return None if key is None else key.encode(errors="replace")
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a cluster runs. `version` tells its replicas from those that ran before."""
+
+    config: ClusterConfig
+    secret: str = field(repr=False)
+    version: str
+
+
 class Gateway:
     """Ray restarts it when it dies, and calls it was running start again."""
 
-    def __init__(self, config: ClusterConfig, secret: str) -> None:
+    def __init__(self, served: Served) -> None:
+        config, secret = served.config, served.secret
         set_up_logs(config.log.level, config.log.format)
         self._model = served_model(config, resolve_model(config.model.path, config.model.revision))
-        self._secret = secret
+        self._served, self._secret = served, secret
         self._keys = keys_for_handles(config, secret)
         self._service: Service | None = None
+
+    async def served(self) -> Served:
+        """What runs, for an upgrade."""
+        return self._served
+
+    async def upgraded(self, served: Served) -> None:
+        """This runs now. A gateway that was restarted since tells of what ran at the start."""
+        self._served = served
 
     async def generate(self, key: str | None, prompt: Any, /, **sampling: Any) -> Generated:
         """The answer to `prompt` (text, token ids, or messages), with the fields of the OpenAI body as `sampling`.
@@ -115,7 +135,7 @@ class Gateway:
         return self._service
 
 
-def start_gateway(config: ClusterConfig, secret: str) -> Any:
+def start_gateway(served: Served) -> Any:
     """Start the one gateway of this Ray cluster, beside its dispatcher."""
     return (
         ray.remote(Gateway)
@@ -126,7 +146,13 @@ def start_gateway(config: ClusterConfig, secret: str) -> Any:
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=TASK_RETRIES,
-            max_concurrency=in_flight_limit(config.dispatch.max_waiting),
+            max_concurrency=in_flight_limit(served.config.dispatch.max_waiting),
         )
-        .remote(config, secret)
+        .remote(served)
     )
+
+
+def stop_gateway() -> None:
+    """End it, if there is one; its calls fail."""
+    with contextlib.suppress(ValueError):  # it had not started
+        ray.kill(ray.get_actor(GATEWAY, namespace=NAMESPACE))

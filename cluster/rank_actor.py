@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from workers.parallel.channel import PlanReceiver, PlanSender
     from workers.replica import EngineServer
 
+UP = "up"  # the last stage of a start
 START_SECONDS = 600.0  # ranks meet before they load, and one may read its weights long after the other
 
 log = logging.getLogger("echelon.rank")
@@ -64,8 +65,8 @@ class RankActor:
     ) -> None:
         set_up_logs(config.log_level, config.log_format)
         gc.disable()  # until `start` is done: what it imports and loads stays, and looking at it again is for nothing
-        folder = resolve_model(config.model.path, revision)
-        self._config = replace(config, model=replace(config.model, path=str(folder)))
+        self._config, self._revision = config, revision
+        self._stage = "not started"
         self._replica_id, self._rank, self._secret, self._threads = replica_id, rank, secret, threads
         self._host = ray.util.get_node_ip_address()
         self._qos = qos
@@ -86,10 +87,25 @@ class RankActor:
         try:
             return self._start(meeting)
         finally:
+            self._stage = UP
             gc.freeze()  # no collection during a step looks at torch's modules again
             gc.enable()
 
+    def stage(self) -> str:
+        """What `start` is at; it changes as long as the start goes on."""
+        return self._stage
+
+    def _enter(self, phase: str) -> None:
+        self._stage = phase
+
+    def _loaded(self, done: int, total: int) -> None:
+        self._stage = f"weights, {done} of {total} tensors loaded"
+
     def _start(self, meeting: Meeting | None) -> Started:
+        self._stage = "looking for the checkpoint"
+        folder = resolve_model(self._config.model.path, self._revision)
+        self._config = replace(self._config, model=replace(self._config.model, path=str(folder)))
+        self._stage = "imports"
         prepare_torch()
         from workers.execution.gang import GangExecutor  # torch: the driver and the supervisor never import it
         from workers.parallel.channel import PlanReceiver
@@ -99,6 +115,7 @@ class RankActor:
 
         groups = None
         if meeting is not None:
+            self._stage = "meeting the other ranks"
             set_collective_interface(self._host)
             groups = connect(
                 rank=self._rank,
@@ -107,7 +124,15 @@ class RankActor:
                 backend="nccl" if self._config.device == "cuda" else "gloo",
                 timeout_seconds=START_SECONDS,
             )
-        rank = Rank(self._config, rank=self._rank, groups=groups, threads=self._threads)
+        rank = Rank(
+            self._config,
+            rank=self._rank,
+            groups=groups,
+            threads=self._threads,
+            progress=self._loaded,
+            entered=self._enter,
+        )
+        self._stage = "opening the plan channel"
         if groups is not None:  # from here on all ranks run the same step, and a late one is a dead one
             groups.set_timeout(self._config.step_timeout)
         executor: Executor = rank.runner
@@ -162,6 +187,10 @@ class RankActor:
     def ping(self) -> float:
         """The process is alive, and the step that rank 0 is in has taken so many seconds."""
         return 0.0 if self._server is None else self._server.step_age()
+
+    def sequences(self) -> int:
+        """How many sequences rank 0 has that have not ended."""
+        return 0 if self._server is None else self._server.sequences
 
     def stop(self) -> None:
         """Make rank 0's `run` return."""

@@ -135,6 +135,8 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
         with console.status("starting") as status:
             cluster = bring_up(config, address=address, progress=lambda text: status.update(f"{text} ..."))
         gc.enable()
+        left = {"pid": os.getpid(), "began": _began(os.getpid()), "port": config.http.port, "ray": cluster.ray_address}
+        note.write_text(json.dumps(left))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         body = json.dumps({"model": cluster.model, "messages": [{"role": "user", "content": "What is 3 + 4?"}]})
@@ -213,6 +215,43 @@ def stop_cluster(address: str) -> str:
 
     stop_at(address)
     return f"stopped the Echelon in the Ray cluster at {address}"
+
+
+def ray_address(port: int) -> str:
+    """Where the Ray of the `echelon serve` on `port` is. Raises EchelonError when there is none, or not yet."""
+    try:
+        said = json.loads(note_path(port).read_text())
+        if _began(int(said["pid"])) == int(said["began"]):
+            return str(said["ray"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass
+    raise EchelonError(f"nothing that this user started serves on port {port}, or it is still starting")
+
+
+def upgrade_running(model: str, flags: dict[str, Any], *, address: str | None, restart: bool) -> str:
+    """Upgrade what runs, on the port of `flags` or the file, or in Ray at `address`; what to print.
+
+    Raises EchelonError.
+    """
+    config = cluster_config(model, flags)
+    where = address or ray_address(config.http.port)
+    prepare_ray()
+    from cluster.upgrade import upgrade
+
+    return upgrade(config, address=where, restart=restart, progress=_say)
+
+
+def drain_running(target: str, *, port: int, address: str | None, timeout: float) -> str:
+    """Drain a replica or node of what runs; what to print. Raises EchelonError."""
+    where = address or ray_address(port)
+    prepare_ray()
+    from cluster.drain_command import drain
+
+    return drain(target, address=where, timeout=timeout, progress=_say)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
 
 
 def _began(pid: int) -> int | None:

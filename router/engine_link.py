@@ -169,18 +169,26 @@ class EngineLinks:
         self._name, self._secret = name, secret
         self._links: dict[str, EngineLink] = {}
         self._dials: dict[str, asyncio.Task[EngineLink]] = {}
+        self._closed = False
 
     async def get(self, info: ReplicaInfo) -> EngineLink:
         """The open link to `info`; many callers share one dial. Raises ReplicaLost if it cannot be reached."""
         link = self._links.get(info.id)
         if link is not None and link.is_open:
             return link
+        if self._closed:
+            raise ReplicaLost("this ingress ends")
         task = self._dials.get(info.id)
         if task is None:
             task = asyncio.create_task(self._dial(info), name=f"dial {info.id}")
             self._dials[info.id] = task
             task.add_done_callback(lambda t: self._dialled(info.id, t))
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and self._closed:  # the dial was given up, not whoever waits for it
+                raise ReplicaLost("this ingress ends") from None
+            raise
 
     @property
     def open_links(self) -> tuple[EngineLink, ...]:
@@ -189,6 +197,7 @@ class EngineLinks:
 
     async def close(self) -> None:
         """All connections are closed and all dials have ended."""
+        self._closed = True
         dials = list(self._dials.values())
         for task in dials:
             task.cancel()

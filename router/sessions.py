@@ -78,6 +78,7 @@ class _Run:
     wanted: bool = True  # the sink's word
     accepted: bool = False
     attempt: int = 0
+    failures: int = 0  # attempts that failed, and not because their replica was taken out on purpose
     lost_on: tuple[str, ...] = ()  # replicas that went away while they ran it
     excluded: tuple[str, ...] = ()
     errors: int = 0  # that engines declared
@@ -162,6 +163,7 @@ class Sessions:
     """The `Generator` of an ingress replica; owns its connections to the dispatcher and to the engines.
 
     A request is replayed at most `max_replays` times; one that `poison_deaths` replicas died of is not replayed.
+    Replicas that were taken out on purpose do not count: it may be moved as often as they are.
     """
 
     def __init__(
@@ -319,7 +321,8 @@ class Sessions:
                     f"{deaths} replicas died while they ran this request; it is not tried again"
                 ) from fault
         run.attempt += 1
-        if run.attempt > self._max_replays:
+        run.failures += attempt.loss is None or attempt.loss.died
+        if run.failures > self._max_replays:
             if not run.accepted:
                 raise NoReplica(f"no replica could be reached: {fault}") from fault
             raise ReplicaLost(f"given up after {self._max_replays} replays: {fault}") from fault

@@ -44,7 +44,8 @@ class Rank:
 
     `groups` come from `workers.parallel.group.connect`; without them the rank is alone. `threads` is for
     torch.set_num_threads (None leaves it). `threaded`: on the CPU, run steps in a worker thread. `progress` is called
-    with (tensors loaded, tensors in all). Raises ConfigError, WeightError or OutOfMemory.
+    with (tensors loaded, tensors in all), `entered` with the name of each phase as it begins. Raises ConfigError,
+    WeightError or OutOfMemory.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Rank:
         threads: int | None = None,
         threaded: bool = False,
         progress: Progress | None = None,
+        entered: Callable[[str], None] | None = None,
     ) -> None:
         self.config, self.rank = config, rank
+        self._entered = entered
         self.groups = groups or Groups()
         self.phases: dict[str, float] = {}
         if self.groups.tp.size != config.tensor_parallel:
@@ -126,6 +129,8 @@ class Rank:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
+        if self._entered is not None:
+            self._entered(name)
         started = time.perf_counter()
         yield
         self.phases[name] = time.perf_counter() - started

@@ -106,6 +106,11 @@ class EngineServer:
         began = self._step_began
         return 0.0 if began is None else time.monotonic() - began
 
+    @property
+    def sequences(self) -> int:
+        """How many it has that have not ended. Any thread."""
+        return len(self._owner)
+
     # engine thread
 
     def _take_commands(self) -> None:

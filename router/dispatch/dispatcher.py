@@ -30,6 +30,7 @@ from router.dispatch.leases import Leases
 from router.dispatch.ledger import Ledger
 from router.dispatch.registry import Registry
 from router.dispatch.rooms import Rooms, charge
+from router.dispatch.scaling import FleetLoad
 from router.dispatch.stories import Stories
 from router.dispatch.strategies import make_strategy
 from router.dispatch.table import Lease
@@ -198,9 +199,14 @@ class Dispatcher:
         return replies
 
     def drain(self, replica_id: str) -> int:
-        """`replica_id` gets no new leases; the number that it still has. Unknown ids have none."""
+        """`replica_id` gets no new leases; how many it still has of clients that are here. Unknown ids have none."""
         self._registry.drain(replica_id, self._clock())
-        return self._leases.count_on(replica_id)
+        return sum(lease.client not in self._gone for lease in self._leases.held_on(replica_id))
+
+    def fleet_load(self, model: str) -> FleetLoad:
+        """How busy all replicas of `model` are together."""
+        fleet = self._registry.fleet(model)
+        return fleet.load(self._expectations.hold_seconds, self._clock())
 
     def load(self, replica_id: str, report: LoadReport) -> list[Reply]:
         """Learn from a step; waiting requests that now have room get their leases."""

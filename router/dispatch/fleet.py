@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from router.dispatch.latency import Speed
-from router.dispatch.lease import Acquire, Refusal, Refused
+from router.dispatch.lease import Acquire, Refusal, Refused, ReplicaState
+from router.dispatch.scaling import FleetLoad
 from router.dispatch.served import ServedLedger
 from router.dispatch.strategies import MinExpectedLatency, Strategy
 from router.dispatch.table import Demand, Replica, blocks_needed
@@ -170,6 +171,16 @@ class Fleet:
             per_seq=sum(s.per_seq for s in seen) / n,
             per_kv=sum(s.per_kv for s in seen) / n,
         )
+
+    def load(self, hold_seconds: float, now: float) -> FleetLoad:
+        """How busy those that take leases are, while a lease lasts `hold_seconds`."""
+        ready = [r for r in self.replicas if r.state is ReplicaState.READY and not r.info.url]
+        backlogs = [r.queue_seconds + max(r.step_ends - now, 0.0) for r in ready]
+        shares = [max(r.slots / r.info.max_num_seqs, r.blocks / r.info.num_blocks) for r in ready]
+        waiting = len(self.queue)
+        slots = sum(r.info.max_num_seqs for r in ready)
+        wait = hold_seconds * waiting / max(slots, 1) + min(backlogs, default=0.0)
+        return FleetLoad(len(ready), waiting, wait, sum(shares) / max(len(ready), 1))
 
     def pace(self, hold_seconds: float) -> float:
         """Seconds between two releases, while all slots are taken and a lease lasts `hold_seconds`."""

@@ -30,9 +30,9 @@ class Leases:
         """Those on `replica_id`, for its row of the table to share; it is kept up to date from here."""
         return self._on.setdefault(replica_id, {})
 
-    def count_on(self, replica_id: str) -> int:
-        """How many stand on `replica_id`."""
-        return len(self._on.get(replica_id, ()))
+    def held_on(self, replica_id: str) -> Iterable[Lease]:
+        """Those on `replica_id`, which need not be registered."""
+        return self._on.get(replica_id, {}).values()
 
     def of(self, client: str) -> list[str]:
         """Ids of those that `client` holds."""

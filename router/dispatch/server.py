@@ -33,6 +33,7 @@ from router.dispatch.lease import (
 )
 from router.dispatch.ledger import Ledger
 from router.dispatch.observer import Observer
+from router.dispatch.scaling import FleetLoad
 from router.foreign.node import NodeSpec
 from router.foreign.watch import LOOK_SECONDS, ForeignNodes
 from router.qos.config import QosConfig
@@ -54,6 +55,16 @@ class _Registration:
     observer: Observer
     speed: float | None
     draining: bool = False
+    retiring: bool = False  # an operator wants it gone
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a replica's supervisor hears each time that it announces the replica."""
+
+    replace: str | None = None  # why it is to end now
+    retire: bool = False  # it is to end as soon as its leases have
+    load: FleetLoad = FleetLoad()  # of all replicas of its model
 
 
 class DispatcherServer:
@@ -111,19 +122,19 @@ class DispatcherServer:
 
     # for the actor around it
 
-    def register(self, info: ReplicaInfo, speed: float | None = None) -> str | None:
+    def register(self, info: ReplicaInfo, speed: float | None = None) -> Orders:
         """`info` gets leases once it answers; it is dialled until then. Registering it again changes nothing.
 
-        `speed` (prefill tokens a second) is believed until it was measured. The answer says why whoever owns the
-        replica should replace it; None: there is no reason.
+        `speed` (prefill tokens a second) is believed until it was measured. The answer is for whoever owns the replica.
         """
-        if info.id in self._registered:
-            return self.dispatcher.hopeless(info.id)
+        known = self._registered.get(info.id)
+        if known is not None:
+            return Orders(self.dispatcher.hopeless(info.id), known.retiring, self.dispatcher.fleet_load(info.model))
         observer = Observer(
             info, secret=self._secret, name=f"observer/{self._name}", watcher=self, patience=GIVE_UP_SECONDS
         )
         self._registered[info.id] = _Registration(info, observer, speed)
-        return None
+        return Orders(load=self.dispatcher.fleet_load(info.model))
 
     def unregister(self, replica_id: str, reason: str = "unregistered", *, died: bool = False) -> None:
         """`replica_id` is gone at once; leases on it are lost and will be replayed. Unknown ids are left alone.
@@ -142,6 +153,15 @@ class DispatcherServer:
         if replica_id in self._registered:
             self._registered[replica_id].draining = True
         return self.dispatcher.drain(replica_id)
+
+    def retire(self, replica_id: str) -> bool:
+        """`replica_id` is drained, and its supervisor told to end it then. False if nobody registered it."""
+        if replica_id not in self._registered:
+            return False
+        self.drain(replica_id)
+        self._registered[replica_id].retiring = True
+        self._broadcast()
+        return True
 
     @property
     def client_names(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import pytest
 from cluster.access import first_key
 from cluster.client import Handle
 from cluster.config import ClusterConfig, HttpSection
-from cluster.gateway_actor import Gateway
+from cluster.gateway_actor import Gateway, Served
 from router.generation import ChoiceDelta, GenerationRequest, Sink
 from router.keys.edit import add_key, revoke_key
 from router.keys.ring import make_key
@@ -49,7 +49,7 @@ class Actor:
 
 
 def gateway_with(generator: OneToken, keys: Path | None) -> Gateway:
-    gateway = Gateway(ClusterConfig(http=HttpSection(api_keys=keys and str(keys))), "secret")
+    gateway = Gateway(Served(ClusterConfig(http=HttpSection(api_keys=keys and str(keys))), "secret", "v1"))
     gateway._service = Service([gateway._model], generator)
     return gateway
 

@@ -8,15 +8,16 @@ import pytest
 
 from cluster import engine_deployment
 from cluster.engine_deployment import Replica
+from router.dispatch.server import Orders
 
 
 class Remote:
     """An actor's method that answers with what stands in `answers`, one after the other."""
 
-    def __init__(self, *answers: str | None) -> None:
+    def __init__(self, *answers: Orders) -> None:
         self.answers = list(answers)
 
-    async def remote(self, *_: object) -> str | None:
+    async def remote(self, *_: object) -> Orders:
         return self.answers.pop(0)
 
 
@@ -32,7 +33,7 @@ class Ended(Exception):
 
 
 async def test_a_replica_that_was_given_up_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    register = Remote(None, None, "5 canaries failed, one after the other")
+    register = Remote(Orders(), Orders(), Orders("5 canaries failed, one after the other"))
 
     async def find() -> Any:
         return type("Dispatcher", (), {"register": register})

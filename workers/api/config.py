@@ -93,6 +93,7 @@ class ReplicaConfig:
     tensor_parallel: int = 1
     device: str = "auto"  # auto | cpu | cuda
     step_timeout: float = 10.0  # seconds: a rank that is silent, or in one step, for longer ends the replica
+    start_timeout: float = 600.0  # seconds: a rank whose start stands still for longer ends the replica
     log_level: str = "info"  # debug | info | warning | error
     log_format: str = "text"  # text | json
 
@@ -103,3 +104,5 @@ class ReplicaConfig:
             raise ConfigError(f"device {self.device!r} is not one of auto, cpu, cuda")
         if self.step_timeout <= 0:
             raise ConfigError(f"step_timeout must be positive, got {self.step_timeout}")
+        if self.start_timeout <= 0:
+            raise ConfigError(f"start_timeout must be positive, got {self.start_timeout}")

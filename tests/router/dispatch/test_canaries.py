@@ -217,7 +217,7 @@ async def test_the_answer_to_an_announcement_tells_it() -> None:
     async with Cluster() as cluster:
         (engine, *_) = cluster.engines
         await until(lambda: len(cluster.server.status().rows) == len(cluster.engines))
-        assert cluster.server.register(engine.info) is None
+        assert cluster.server.register(engine.info).replace is None
         for _ in range(5):
             cluster.server.replica_canary(engine.info.id, "rank 0: the step failed")
-        assert cluster.server.register(engine.info) == "5 canaries failed, one after the other"
+        assert cluster.server.register(engine.info).replace == "5 canaries failed, one after the other"

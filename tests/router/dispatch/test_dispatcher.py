@@ -6,6 +6,7 @@ import pytest
 
 from router.dispatch.dispatcher import DispatcherConfig, Reply
 from router.dispatch.lease import Granted, HeldLease, LeaseLost, Outcome, Refusal, Refused, ReplicaState, Reregister
+from router.dispatch.scaling import FleetLoad
 from workers.api.errors import ConfigError
 from workers.api.replica import LoadReport
 
@@ -216,6 +217,38 @@ def test_draining_gets_nothing_new() -> None:
     assert d.drain("a") == 0
     assert d.drain("unknown") == 0
     assert {r.info.id: r.state for r in d.rows()} == {"a": ReplicaState.DRAINING, "b": ReplicaState.READY}
+
+
+def test_a_drained_replica_does_not_wait_for_clients_that_are_gone() -> None:
+    d, _ = made()
+    d.replica_up(info("a"))
+    d.acquire("here", ask("1"))
+    d.acquire("gone", ask("2"))
+    assert d.drain("a") == 2
+    d.client_gone("gone")
+    assert d.drain("a") == 1
+    d.reregister("gone", Reregister(held=(HeldLease(ask("2"), "a"),)))
+    assert d.drain("a") == 2
+
+
+def test_the_load_of_a_fleet_counts_who_takes_leases() -> None:
+    d, _ = made()
+    assert d.fleet_load("m") == FleetLoad()
+    for name in "ab":
+        d.replica_up(info(name, slots=2))
+    for number in range(3):
+        d.acquire("i", ask(str(number)))
+    load = d.fleet_load("m")
+    assert (load.ready, load.waiting, load.busy) == (2, 0, 0.75)
+    d.acquire("i", ask("3"))
+    d.acquire("i", ask("4"))
+    full = d.fleet_load("m")
+    assert (full.ready, full.waiting, full.busy) == (2, 1, 1.0)
+    assert full.wait_seconds > load.wait_seconds
+    d.drain("a")
+    assert d.fleet_load("m").ready == 1
+    assert d.fleet_load("m").wait_seconds > full.wait_seconds  # the same queue for half of the slots
+    assert d.fleet_load("another") == FleetLoad()
 
 
 def test_no_progress_makes_suspect_and_progress_makes_ready() -> None:

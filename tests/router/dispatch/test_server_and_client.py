@@ -90,6 +90,18 @@ async def test_draining_outlives_a_reconnect() -> None:
         assert cluster.server.status().rows[0].state is ReplicaState.DRAINING
 
 
+async def test_the_supervisor_hears_that_its_replica_is_to_retire() -> None:
+    async with Cluster(2) as cluster:
+        info = cluster.engines[0].info
+        assert not cluster.server.register(info).retire
+        assert cluster.server.retire("r0")
+        assert cluster.server.register(info).retire
+        assert not cluster.server.register(cluster.engines[1].info).retire
+        assert not cluster.server.retire("nobody")
+        states = {row.info.id: row.state for row in cluster.server.status().rows}
+        assert states == {"r0": ReplicaState.DRAINING, "r1": ReplicaState.READY}
+
+
 async def test_unreachable_replica_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "GIVE_UP_SECONDS", 0.1)
     monkeypatch.setattr(observer, "_LAST_BACKOFF", 0.05)

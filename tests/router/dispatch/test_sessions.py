@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 
 from router.dispatch.lease import Settle
+from router.engine_link import EngineLinks
 from router.generation import Batch, GenerationRequest
 from workers.api import wire
 from workers.api.errors import EngineFault, NoReplica, ReplicaLost, WireError
+from workers.api.replica import ReplicaInfo
 from workers.api.request import FinishReason
 
 from .fakes import Cluster, Collected, FakeEngine, expected_tokens, generation, until
@@ -205,6 +207,22 @@ async def test_taken_out_by_the_dispatcher_is_replayed_though_the_link_stands() 
         assert got.tokens == {0: expected_tokens((1, 2, 3), 200)}
         assert victim.aborted == ["a/0#0"]
         assert cluster.sessions.replays == 1
+
+
+async def test_a_request_may_be_moved_more_often_than_it_may_fail() -> None:
+    async with Cluster(1) as cluster:
+        got = Collected()
+        task = asyncio.create_task(collect(cluster, generation("a", max_tokens=400), got))
+        moves = cluster.sessions._max_replays + 2
+        for move in range(moves):
+            victim = await victim_of(cluster, f"a/0#{move}")
+            cluster.engines.append(FakeEngine(f"new{move}"))
+            cluster.server.register(await cluster.engines[-1].start())
+            cluster.server.unregister(victim.id, "drained")
+        await task
+        assert got.tokens == {0: expected_tokens((1, 2, 3), 400)}
+        assert cluster.sessions.replays == moves
+        await books_closed(cluster)
 
 
 async def test_two_deaths_make_poison() -> None:
@@ -413,3 +431,29 @@ async def test_closing_sessions_fails_running_streams() -> None:
         await cluster.sessions.close()
         with pytest.raises((ReplicaLost, NoReplica)):
             await task
+
+
+async def test_closing_links_fails_whoever_waits_for_a_dial() -> None:
+    """The dial is given up, not its waiters: they hear of it as an error, not as if their client had left."""
+
+    def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+
+    writers: list[asyncio.StreamWriter] = []
+    listener = await asyncio.start_server(silent, "127.0.0.1", 0)
+    info = ReplicaInfo("r0", "m", *listener.sockets[0].getsockname(), 4096, 8, num_blocks=64, block_size=16)
+    links = EngineLinks("ingress-1", secret="s")
+    waiting = [asyncio.create_task(links.get(info)) for _ in range(2)]
+    await until(lambda: writers)
+    waiting[1].cancel()  # one that leaves takes nobody with it
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[1]
+    assert not waiting[0].done()
+    await links.close()
+    with pytest.raises(ReplicaLost, match="ends"):
+        await waiting[0]
+    with pytest.raises(ReplicaLost, match="ends"):
+        await links.get(info)
+    for writer in writers:
+        writer.close()
+    listener.close()

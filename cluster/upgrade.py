@@ -1,0 +1,160 @@
+"""`echelon upgrade`: the model's and the engines' sections of a file for a running cluster, replica by replica.
+
+A replacement is up before its predecessor goes, where there is room for one more, and whoever goes is drained: clients
+notice nothing. What does not come up is taken back, and the replicas that ran serve on.
+
+Import only after `cluster.environment.prepare_ray`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from cluster.app import (
+    POLL_SECONDS,
+    START_TIMEOUT,
+    Progress,
+    choose_device,
+    deploy,
+    deployment_messages,
+    join_ray,
+    version_of,
+)
+from cluster.config import ClusterConfig, resolve_model
+from cluster.gateway_actor import Served
+from cluster.names import DISPATCHER, GATEWAY, NAMESPACE, REPLICAS_APP
+from cluster.placement import rank_bundles
+from cluster.served_model import served_model
+from workers.api.config import ReplicaConfig
+from workers.api.errors import ConfigError, EchelonError
+
+APPLIED = ("model", "engine")  # sections
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # that the front has read
+
+
+def upgrade(config: ClusterConfig, *, address: str, restart: bool, progress: Progress) -> str:
+    """Bring the cluster in Ray at `address` to `config`; what to print. Raises EchelonError; the cluster serves on.
+
+    `restart`: replace the replicas even if nothing has changed.
+    """
+    join_ray(address)
+    try:
+        gateway = ray.get_actor(GATEWAY, namespace=NAMESPACE)
+    except ValueError as e:
+        ray.shutdown()
+        raise EchelonError(f"no Echelon runs in the Ray cluster at {address}, or it has not started yet") from e
+    try:
+        runs: Served = ray.get(gateway.served.remote())
+        wanted = merged(runs.config, config)
+        refuse_other_text(runs.config, wanted)
+        device = choose_device(wanted)
+        version = version_of(wanted.replica_config(device), wanted.model.revision)
+        if restart:
+            version = hashlib.sha256(f"{version} {time.time_ns()}".encode()).hexdigest()[:16]
+        elif version == runs.version and wanted.model == runs.config.model:
+            return "nothing has changed: no replica was replaced (--restart replaces them all the same)"
+        roll_out(Served(wanted, runs.secret, version), runs, device, progress)
+        ray.get(gateway.upgraded.remote(Served(wanted, runs.secret, version)))
+    finally:
+        ray.shutdown()
+    left = [s for s in type(config).model_fields if s not in APPLIED and getattr(config, s) != getattr(runs.config, s)]
+    note = f"; {', '.join(left)}: what differs there needs a new start" if left else ""
+    return f"{wanted.model_name} is upgraded" + note
+
+
+def merged(runs: ClusterConfig, file: ClusterConfig) -> ClusterConfig:
+    """What runs, with what an upgrade takes from `file`. Raises ConfigError for another model's name."""
+    if file.model_name != runs.model_name:
+        raise ConfigError(
+            f"the cluster serves {runs.model_name}, the file says {file.model_name}: clients know the model by its "
+            "name, which an upgrade cannot change (model.name, or --name)"
+        )
+    return runs.model_copy(update={section: getattr(file, section) for section in APPLIED})
+
+
+def refuse_other_text(runs: ClusterConfig, wanted: ClusterConfig) -> None:
+    """Raise ConfigError where the front, which stays, would not fit: token ids must mean the same before and after."""
+    if wanted.model == runs.model:
+        return
+    old, new = (resolve_model(c.model.path, c.model.revision) for c in (runs, wanted))
+    for name in TEXT_FILES:
+        if old != new and _bytes(old / name) != _bytes(new / name):
+            raise ConfigError(f"{new / name} is not that of {old}: another tokenizer or template needs a new start")
+    lengths = [served_model(c, folder).max_model_len for c, folder in ((runs, old), (wanted, new))]
+    if lengths[0] != lengths[1]:
+        raise ConfigError(f"the context would be {lengths[1]} tokens instead of {lengths[0]}: that needs a new start")
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def has_room(config: ReplicaConfig) -> bool:
+    """Whether Ray has free what one replica more needs; whether it fits on the nodes is for Ray to see."""
+    free = ray.available_resources()
+    needs: dict[str, float] = {}
+    for bundle in rank_bundles(config):
+        for name, amount in bundle.items():
+            needs[name] = needs.get(name, 0.0) + amount
+    return all(free.get(name, 0.0) >= amount for name, amount in needs.items())
+
+
+def roll_out(wanted: Served, runs: Served, device: str, progress: Progress) -> None:
+    """Replace the replicas, or only change their number, and wait until it is done.
+
+    Raises EchelonError when they do not come up; then what ran is asked for again.
+    """
+    model, ranks = wanted.config.model, wanted.config.replica_config(device)
+    start_first = model.upgrade == "start_first" or (model.upgrade == "auto" and has_room(ranks))
+    config = as_many_as_run(wanted.config)
+    progress(f"version {wanted.version}, " + ("a new replica before an old one goes" if start_first else "in place"))
+    deploy(config, ranks, wanted.secret, version=wanted.version, start_first=start_first)
+    try:
+        await_rollout(progress)
+    except EchelonError as e:
+        back = as_many_as_run(runs.config)
+        deploy(back, runs.config.replica_config(device), runs.secret, version=runs.version, start_first=start_first)
+        with contextlib.suppress(EchelonError):
+            await_rollout(lambda text: progress(f"going back; {text}"))
+        raise EchelonError(f"the upgrade was taken back, what ran before serves on: {e}") from e
+
+
+def as_many_as_run(config: ClusterConfig) -> ClusterConfig:
+    """With autoscaling, a deployment begins with the replicas that there are: it must not shrink a busy fleet."""
+    scaling = config.model.autoscaling
+    if scaling is None:
+        return config
+    table = ray.get(ray.get_actor(DISPATCHER, namespace=NAMESPACE).status.remote())
+    there = sum(r.info.model == config.model_name and r.state != "draining" and not r.info.url for r in table.rows)
+    replicas = min(max(there, scaling.min_replicas), scaling.max_replicas)
+    return config.model_copy(update={"model": config.model.model_copy(update={"replicas": replicas})})
+
+
+def await_rollout(progress: Progress) -> None:
+    """Return once the replicas are as they were asked for. Raises EchelonError with Serve's reason, or after a while
+    in which nothing happened.
+    """
+    last, since = "", time.monotonic()
+    while True:
+        status = serve.status().applications
+        app = status[REPLICAS_APP]
+        if app.status == "RUNNING":
+            return
+        messages = deployment_messages({REPLICAS_APP: app})
+        if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise EchelonError(messages or str(app.message))
+        states = ", ".join(
+            f"{n} {s.lower()}" for d in app.deployments.values() for s, n in d.replica_states.items() if n
+        )
+        if states != last:
+            last, since = states, time.monotonic()
+            progress(states)
+        if time.monotonic() - since > START_TIMEOUT:
+            raise EchelonError(f"for {START_TIMEOUT:.0f} s nothing has happened ({last}); {messages}")
+        time.sleep(POLL_SECONDS)
