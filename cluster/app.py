@@ -40,6 +40,7 @@ from workers.api.errors import ConfigError, EchelonError
 
 OBJECT_STORE_BYTES = 100 << 20  # tokens never pass through it
 POLL_SECONDS = 1.0
+CLOSE_SECONDS, CLOSE_POLL_SECONDS = 5.0, 0.1
 QUIET: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
 START_TIMEOUT = 600.0  # seconds; a big checkpoint takes minutes to load
 
@@ -239,7 +240,7 @@ def bring_down(*, own_ray: bool) -> None:
         return
     stop_gateway()  # replicas wait for those whom they serve
     try:
-        serve.delete(FRONT_APP)
+        close_front()
         serve.delete(REPLICAS_APP)
         if not own_ray and not serve.status().applications:
             serve.shutdown()
@@ -249,6 +250,19 @@ def bring_down(*, own_ray: bool) -> None:
         with contextlib.suppress(ValueError):  # it had not started
             ray.kill(ray.get_actor(DISPATCHER, namespace=NAMESPACE))
     ray.shutdown()
+
+
+def close_front() -> None:
+    """End the front's application; whoever is served then has CLOSE_SECONDS."""
+    serve.delete(FRONT_APP, _blocking=False)
+    deadline = time.monotonic() + CLOSE_SECONDS
+    while FRONT_APP in serve.status().applications:
+        if time.monotonic() > deadline:
+            for actor in ray.util.list_named_actors(all_namespaces=True):
+                if actor["name"].startswith(f"SERVE_REPLICA::{FRONT_APP}#"):
+                    with contextlib.suppress(ValueError):  # it ended meanwhile
+                        ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+        time.sleep(CLOSE_POLL_SECONDS)
 
 
 def stop_at(address: str) -> None:

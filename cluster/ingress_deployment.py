@@ -30,6 +30,7 @@ from router.remote_stories import RemoteStories
 from router.sessions import Sessions
 
 FRONT_VERSION = "front"  # always the same: an upgrade of the replicas cuts nobody's connection
+LEAST_SHUTDOWN_SECONDS = 5.0
 MAX_ONGOING = 100_000  # Serve must never queue: the dispatcher does, in order
 
 
@@ -89,7 +90,7 @@ def front_application(config: ClusterConfig, secret: str) -> serve.Application:
         health_check_period_s=1,
         health_check_timeout_s=5,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_timeout_s=max(config.model.drain_timeout, LEAST_SHUTDOWN_SECONDS),
     ).options(version=FRONT_VERSION, _internal=True)
     application: serve.Application = deployment.bind(config, secret)
     return application

@@ -39,6 +39,12 @@ def test_shipped_cluster_files_are_valid(path: Path) -> None:
         ("nonsense: 1", "nonsense"),
         ("model: [", "not YAML"),
         ("engine: {cache_fraction: 1.5}", "engine.cache_fraction"),
+        ("model: {drain_timeout: -1}", "model.drain_timeout"),
+        ("model: {upgrade: surge}", "model.upgrade"),
+        ("model: {autoscaling: {}}", "model.autoscaling.max_replicas"),
+        ("model: {autoscaling: {min_replicas: 0, max_replicas: 2}}", "model.autoscaling.min_replicas"),
+        ("model: {autoscaling: {min_replicas: 3, max_replicas: 2}}", "min_replicas is over max_replicas"),
+        ("model: {replicas: 4, autoscaling: {max_replicas: 3}}", "replicas is 4: outside"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_place(tmp_path: Path, text: str, named: str) -> None:
@@ -55,6 +61,18 @@ def test_limits_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     config = read_cluster_config(written(tmp_path, "engine: {max_num_seqs: 64, max_num_batched_tokens: 32}"))
     with pytest.raises(ConfigError, match="max_num_batched_tokens"):
         config.replica_config("cpu")
+
+
+def test_autoscaling_begins_with_the_least_unless_told_otherwise(tmp_path: Path) -> None:
+    text = "model: {autoscaling: {min_replicas: 2, max_replicas: 5, target_wait: 0.5}}"
+    config = read_cluster_config(written(tmp_path, text))
+    assert (config.model.replicas, config.model.most_replicas) == (2, 5)
+    scaling = config.scaling()
+    assert scaling is not None
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_wait) == (2, 5, 0.5)
+    flagged = cluster_config(str(written(tmp_path, text)), {"replicas": 4})
+    assert flagged.model.replicas == 4
+    assert ClusterConfig().scaling() is None
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
