@@ -127,9 +127,10 @@ async def measure(
     trials: list[Trial] = []
     async with load.at(rate):
         await asyncio.sleep(3.0)
-        for number in range(args.trials):
+        last_begin = time.monotonic() + args.seconds
+        while len(trials) < args.trials and time.monotonic() < last_begin:
             trials.append(await change(load))
-            print(f"  {number + 1}: {trials[-1]}", flush=True)
+            print(f"  {len(trials)}: {trials[-1]}", flush=True)
     return report(part, rate, trials, load)
 
 
@@ -180,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("upgrade", "drain", "autoscale", "nodes"))
     parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="no trial begins after so many")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="add the result to this file")

@@ -321,7 +321,7 @@ class Sessions:
                     f"{deaths} replicas died while they ran this request; it is not tried again"
                 ) from fault
         run.attempt += 1
-        run.failures += 1
+        run.failures += attempt.loss is None or attempt.loss.died
         if run.failures > self._max_replays:
             if not run.accepted:
                 raise NoReplica(f"no replica could be reached: {fault}") from fault

@@ -50,7 +50,7 @@ class Crowd:
 
 
 def test_replicas_are_replaced_under_load_without_an_error(cluster: Any) -> None:
-    """An upgrade, whose old replicas wait for what runs; then one of the new ones, which wait for nothing, is drained."""
+    """An upgrade, whose old replicas wait for what runs; then a new one, which waits for nothing, is drained."""
     prepare_ray()
     import ray
 
