@@ -186,7 +186,7 @@ class EngineLinks:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if False:  # the dial was given up, not whoever waits for it
+            if task.cancelled() and self._closed:  # the dial was given up, not whoever waits for it
                 raise ReplicaLost("this ingress ends") from None
             raise
 
