@@ -91,22 +91,26 @@ class DispatcherActor:
         return own_vitals()
 
 
-def start_dispatcher(config: DispatcherConfig, secret: str, log: LogSection, qos: Path | None = None) -> Any:
+def start_dispatcher(
+    config: DispatcherConfig, secret: str, log: LogSection, qos: Path | None = None, *, shared: bool = False
+) -> Any:
     """Start the one dispatcher of this Ray cluster; it looks after the QoS file `qos`.
 
-    Raises ConfigError when one runs there already.
+    Raises ConfigError when one runs there already; `shared`: that one is taken.
     """
     try:
         ray.get_actor(DISPATCHER, namespace=NAMESPACE)
     except ValueError:
         pass
     else:
-        raise ConfigError("an Echelon runs in this Ray cluster already: stop it first (echelon stop --address ...)")
+        if not shared:
+            raise ConfigError("an Echelon runs in this Ray cluster already: stop it first (echelon stop --address ...)")
     return (
         ray.remote(DispatcherActor)
         .options(
             name=DISPATCHER,
             namespace=NAMESPACE,
+            get_if_exists=shared,
             lifetime="detached",
             num_cpus=0,
             max_restarts=-1,

@@ -15,7 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from workers.api.errors import ConfigError
+
 DEMO_MODEL = "demo"
+LEAST_SECRET = 32  # characters
 _FOLDER, _LOCK = "echelon-", "owner.lock"
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
@@ -30,6 +33,17 @@ def state_dir() -> Path:
 def api_key() -> str | None:
     """The key that `echelon batch`, `echelon chat` and `connect` show the server: $ECHELON_API_KEY, if set."""
     return os.environ.get("ECHELON_API_KEY") or None
+
+
+def cluster_secret() -> str:
+    """What the parts of a cluster that Serve builds from a file greet each other with: $ECHELON_SECRET.
+
+    Raises ConfigError where it is not set.
+    """
+    secret = os.environ.get("ECHELON_SECRET", "")
+    if len(secret) < LEAST_SECRET:
+        raise ConfigError(f"ECHELON_SECRET must be set, the same on every node, to at least {LEAST_SECRET} characters")
+    return secret
 
 
 def cpu_count() -> int:
