@@ -37,7 +37,7 @@ async def changed(load: Load, raylets: Cluster, address: str) -> Trial:
 
     async def change() -> None:
         nonlocal drained
-        await asyncio.to_thread(add_node, raylets)
+        add_node(raylets)  # it sets signal handlers: not in another thread
         await command("drain", leaver.node_id, "--address", address)
         drained = round(time.monotonic() - began, 2)
         await asyncio.to_thread(raylets.remove_node, leaver, False)

@@ -14,7 +14,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 
 from router.dispatch.scaling import FleetLoad, Scaler, ScalingConfig
 
-LOOK_BACK_SECONDS = 5.0  # of figures that Serve keeps; it takes one each fifth of it
+LOOK_BACK_SECONDS = 10.5  # of figures that Serve keeps; it takes one each fifth of it, and refuses 10 and less some day
 
 
 def stats_of(load: FleetLoad) -> dict[str, float]:
