@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import ray
@@ -39,7 +40,7 @@ class Gang:
         self._id = replica_id
         # Ranks that wait for a hung one give up after `step_timeout`, and their errors say more than silence does.
         self._patience = config.step_timeout * (1.0 if config.tensor_parallel == 1 else 1.5)
-        self._start_patience = config.start_timeout
+        self._start_patience, self._clock = config.start_timeout, time.monotonic
         remote = ray.remote(RankActor)
         self.ranks: list[ActorHandle[Any]] = [
             remote.options(
@@ -83,17 +84,16 @@ class Gang:
 
     async def _stands_still(self, number: int) -> str:
         """Returns when the start of rank `number` has been at the same place, or silent, for too long."""
-        loop = asyncio.get_running_loop()
-        known, since = "no answer yet", loop.time()
+        known, since = "no answer yet", self._clock()
         asked = asyncio.ensure_future(self.ranks[number].stage.remote())
-        while loop.time() - since <= self._start_patience:
+        while self._clock() - since <= self._start_patience:
             await asyncio.wait([asked], timeout=PULSE_SECONDS)
             if not asked.done():
                 continue
             if asked.exception() is not None:  # its death is for its `start` to tell
                 await asyncio.Event().wait()
             if (stage := asked.result()) != known or stage == UP:
-                known, since = stage, loop.time()
+                known, since = stage, self._clock()
             await asyncio.sleep(PULSE_SECONDS)
             asked = asyncio.ensure_future(self.ranks[number].stage.remote())
         return f"the start of rank {number} has stood still for {self._start_patience:g} s: {known}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
 from typing import Any
 
@@ -28,10 +28,10 @@ class Method:
 class Rank:
     """Starts when `up` is set; `stages` are what it says meanwhile, the last one again and again."""
 
-    def __init__(self, *stages: str) -> None:
+    def __init__(self, stages: Iterable[str]) -> None:
         self.up = asyncio.Event()
-        self.stages = list(stages)
-        self.silent = False
+        self.stages, self.last = iter(stages), ""
+        self.asked = 0
         self.killed = False
         self.start, self.stage, self.call_meeting = Method(self._start), Method(self._stage), Method(self._meet)
 
@@ -43,9 +43,23 @@ class Rank:
         return Started(INFO, 100, {})
 
     async def _stage(self) -> str:
-        if self.silent:
-            await asyncio.Event().wait()
-        return self.stages.pop(0) if len(self.stages) > 1 else self.stages[0]
+        self.asked += 1
+        self.last = next(self.stages, self.last)
+        return self.last
+
+
+class Silent(Rank):
+    """Never says where it is."""
+
+    async def _stage(self) -> str:
+        self.asked += 1
+        await asyncio.Event().wait()
+        return ""
+
+
+def busy() -> Rank:
+    """Loads for ever."""
+    return Rank(f"weights, {number} tensors loaded" for number in count())
 
 
 @pytest.fixture(autouse=True)
@@ -53,44 +67,43 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(rank: Rank) -> None:
         rank.killed = True
 
-    monkeypatch.setattr(gang_module, "PULSE_SECONDS", 0.002)
+    monkeypatch.setattr(gang_module, "PULSE_SECONDS", 0.001)
     monkeypatch.setattr("ray.kill", kill)
 
 
-def gang_of(*ranks: Rank, patience: float = 0.05) -> Gang:
+def gang_of(*ranks: Rank, clock: Callable[[], float]) -> Gang:
     gang = Gang.__new__(Gang)  # the constructor starts actors
-    gang.ranks, gang._id, gang._start_patience = list(ranks), "r0", patience  # type: ignore[arg-type]
+    gang.ranks, gang._id, gang._start_patience, gang._clock = list(ranks), "r0", 20.0, clock  # type: ignore[assignment]
     return gang
 
 
 async def test_the_rank_that_stands_still_is_named_with_its_stage() -> None:
-    ranks = Rank(*(f"weights, {i} of 9000 tensors loaded" for i in range(9000))), Rank("imports", "weights")
-    with pytest.raises(EngineFault, match=r"^the start of rank 1 has stood still for 0\.05 s: weights$"):
-        await gang_of(*ranks).start()
+    """Time passes only as the other rank, which goes on, is asked."""
+    ranks = busy(), Rank(["imports", "weights"])
+    with pytest.raises(EngineFault, match=r"^the start of rank 1 has stood still for 20 s: weights$"):
+        await gang_of(*ranks, clock=lambda: ranks[0].asked).start()
     assert all(rank.killed for rank in ranks)
 
 
 async def test_a_rank_that_never_answers_is_named() -> None:
-    rank = Rank("imports")
-    rank.silent = True
-    with pytest.raises(EngineFault, match=r"rank 0 has stood still for 0\.05 s: no answer yet"):
-        await gang_of(rank).start()
+    seconds = count()
+    rank = Silent([])
+    with pytest.raises(EngineFault, match=r"^the start of rank 0 has stood still for 20 s: no answer yet$"):
+        await gang_of(rank, clock=lambda: next(seconds)).start()
+    assert rank.asked == 1
 
 
 async def test_a_start_that_goes_on_may_take_long() -> None:
     """Also one whose first rank is up and waits for the other."""
-    numbers = count()
-    slow = Rank("")
-    slow._stage = lambda: asyncio.sleep(0, f"weights, {next(numbers)} of 9000 tensors loaded")  # type: ignore[method-assign]
-    slow.stage = Method(slow._stage)
-    early = Rank(UP)
+    early, slow = Rank([UP]), busy()
     early.up.set()
-    gang = gang_of(early, slow)
+    gang = gang_of(early, slow, clock=lambda: slow.asked)
     start = asyncio.create_task(gang.start())
-    await asyncio.sleep(4 * gang._start_patience)  # far beyond the deadline
+    while slow.asked < 100 and not start.done():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
     assert not start.done()
     slow.up.set()
     assert await start == INFO
     assert gang.pids == [100, 100]
     await asyncio.sleep(0)
-    assert not {t for t in asyncio.all_tasks() if "_stands_still" in repr(t)}
+    assert not [t for t in asyncio.all_tasks() if "_stands_still" in repr(t)]
