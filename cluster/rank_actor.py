@@ -16,6 +16,7 @@ import ray
 from cluster.config import resolve_model
 from cluster.environment import free_port, prepare_torch, set_collective_interface
 from cluster.logs import set_up_logs
+from cluster.starved import StepWatch
 from cluster.step_qos import StepQos
 from workers.api.config import ReplicaConfig
 from workers.api.replica import ReplicaInfo
@@ -71,6 +72,7 @@ class RankActor:
         self._host = ray.util.get_node_ip_address()
         self._qos = qos
         self._server: EngineServer | None = None
+        self._step_watch = StepWatch()
         self._sender: PlanSender | None = None
         self._receiver: PlanReceiver | None = None
         self._runner: Executor | None = None
@@ -185,8 +187,8 @@ class RankActor:
                 self._sender.close()
 
     def ping(self) -> float:
-        """The process is alive, and the step that rank 0 is in has taken so many seconds."""
-        return 0.0 if self._server is None else self._server.step_age()
+        """The process is alive, and the step that rank 0 is in has taken so many seconds, in which it could run."""
+        return 0.0 if self._server is None else self._step_watch.age(self._server.step_age())
 
     def sequences(self) -> int:
         """How many sequences rank 0 has that have not ended."""

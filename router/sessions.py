@@ -20,6 +20,7 @@ from router.generation import Batch, ChoiceDelta, GenerationRequest, Sink, Trace
 from workers.api.errors import EngineFault, NoReplica, Overloaded, ReplicaLost
 from workers.api.request import INVALID, Delta, EngineRequest, FinishReason, SamplingParams
 
+PROGRESS_TOKENS = 16  # new ones in an attempt: whatever ended it, the request did not die of the same thing again
 VERDICT_SECONDS = 1.0  # before a request is called poison: a link that was only cut is back by then
 
 log = logging.getLogger("echelon.sessions")
@@ -78,8 +79,8 @@ class _Run:
     wanted: bool = True  # the sink's word
     accepted: bool = False
     attempt: int = 0
-    failures: int = 0  # attempts that failed, and not because their replica was taken out on purpose
-    lost_on: tuple[str, ...] = ()  # replicas that went away while they ran it
+    fruitless: int = 0  # failed attempts since the last one that made progress; none whose replica left on purpose
+    lost_on: tuple[str, ...] = ()  # replicas that went away in those
     excluded: tuple[str, ...] = ()
     errors: int = 0  # that engines declared
     prompt: PromptHashes | None = None
@@ -138,6 +139,10 @@ class _Attempt:
         if self.stream is not None:
             self.stream.fail(self.loss_error(loss))
 
+    def progress(self, choices: list[_Choice]) -> int:
+        """The most tokens that a choice got here."""
+        return max((len(choices[i].emitted) - start for i, start in self.starts.items()), default=0)
+
     @staticmethod
     def loss_error(loss: LeaseLost) -> ReplicaLost:
         return ReplicaLost(f"replica {loss.replica_id} was taken out: {loss.reason}")
@@ -162,8 +167,9 @@ class _Attempt:
 class Sessions:
     """The `Generator` of an ingress replica; owns its connections to the dispatcher and to the engines.
 
-    A request is replayed at most `max_replays` times; one that `poison_deaths` replicas died of is not replayed.
-    Replicas that were taken out on purpose do not count: it may be moved as often as they are.
+    A request is replayed at most `max_replays` times, and one that `poison_deaths` replicas died of is not replayed:
+    both without progress between. A long stream outlives any number of faults, and replicas that were taken out on
+    purpose do not count.
     """
 
     def __init__(
@@ -308,6 +314,8 @@ class Sessions:
         """The run may try again; otherwise EngineFault, ReplicaLost or (not accepted yet) NoReplica rises."""
         request, replica = run.request, granted.replica.id
         log.warning("request %s: attempt %d on %s failed: %s", request.id, run.attempt, replica, fault)
+        if attempt.progress(run.choices) >= PROGRESS_TOKENS:
+            run.fruitless, run.lost_on, run.errors, run.excluded = 0, (), 0, ()
         if isinstance(fault, _BadReplica):
             run.errors += 1
             # An engine that calls a request invalid is right on every replica; two engines that fail alike are, too.
@@ -321,8 +329,8 @@ class Sessions:
                     f"{deaths} replicas died while they ran this request; it is not tried again"
                 ) from fault
         run.attempt += 1
-        run.failures += attempt.loss is None or attempt.loss.died
-        if run.failures > self._max_replays:
+        run.fruitless += attempt.loss is None or attempt.loss.died
+        if run.fruitless > self._max_replays:
             if not run.accepted:
                 raise NoReplica(f"no replica could be reached: {fault}") from fault
             raise ReplicaLost(f"given up after {self._max_replays} replays: {fault}") from fault

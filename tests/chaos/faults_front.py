@@ -24,6 +24,17 @@ PROBE_TOKENS = (1, 4)
 DAY = 86_400
 
 
+async def probe(fault: Fault, scene: Scene) -> None:
+    """Short requests one after the other, until one is answered: so many seconds after the fault."""
+    while True:
+        seen = Seen(scene.oracle.ask(scene.rng, tokens=PROBE_TOKENS, choices=1), monotonic())
+        await scene.load.client.ask(seen)
+        if seen.verdict is not None and seen.verdict.fate is Fate.EXACT:
+            fault.figures["answered_after"] = monotonic() - fault.at
+            return
+        await asyncio.sleep(PROBE_SECONDS)
+
+
 class DispatcherKilled(Fault):
     """SIGKILL to the dispatcher: streams go on, and requests that come meanwhile wait for the next one."""
 
@@ -35,9 +46,14 @@ class DispatcherKilled(Fault):
         self._rows = len(await look(scene.site.ready))
         self.victim = f"dispatcher (pid {self._pid})"
         self.send(self._pid, signal.SIGKILL)
+        self._probing = asyncio.create_task(probe(self, scene))
 
     def noticed(self, site: Site) -> bool:
         return self._pid not in pids("dispatcher") and len(site.ready()) >= self._rows
+
+    async def after(self, scene: Scene) -> str:
+        await self._probing
+        return ""
 
 
 class _FrontFault(Fault):
@@ -58,17 +74,7 @@ class _FrontFault(Fault):
         await asyncio.sleep(0.2)
         self.send(self._pid, signal.SIGKILL)
         self._ask = ask
-        self._probing = asyncio.create_task(self._probe(scene))
-
-    async def _probe(self, scene: Scene) -> None:
-        """Requests one after the other until one is answered."""
-        while True:
-            seen = Seen(scene.oracle.ask(scene.rng, tokens=PROBE_TOKENS, choices=1), monotonic())
-            await scene.load.client.ask(seen)
-            if seen.verdict is not None and seen.verdict.fate is Fate.EXACT:
-                self.figures["answered_after"] = monotonic() - self.at
-                return
-            await asyncio.sleep(PROBE_SECONDS)
+        self._probing = asyncio.create_task(probe(self, scene))
 
     def noticed(self, site: Site) -> bool:
         return self._probing.done() and len(pids(self.role)) >= self._count
@@ -111,7 +117,7 @@ class BadConfig(Fault):
     name: ClassVar[str] = "bad config reloaded"
     hold: ClassVar[float] = 3.0
     look_every: ClassVar[float] = 0.5  # it reads log files
-    refusal: ClassVar[str] = r"(?i)qos[^\n]*line 3[^\n]*"
+    refusal: ClassVar[str] = r"stays as it was: [^\n]*qos\.json:3: [^\n]*"
 
     async def inject(self, scene: Scene) -> None:
         self._before = len(await look(lambda: scene.site.said("worker-*.err", self.refusal)))

@@ -73,7 +73,7 @@ async def test_a_stranger_is_cut_off_at_once(stranger: Any, sent: bytes, caplog:
 
 
 async def test_a_stranger_that_dribbles_is_cut_off(stranger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(channels, "GREETING_SECONDS", 0.5)
     reader, writer, nobody = stranger
     writer.write((4000).to_bytes(4, "little"))
 

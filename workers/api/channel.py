@@ -19,7 +19,8 @@ from workers.api.errors import WireError
 from workers.api.wire import MAX_FRAME_BYTES, WIRE_VERSION, FrameCodec, FrameSplitter, Hello, Ping
 
 HEARTBEAT_SECONDS = 0.5
-SILENCE_SECONDS = 3.0  # of one that dialled us
+GREETING_SECONDS = 3.0  # until one that dialled us has said who it is
+SILENCE_SECONDS = 10.0  # of one that dialled us: if it died and not its link, we know at once
 DIALLED_SILENCE_SECONDS = 2.0  # of one that we dialled
 LOOKS = 2  # at a peer, in the time between two heartbeats
 LATE_SECONDS = 0.1  # a look that comes so much later than planned says that we did not run
@@ -128,8 +129,11 @@ class Channel(asyncio.Protocol):
         if late > LATE_SECONDS:
             self._made += late
             self._last_heard = min(self._last_heard + late, now)
-        limit = SILENCE_SECONDS if self._hello is None else DIALLED_SILENCE_SECONDS
-        if now - (self._last_heard if self._opened else self._made) > limit:
+        if not self._opened:
+            since, limit = self._made, GREETING_SECONDS
+        else:
+            since, limit = self._last_heard, SILENCE_SECONDS if self._hello is None else DIALLED_SILENCE_SECONDS
+        if now - since > limit:
             self._reason = self._reason or f"silent for {limit} s"
             assert self._transport is not None
             self._transport.abort()

@@ -11,6 +11,7 @@ import pytest
 from router.dispatch.lease import Settle
 from router.engine_link import EngineLinks
 from router.generation import Batch, GenerationRequest
+from router.sessions import PROGRESS_TOKENS
 from workers.api import wire
 from workers.api.errors import EngineFault, NoReplica, ReplicaLost, WireError
 from workers.api.replica import ReplicaInfo
@@ -227,6 +228,8 @@ async def test_a_request_may_be_moved_more_often_than_it_may_fail() -> None:
 
 async def test_two_deaths_make_poison() -> None:
     async with Cluster(3) as cluster:
+        for engine in cluster.engines:
+            engine.hold = True
         settles = record_settles(cluster)
         got = Collected()
         task = asyncio.create_task(collect(cluster, generation("a", max_tokens=100_000), got))
@@ -235,6 +238,22 @@ async def test_two_deaths_make_poison() -> None:
         with pytest.raises(EngineFault, match="2 replicas died"):
             await task
         assert len(settles) == 2
+        await books_closed(cluster)
+
+
+async def test_a_long_stream_outlives_more_deaths_than_a_fruitless_one_may_see() -> None:
+    """Whoever gets on between two deaths died of neither: it was there when a replica died."""
+    async with Cluster(6) as cluster:
+        got = Collected()
+        task = asyncio.create_task(collect(cluster, generation("a", max_tokens=400), got))
+        for attempt in range(5):
+            engine = await victim_of(cluster, f"a/0#{attempt}")
+            enough = len(got.tokens.get(0, ())) + PROGRESS_TOKENS
+            await until(lambda enough=enough: len(got.tokens.get(0, ())) >= enough)
+            await engine.kill()
+        await task
+        assert got.tokens == {0: expected_tokens((1, 2, 3), 400)}
+        assert cluster.sessions.replays == 5
         await books_closed(cluster)
 
 
