@@ -7,8 +7,11 @@ import contextlib
 import os
 import resource
 import signal
+from dataclasses import replace
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from chaos.clients import Seen
 from chaos.fault import Fault, Scene
 from chaos.processes import pids
 from chaos.waiting import look
@@ -17,6 +20,7 @@ if TYPE_CHECKING:  # it imports Ray
     from chaos.site import Site
 
 PAUSE_SECONDS = 6.0
+LONG_PROMPTS, LONG_TIMES = 4, 60
 WHOLE_REQUESTS = 8
 WHOLE_TOKENS = (300, 400)
 
@@ -101,15 +105,28 @@ class RankPaused(_ReplicaFault):
 
 
 class RankStarved(_ReplicaFault):
-    """The rank's address space may not grow any more: the next step that needs memory fails."""
+    """No rank may take more memory, and prompts come that need some: a step that cannot have it fails."""
 
     name: ClassVar[str] = "memory cap"
-    hold: ClassVar[float] = 4.0
+    hold: ClassVar[float] = 6.0
 
     async def inject(self, scene: Scene) -> None:
         await self.choose(scene)
         self._before = resource.prlimit(self.pid, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
-        self.at = asyncio.get_running_loop().time()
+        self.at = monotonic()
+        short = scene.oracle.ask(scene.rng, tokens=(4, 4), choices=1)
+        long = [replace(short, text=f"{n} {short.text} " * LONG_TIMES) for n in range(LONG_PROMPTS)]
+        self._long = [Seen(ask, monotonic()) for ask in long]  # their own text is not known, and not judged
+        self._tasks = [asyncio.create_task(scene.load.client.ask(seen)) for seen in self._long]
+
+    def noticed(self, site: Site) -> bool:
+        """The replica was given up, or all had room enough."""
+        return super().noticed(site) or all(task.done() for task in self._tasks)
+
+    async def after(self, scene: Scene) -> str:
+        await asyncio.gather(*self._tasks)
+        self.figures["replaced"] = float(await look(lambda: super(RankStarved, self).noticed(scene.site)))
+        return ""
 
     async def heal(self, scene: Scene) -> None:
         with contextlib.suppress(ProcessLookupError):
