@@ -29,8 +29,10 @@ class Scene:
     rng: random.Random
 
     async def victim(self, ready: list[Any] | None = None) -> Any:
-        """The row of the ready replica with the most leases: most streams are touched."""
-        rows = ready or await look(self.site.ready)
+        """The row of the ready replica with the most leases: most streams are touched. Raises LookupError."""
+        rows = await look(self.site.ready) if ready is None else ready
+        if not rows:
+            raise LookupError("no replica is ready")
         return max(rows, key=lambda row: (row.leases, row.info.id))
 
 
@@ -55,7 +57,7 @@ class Fault(ABC):
 
     @abstractmethod
     async def inject(self, scene: Scene) -> None:
-        """It has happened: `victim` and `at` are set."""
+        """It has happened: `victim` and `at` are set. Raises LookupError or OSError where there is nothing to hit."""
 
     @abstractmethod
     def noticed(self, site: Site) -> bool:

@@ -86,8 +86,11 @@ class Site:
 
     def supervisor(self, replica_id: str) -> int:
         """The process id of the Serve replica `replica_id`. Raises LookupError."""
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        details = ray.get(controller.get_serve_instance_details.remote(), timeout=ANSWER_SECONDS)
+        try:
+            controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+            details = ray.get(controller.get_serve_instance_details.remote(), timeout=ANSWER_SECONDS)
+        except (ValueError, ray.exceptions.RayError) as e:
+            raise LookupError(f"Serve's controller does not answer: {e}") from e
         for deployment in details["applications"][REPLICAS_APP]["deployments"].values():
             for replica in deployment["replicas"]:
                 if replica["replica_id"].endswith(replica_id):

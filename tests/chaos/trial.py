@@ -76,7 +76,12 @@ async def run_trial(number: int, fault: Fault, scene: Scene, watch: Watch, *, st
     try:
         await _flowing(fault, scene)
         before = watch.take()
-        await fault.inject(scene)
+        try:
+            await fault.inject(scene)
+        except (LookupError, OSError) as e:
+            trial.invalid = f"nothing was hit: {e}"
+            count(trial, before, frozenset())
+            return trial
         trial.in_flight = sum(1 for s in scene.load.live if s.arrivals and s.arrivals[0] < fault.at)
         touched = [s for s in scene.load.live if s.accepted is not None and s.accepted < fault.at]
         noticing = asyncio.create_task(until(lambda: fault.noticed(scene.site), NOTICE_SECONDS, every=fault.look_every))
@@ -88,7 +93,8 @@ async def run_trial(number: int, fault: Fault, scene: Scene, watch: Watch, *, st
         trial.detection = await noticing
         wrong = await fault.after(scene)
     finally:
-        await fault.heal(scene)
+        if fault.at:
+            await fault.heal(scene)
     trial.victim, trial.figures = fault.victim, fault.figures
     count(trial, before, frozenset())
     judge_trial(trial, fault, touched, watch.take())
