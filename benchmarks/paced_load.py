@@ -38,7 +38,7 @@ class Load:
     in_flight: int = 0
 
     @classmethod
-    async def prepared(cls, base_url: str, seed: int, shapes: int = 32) -> Load:
+    async def prepared(cls, base_url: str, seed: int, shapes: int = 12) -> Load:
         """With its references."""
         client = Client(base_url)
         asks = make_asks(seed, shapes)

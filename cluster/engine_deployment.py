@@ -19,7 +19,7 @@ from ray import serve
 from cluster.autoscaling import serve_autoscaling, stats_of
 from cluster.dispatcher_actor import find_dispatcher
 from cluster.draining import MARGIN_SECONDS, leave
-from cluster.environment import REPLICA_ENV
+from cluster.environment import SCALED_ENV
 from cluster.gang import Gang
 from cluster.placement import rank_bundles
 from cluster.start_turn import start_turn, turns_at_once
@@ -160,7 +160,8 @@ def replica_application(
         name=config.model.name,
         num_replicas=replicas if scaling is None else None,
         autoscaling_config=None if scaling is None else serve_autoscaling(scaling, replicas),
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": REPLICA_ENV}},
+        # An environment of its own takes a process of its own: a prestarted one is quicker.
+        ray_actor_options={"num_cpus": 0} | ({"runtime_env": {"env_vars": SCALED_ENV}} if scaling else {}),
         placement_group_bundles=rank_bundles(config),
         placement_group_strategy="PACK",
         max_ongoing_requests=1000,

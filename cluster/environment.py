@@ -157,8 +157,8 @@ INGRESS_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # a prompt at a time: the library's pool of a thread a core has nothing to do
 }
 
-# A replica's autoscaling figures are a second old where Serve decides, not ten.
-REPLICA_ENV = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
+# The figures of replicas that are autoscaled are a second old where Serve decides, not ten.
+SCALED_ENV = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
 
 # A rank's threads sleep while they wait for each other on a CPU. Left to itself libgomp keeps them spinning, and on
 # cores that others need (the front, Ray, the client) the one that is waited for does not run meanwhile.
