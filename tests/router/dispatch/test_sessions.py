@@ -211,17 +211,20 @@ async def test_taken_out_by_the_dispatcher_is_replayed_though_the_link_stands() 
 
 
 async def test_a_request_may_be_moved_more_often_than_it_may_fail() -> None:
+    """Though it makes no progress between its moves."""
     async with Cluster(1) as cluster:
+        cluster.sessions._max_replays, moves = 1, 3
+        cluster.engines[0].hold = True
         got = Collected()
-        task = asyncio.create_task(collect(cluster, generation("a", max_tokens=400), got))
-        moves = cluster.sessions._max_replays + 2
+        task = asyncio.create_task(collect(cluster, generation("a", max_tokens=50), got))
         for move in range(moves):
             victim = await victim_of(cluster, f"a/0#{move}")
             cluster.engines.append(FakeEngine(f"new{move}"))
+            cluster.engines[-1].hold = move + 1 < moves
             cluster.server.register(await cluster.engines[-1].start())
             cluster.server.unregister(victim.id, "drained")
         await task
-        assert got.tokens == {0: expected_tokens((1, 2, 3), 400)}
+        assert got.tokens == {0: expected_tokens((1, 2, 3), 50)}
         assert cluster.sessions.replays == moves
         await books_closed(cluster)
 
