@@ -8,8 +8,8 @@ before each of them and at the end. One configuration for all workloads. Every f
 --repeat runs with fresh prompts, after one that warms up, with least and greatest; of a peer that is slow, over as many
 as --peer-seconds allow, at least one. Exits with 1 where a figure is not what is asked of it (not with --small).
 
-transformers runs its continuous batching, or its `generate` over padded batches of 64, with the attention that it has
-without further packages.
+transformers runs its continuous batching, with the flash attention that torch ships, or its `generate` over padded batches
+of 64, with the attention that it has without further packages.
 """
 
 from __future__ import annotations
@@ -88,11 +88,14 @@ def our_engine(args: argparse.Namespace) -> tuple[Target, dict[str, Any], int]:
 def peer(args: argparse.Namespace) -> tuple[Target, dict[str, Any], int]:
     """The same of transformers."""
     import torch
-    from load.transformers_target import ContinuousTarget, GenerateTarget, load_model
+    from load.transformers_target import TORCH_FLASH, ContinuousTarget, GenerateTarget, load_model, register_torch_flash
 
     folder = folder_of("demo" if args.small else RANDOM_8B)
     dtype, device = (torch.float32, "cpu") if args.small else (torch.bfloat16, "cuda")
     model = load_model(folder, dtype=dtype, device=torch.device(device), random=not args.small)
+    if args.peer == "continuous" and not args.small:
+        register_torch_flash()
+        model.set_attn_implementation(TORCH_FLASH)
     target = GenerateTarget(model) if args.peer == "generate" else ContinuousTarget(model)
     return target, {"way": args.peer, "attention": model.config._attn_implementation}, model.config.vocab_size
 

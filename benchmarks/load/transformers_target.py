@@ -13,6 +13,41 @@ from load.records import Record, Run
 from load.work import Pacing, Work
 
 PADDED_BATCH = 64
+TORCH_FLASH = "torch_flash"  # of the attentions that transformers knows by name: ours, by torch's flash kernel
+
+
+def register_torch_flash() -> None:
+    """Lets transformers run ragged batches through the flash attention that torch ships.
+
+    Its own ways are packages that have to be installed, or masked attention of every token with the keys of all requests,
+    which takes seconds a step.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import flash_attention_mask
+
+    AttentionInterface.register(TORCH_FLASH, _torch_flash)
+    AttentionMaskInterface.register(TORCH_FLASH, flash_attention_mask)
+
+
+def _torch_flash(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    cache: Any = None,
+    **ragged: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [1, H, T, D], key and value [1, K, T, D] of the new tokens -> [1, T, H, D]."""
+    key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=ragged)
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    out = torch.ops.aten._flash_attention_forward(
+        *(q, k, v, ragged["cu_seq_lens_q"], ragged["cu_seq_lens_k"], ragged["max_length_q"], ragged["max_length_k"]),
+        *(0.0, True, False),  # no dropout, causal, no mask for a backward pass
+        scale=scaling,
+    )[0]
+    return out.unsqueeze(0), None
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, random: bool) -> Any:
@@ -71,14 +106,16 @@ class ContinuousTarget:
 
     def run(self, work: Sequence[Work], pacing: Pacing, done: Callable[[], None]) -> Run:
         """One repeat; starting and stopping the manager is not counted. Raises SystemExit where it ends early."""
-        from transformers import GenerationConfig
+        from transformers import ContinuousBatchingConfig, GenerationConfig
 
         if pacing.rate or pacing.concurrency:
             raise SystemExit("transformers' continuous batching is measured with all requests at once")
         config = GenerationConfig(
             do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=max(w.out for w in work)
         )
-        manager = self.model.init_continuous_batching(generation_config=config)
+        manager = self.model.init_continuous_batching(
+            generation_config=config, continuous_batching_config=ContinuousBatchingConfig(max_blocks_per_request=0)
+        )
         manager.start()
         try:
             begin = time.perf_counter()
