@@ -88,14 +88,13 @@ def our_engine(args: argparse.Namespace) -> tuple[Target, dict[str, Any], int]:
 def peer(args: argparse.Namespace) -> tuple[Target, dict[str, Any], int]:
     """The same of transformers."""
     import torch
-    from load.transformers_target import TORCH_FLASH, ContinuousTarget, GenerateTarget, load_model, register_torch_flash
+    from load.transformers_target import ContinuousTarget, GenerateTarget, load_model, use_torch_flash
 
     folder = folder_of("demo" if args.small else RANDOM_8B)
     dtype, device = (torch.float32, "cpu") if args.small else (torch.bfloat16, "cuda")
     model = load_model(folder, dtype=dtype, device=torch.device(device), random=not args.small)
     if args.peer == "continuous" and not args.small:
-        register_torch_flash()
-        model.set_attn_implementation(TORCH_FLASH)
+        use_torch_flash(model)
     target = GenerateTarget(model) if args.peer == "generate" else ContinuousTarget(model)
     return target, {"way": args.peer, "attention": model.config._attn_implementation}, model.config.vocab_size
 

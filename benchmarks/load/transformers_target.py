@@ -16,8 +16,8 @@ PADDED_BATCH = 64
 TORCH_FLASH = "torch_flash"  # of the attentions that transformers knows by name: ours, by torch's flash kernel
 
 
-def register_torch_flash() -> None:
-    """Lets transformers run ragged batches through the flash attention that torch ships.
+def use_torch_flash(model: Any) -> None:
+    """Lets `model` run ragged batches through the flash attention that torch ships.
 
     Its own ways are packages that have to be installed, or masked attention of every token with the keys of all requests,
     which takes seconds a step.
@@ -25,8 +25,11 @@ def register_torch_flash() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import flash_attention_mask
 
-    AttentionInterface.register(TORCH_FLASH, _torch_flash)
-    AttentionMaskInterface.register(TORCH_FLASH, flash_attention_mask)
+    for name in (TORCH_FLASH, f"paged|{TORCH_FLASH}"):  # releases differ in how they call it
+        AttentionInterface.register(name, _torch_flash)
+        AttentionMaskInterface.register(name, flash_attention_mask)
+    model._check_and_adjust_attn_implementation = lambda name, *_, **__: name  # else it looks for a package of the name
+    model.set_attn_implementation(TORCH_FLASH)
 
 
 def _torch_flash(
@@ -40,10 +43,18 @@ def _torch_flash(
     **ragged: Any,
 ) -> tuple[torch.Tensor, None]:
     """query [1, H, T, D], key and value [1, K, T, D] of the new tokens -> [1, T, H, D]."""
-    key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=ragged)
-    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    new = {"key_states": key, "value_states": value, "layer_idx": module.layer_idx}
+    if "max_length_q" in ragged:
+        key, value = cache.update(**new, kwargs=ragged)  # [1, K, all, D], and fills the keys' lengths in
+        key, value = (x.squeeze(0).transpose(0, 1) for x in (key, value))
+        lengths, longest = ragged["cu_seq_lens_k"], (ragged["max_length_q"], ragged["max_length_k"])
+    else:  # before transformers 5.20
+        key, value = cache.update(**new, read_index=ragged["read_index"], write_index=ragged["write_index"])
+        lengths, longest = ragged["cu_seq_lens_k"], (ragged["max_seqlen_q"], ragged["max_seqlen_k"])
+        if isinstance(lengths, dict):
+            lengths, longest = lengths["full_attention"], (longest[0], longest[1]["full_attention"])
     out = torch.ops.aten._flash_attention_forward(
-        *(q, k, v, ragged["cu_seq_lens_q"], ragged["cu_seq_lens_k"], ragged["max_length_q"], ragged["max_length_k"]),
+        *(query.squeeze(0).transpose(0, 1), key, value, ragged["cu_seq_lens_q"].int(), lengths.int(), *longest),
         *(0.0, True, False),  # no dropout, causal, no mask for a backward pass
         scale=scaling,
     )[0]
