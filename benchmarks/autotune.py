@@ -150,8 +150,9 @@ def table_of(entries: list[Entry], found: list[Found], about: dict[str, Any]) ->
 
 
 def render(value: Any, depth: int = 0) -> str:
-    """JSON with a line for each step."""
-    if depth == 4 or not value or not isinstance(value, dict | list):
+    """JSON with a line for each step, and for what holds nothing but numbers and words."""
+    parts_of = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if depth == 4 or not any(isinstance(part, dict | list) for part in parts_of):
         return json.dumps(value)
     if isinstance(value, dict):
         begin, end = "{", "}"
@@ -250,6 +251,7 @@ def main() -> None:
         "triton": triton.__version__,
         "ceilings": {name: round(value) for name, value in measure_ceilings().items()},
         "figures": "microseconds of a launch, [as tuned, by default]",
+        "products": json.loads(args.out.read_text()).get("products", []) if args.out.exists() else [],
     }
     print(json.dumps(about), flush=True)
     gc.freeze()  # every capture collects garbage

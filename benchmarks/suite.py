@@ -8,8 +8,8 @@ before each of them and at the end. One configuration for all workloads. Every f
 --repeat runs with fresh prompts, after one that warms up, with least and greatest; of a peer that is slow, over as many
 as --peer-seconds allow, at least one. Exits with 1 where a figure is not what is asked of it (not with --small).
 
-transformers runs its continuous batching, with the flash attention that torch ships, or its `generate` over padded batches
-of 64, with the attention that it has without further packages.
+transformers runs its continuous batching, with the flash attention that torch ships, or its `generate` over padded
+batches of 64, with the attention that it has without further packages.
 """
 
 from __future__ import annotations

@@ -10,7 +10,10 @@ Sources: Dao et al., Flash-Decoding, 2023; Kwon et al., PagedAttention, 2023.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from kernels.attention_tile import attend_tiles
@@ -18,6 +21,15 @@ from kernels.backend import begin, constexpr, early_start, next_power_of_two, te
 from kernels.kv_cache import Memo
 from kernels.paged_dense import attend
 from kernels.tuning import DecodeTuning, table_of
+
+ORDERED_FROM = 256  # sequences: from here on it pays to let the longest begin first
+
+
+def longest_first(kv_lens: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """The order in which `paged_decode` should get many sequences of these lengths, and its `rows`: a long one that
+    begins last has the device to itself.
+    """
+    return np.argsort(-kv_lens, kind="stable")
 
 
 def paged_decode_reference(
@@ -30,9 +42,13 @@ def paged_decode_reference(
     window: int = 0,
     out: torch.Tensor | None = None,
     memo: Memo | None = None,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`paged_decode` in torch."""
-    return attend(q, key_cache, value_cache, block_tables, None, kv_lens, scale, window, out, memo)
+    if rows is None:
+        return attend(q, key_cache, value_cache, block_tables, None, kv_lens, scale, window, out, memo)
+    found = attend(q[rows], key_cache, value_cache, block_tables, None, kv_lens, scale, window, None, memo)
+    return (torch.empty_like(q) if out is None else out).index_copy_(0, rows.long(), found)
 
 
 @triton_jit_for_any(numbers=["splits", "table_row"])
@@ -45,6 +61,7 @@ def _decode_kernel(
     value_ptr: tensor,
     table_ptr: tensor,
     length_ptr: tensor,
+    row_ptr: tensor,
     scale: tensor,
     splits: tensor,
     q_row: tensor,
@@ -69,16 +86,21 @@ def _decode_kernel(
     SPLIT: constexpr,
     LEAST: constexpr,
     TAIL: constexpr,
+    ORDERED: constexpr,
     EARLY: constexpr,
 ) -> None:
     """One group of heads of one sequence and one of its splits a program. Heads of a sequence, which lie beside each
-    other in the cache, run beside each other. TAIL: the last, part-filled tile has a loop of its own.
+    other in the cache, run beside each other. TAIL: the last, part-filled tile has a loop of its own. ORDERED: which
+    row of q is a sequence's is read.
     """
     kv_head = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
     begin(EARLY)
     kv_len = tl.load(length_ptr + b)
+    at_row = b
+    if ORDERED:
+        at_row = tl.load(row_ptr + b).to(tl.int64)
     lowest = kv_len * 0
     if WINDOW > 0:
         lowest = tl.maximum(kv_len - WINDOW, 0)
@@ -93,7 +115,7 @@ def _decode_kernel(
     head = kv_head * GROUP + row
     channel = tl.arange(0, BLOCK_D)
     real = (row < GROUP)[:, None] & (channel < SIZE)[None, :]
-    q = tl.load(q_ptr + b * q_row + head[:, None] * q_head + channel[None, :], mask=real, other=0.0)
+    q = tl.load(q_ptr + at_row * q_row + head[:, None] * q_head + channel[None, :], mask=real, other=0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -117,7 +139,7 @@ def _decode_kernel(
         tl.store(partial_ptr + at[:, None] * SIZE + channel[None, :], acc, mask=real)
         tl.store(weight_ptr + at, best + tl.log2(total), mask=row < GROUP)
     else:
-        out_at = out_ptr + b * out_row + head[:, None] * out_head + channel[None, :]
+        out_at = out_ptr + at_row * out_row + head[:, None] * out_head + channel[None, :]
         tl.store(out_at, acc.to(out_ptr.dtype.element_ty), mask=real)
 
 
@@ -127,6 +149,7 @@ def _combine_kernel(
     partial_ptr: tensor,
     weight_ptr: tensor,
     length_ptr: tensor,
+    row_ptr: tensor,
     splits: tensor,
     out_row: tensor,
     out_head: tensor,
@@ -137,6 +160,7 @@ def _combine_kernel(
     BLOCK_D: constexpr,
     BLOCK_S: constexpr,
     LEAST: constexpr,
+    ORDERED: constexpr,
     EARLY: constexpr,
 ) -> None:
     """One head of one sequence a program: the partial results, weighted by their softmax totals."""
@@ -161,6 +185,8 @@ def _combine_kernel(
     partial = tl.load(partial_ptr + at[:, None] * SIZE + channel[None, :], mask=real, other=0.0)
     total = tl.sum(weight, axis=0)
     result = tl.sum(partial * weight[:, None], axis=0) / tl.where(total > 0, total, 1.0)
+    if ORDERED:
+        b = tl.load(row_ptr + b).to(tl.int64)
     out_at = out_ptr + b * out_row + head * out_head + channel
     tl.store(out_at, result.to(out_ptr.dtype.element_ty), mask=channel < SIZE)
 
@@ -203,6 +229,7 @@ def _launch(
     out: torch.Tensor,
     workspace: torch.Tensor | None,
     tuning: DecodeTuning | None,
+    rows: torch.Tensor | None,
 ) -> None:
     batch, heads, size = q.shape
     _, page, kv_heads, _ = key_cache.shape
@@ -219,19 +246,20 @@ def _launch(
             workspace[batch * heads * splits * size : needed],
         )
     _decode_kernel[(kv_heads, batch, splits)](
-        *(q, out, partials, weights, key_cache, value_cache, block_tables, kv_lens, scale * 1.4426950408889634, splits),
+        *(q, out, partials, weights, key_cache, value_cache, block_tables, kv_lens, kv_lens if rows is None else rows),
+        *(scale * 1.4426950408889634, splits),
         *(*q.stride()[:2], *out.stride()[:2], block_tables.stride(0)),
         *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
         *(heads, group, size, page, window, max(16, next_power_of_two(group)), tuning.tile, block_d),
-        *(splits > 1, tuning.least, tuning.tail),
+        *(splits > 1, tuning.least, tuning.tail, rows is not None),
         num_warps=tuning.warps,
         num_stages=tuning.stages,
         **early_start(q),
     )
     if splits > 1:
         _combine_kernel[(batch, heads)](
-            *(out, partials, weights, kv_lens, splits, *out.stride()[:2]),
-            *(heads, size, window, tuning.tile, block_d, next_power_of_two(splits), tuning.least),
+            *(out, partials, weights, kv_lens, kv_lens if rows is None else rows, splits, *out.stride()[:2]),
+            *(heads, size, window, tuning.tile, block_d, next_power_of_two(splits), tuning.least, rows is not None),
             num_warps=4,
             **early_start(q),
         )
@@ -250,6 +278,7 @@ def paged_decode(
     workspace: torch.Tensor | None = None,
     memo: Memo | None = None,
     tuning: DecodeTuning | None = None,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of the query at position kv_len - 1 of each sequence over that sequence's cache.
 
@@ -259,12 +288,14 @@ def paged_decode(
     written to `out` if given. Block table entries and cache contents past kv_len (and before the window) are never
     used; they may be -1 and NaN. q, out and the caches have adjacent channels. workspace: fp32, of at least
     `decode_workspace_size` elements, for calls that may not allocate; its contents do not matter. memo: as in
-    `paged_prefill`. tuning: how the launch is cut, None for what the device's table says.
+    `paged_prefill`. tuning: how the launch is cut, None for what the device's table says. rows [B] int32, each once:
+    which row of q is the query of sequence i, None for row i; see `longest_first`.
     """
     if use_triton(q):
         if out is None:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if len(q):
-            _launch(q, key_cache, value_cache, block_tables, kv_lens, max_kv, scale, window, out, workspace, tuning)
+            caches = (key_cache, value_cache, block_tables, kv_lens)
+            _launch(q, *caches, max_kv, scale, window, out, workspace, tuning, rows)
         return out
-    return paged_decode_reference(q, key_cache, value_cache, block_tables, kv_lens, scale, window, out, memo)
+    return paged_decode_reference(q, key_cache, value_cache, block_tables, kv_lens, scale, window, out, memo, rows)

@@ -144,11 +144,21 @@ class _WithDefaults(dict[K, V]):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The tunings of one type of device; every look-up finds something."""
+    """The tunings of one type of device: every look-up finds something. `products` are microseconds, by tokens."""
 
     decode: dict[Heads, Steps[DecodeTuning]]
     prefill: dict[Heads, Steps[PrefillTuning]]
     gemv: dict[Weight, GemvTuning]
+    products: dict[Weight, dict[int, float]]
+
+    def product_microseconds(self, weights: Iterable[Weight], tokens: int) -> float | None:
+        """Of the library's 16-bit products of so many tokens with all of `weights`; None where that was not measured.
+
+        More tokens may take less: the library has better kernels for some numbers than for others.
+        """
+        times = [self.products.get(weight, {}).get(tokens) for weight in weights]
+        known = [time for time in times if time is not None]
+        return sum(known) if len(known) == len(times) else None
 
 
 def _steps(entry: Mapping[str, Any], make: Callable[..., T]) -> tuple[Heads, Steps[T]]:
@@ -168,6 +178,10 @@ def make_table(content: Mapping[str, Any]) -> Table:
             (((entry["outputs"], entry["inputs"]), GemvTuning(**entry["tuning"])) for entry in content["gemv"]),
             default_gemv,
         ),
+        {
+            (entry["outputs"], entry["inputs"]): {int(n): float(us) for n, us in entry["microseconds"].items()}
+            for entry in content.get("products", ())
+        },
     )
 
 

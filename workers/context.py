@@ -17,17 +17,21 @@ from typing import Any
 
 import torch
 
+from kernels.dense_prefill import Heads
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeBatch:
     """The sequences of one query token. block_tables [B, M] int32, kv_lens [B] int32; max_kv bounds kv_lens.
 
+    rows [B] int32: which token of the step each is, None: in their order.
     memo: see `kernels.kv_cache.Memo`; here as below it is for these very tensors.
     """
 
     block_tables: torch.Tensor
     kv_lens: torch.Tensor
     max_kv: int
+    rows: torch.Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -35,8 +39,8 @@ class DecodeBatch:
 class PrefillBatch:
     """The sequences of several query tokens. As `DecodeBatch`; cu_query [B + 1] int32 counts from token `first`.
 
-    `heads` are prompts' first tokens, as (first of them, from token `first` on; how many), which `dense_prefill` takes;
-    for the rest they are sequences with kv_len 0. Without `rest` there is nothing else.
+    `heads` are prompts' first tokens, which `dense_prefill` takes; for the rest they are sequences with kv_len 0.
+    Without `rest` there is nothing else.
     """
 
     block_tables: torch.Tensor
@@ -45,14 +49,14 @@ class PrefillBatch:
     max_query: int
     max_kv: int
     first: int
-    heads: tuple[tuple[int, int], ...] = ()
+    heads: tuple[Heads, ...] = ()
     rest: bool = True
     memo: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """Where the T tokens of a step stand. Decodes come first: token i < num_decodes is row i of `decode`.
+    """Where the T tokens of a step stand. Decodes come first: the tokens before num_decodes.
 
     In a padded step some of these rows have kv_len 0: their tokens may be those of `prefill`, or nobody's.
     slots [T] int64: block * S + offset, negative for a token whose key and value are not stored.

@@ -19,8 +19,8 @@ TORCH_FLASH = "torch_flash"  # of the attentions that transformers knows by name
 def use_torch_flash(model: Any) -> None:
     """Lets `model` run ragged batches through the flash attention that torch ships.
 
-    Its own ways are packages that have to be installed, or masked attention of every token with the keys of all requests,
-    which takes seconds a step.
+    Its own ways are packages that have to be installed, or masked attention of every token with the keys of all
+    requests, which takes seconds a step.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import flash_attention_mask

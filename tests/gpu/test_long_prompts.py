@@ -56,15 +56,16 @@ def metadata(lengths: list[tuple[int, int]]) -> tuple[AttentionMetadata, torch.T
     [
         [(1024, 1024)],
         [(2048, 2048)] * 4,
+        [(1024, 1024)] * 7,
         [(8000, 8000)],
         [(1, 700), (1, 1), (1023, 1023), (1025, 1025), (300, 1500), (2047, 2047), (17, 17), (1536, 1536), (40, 2100)],
     ],
-    ids=["one", "four", "long", "mixed"],
+    ids=["one", "four", "seven", "long", "mixed"],
 )
 def test_heads_and_tails_are_one_prompt(cache: LayerCache, lengths: list[tuple[int, int]]) -> None:
     batch, tables = metadata(lengths)
     assert batch.prefill is not None
-    assert sum(n for _, n in batch.prefill.heads) == sum(c // UNIT * UNIT for c, n in lengths if c == n >= 1024)
+    assert sum(h.tokens for h in batch.prefill.heads) == sum(c // UNIT * UNIT for c, n in lengths if c == n >= 1024)
     torch.manual_seed(0)
     for part in (cache.key, cache.value):
         part.fill_(torch.nan)

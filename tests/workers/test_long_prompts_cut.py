@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.dense_prefill import UNIT
+from kernels.dense_prefill import UNIT, Heads, adjoining, calls_up_to
 from workers.api.request import SamplingParams
 from workers.engine.plan import NewSequence, ScheduledSequence, StepPlan
 from workers.execution.inputs import BatchState, _Pieces
@@ -47,15 +47,31 @@ def test_every_token_has_one_piece(seed: int) -> None:
         begin, end = cut.cu_query[i : i + 2].tolist()
         for token in range(begin, end) if length else ():
             seen[token] = slot, length - (end - token)
-    for begin, count in cut.heads:
-        assert count % UNIT == 0
-        for token in range(begin, begin + count):
+    for heads in cut.heads:
+        assert heads.length % UNIT == 0
+        assert heads in [h._replace(first=heads.first) for h in calls_up_to(16384)]
+        for token in range(heads.first, heads.first + heads.tokens):
             assert token not in seen
-            seen[token] = -1, token - begin
+            seen[token] = -1, (token - heads.first) % heads.length
     positions = flat.positions[flat.decodes :].tolist()  # type: ignore[attr-defined]
     assert [seen[i][1] for i in range(len(positions))] == positions
     owners = [slot for slot, (c, _) in enumerate(lengths) if c > 1 for _ in range(c)]
     assert all(seen[i][0] in (-1, owner) for i, owner in enumerate(owners))
     whole = [c for c, n in longer if c == n >= 1024]
-    assert [n for _, n in cut.heads] == [c // UNIT * UNIT for c in whole]
+    assert [h.length for h in cut.heads for _ in range(h.number)] == [c // UNIT * UNIT for c in whole]
     assert cut.rest == any(c % UNIT or c != n or c < 1024 for c, n in longer)
+
+
+def test_neighbours_of_one_length_share_a_call() -> None:
+    one, seven = Heads(512, 1, 1024), [(2048 + 1536 * i, 1536) for i in range(7)]
+    assert adjoining([(512, 1024), *seven]) == (one, Heads(2048, 4, 1536), Heads(8192, 2, 1536), Heads(11264, 1, 1536))
+    assert adjoining([(0, 1024), (1025, 1024)]) == (Heads(0, 1, 1024), Heads(1025, 1, 1024))
+    assert adjoining([]) == ()
+
+
+def test_calls_are_all_that_fit_in_a_step() -> None:
+    assert calls_up_to(1000) == []
+    assert [(c.number, c.length) for c in calls_up_to(4096)] == [
+        (1, 1024), (2, 1024), (4, 1024), (1, 1536), (2, 1536), (1, 2048), (2, 2048),
+        (1, 2560), (1, 3072), (1, 3584), (1, 4096),
+    ]  # fmt: skip

@@ -10,9 +10,11 @@ import pytest
 import torch
 from tiny import added, prompt, rank_of, run
 
+from kernels.tuning import make_table
 from workers.engine.plan import StepPlan
+from workers.execution import padded as padded_module
 from workers.execution.flat import FlatStep
-from workers.execution.graphs import StepGraphs, sizes
+from workers.execution.graphs import StepGraphs, sizes, worth_capturing
 from workers.execution.padded import PaddedInputs, PaddedStep, StepShape
 from workers.rank import Rank
 
@@ -69,9 +71,13 @@ def padded_decode(flat: FlatStep) -> StepShape:
     return StepShape.decode(flat.num_tokens + 3) if alone else mixed(flat)
 
 
+@pytest.mark.parametrize("ordered_from", [1, 256], ids=["longest-first", "as-they-come"])
 @pytest.mark.parametrize("shape_of", [mixed, exact_or_mixed, padded_decode])
 @pytest.mark.parametrize("model", ["llama", "mistral-window"])
-def test_padded_steps_draw_the_same_and_store_nothing_else(model: str, shape_of: Any) -> None:
+def test_padded_steps_draw_the_same_and_store_nothing_else(
+    model: str, shape_of: Any, ordered_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(padded_module, "ORDERED_FROM", ordered_from)
     ranks = [rank_of(model, num_blocks=12) for _ in range(2)]
     for rank in ranks:
         with torch.inference_mode():
@@ -97,6 +103,19 @@ def test_sizes_go_up_to_the_most_and_no_further() -> None:
         assert ladder == sorted(set(ladder))
         assert ladder[-1] == most
         assert all(above <= max(below + 16, 2 * below) for below, above in pairwise(ladder))
+
+
+def test_no_size_is_captured_for_which_a_greater_one_is_as_quick() -> None:
+    cost = {16: 5.0, 32: 7.0, 48: 6.0, 64: 9.0, 80: 9.0, 96: 12.0}
+    assert worth_capturing([8, *cost], cost.get) == [8, 16, 48, 80, 96]
+    assert worth_capturing([1, 2, 4], cost.get) == [1, 2, 4]
+    table = make_table({
+        "decode": (), "prefill": (), "gemv": (),
+        "products": [{"outputs": 3, "inputs": 2, "microseconds": {"16": 1.5, "32": 2.0}}],
+    })  # fmt: skip
+    assert table.product_microseconds([(3, 2), (3, 2)], 16) == 3.0
+    assert table.product_microseconds([(3, 2), (2, 3)], 16) is None
+    assert table.product_microseconds([(3, 2)], 17) is None
 
 
 def test_a_step_finds_the_least_shape_that_holds_it() -> None:

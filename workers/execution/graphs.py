@@ -1,8 +1,8 @@
 """CUDA graphs of whole steps: model, greedy draw, write to the token table.
 
-One graph a shape, captured at start-up from the greatest to the least, so that all share the greatest one's memory.
-Decodes alone have shapes of their own, with more programs for long caches; any other step of few tokens is of a mixed
-shape. A step of more tokens is launched kernel by kernel: the device is then busy for longer than the host.
+One graph a shape that pays, captured at start-up from the greatest to the least, so that all share the greatest one's
+memory. Decodes alone have shapes of their own, with more programs for long caches; any other step of few tokens is of a
+mixed shape. A step of more tokens is launched kernel by kernel: the device is then busy for longer than the host.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
+from kernels.tuning import table_of
 from workers.context import LayerCache
 from workers.execution.flat import FlatStep
 from workers.execution.inputs import BatchState
 from workers.execution.padded import PaddedInputs, PaddedStep, StepShape
+from workers.layers.embedding import ParallelLMHead
+from workers.layers.linear import ParallelLinear
 from workers.models.base import CausalModel
 
 MOST_TOKENS = 1024  # of a captured step
@@ -37,6 +41,27 @@ def sizes(most: int, steps: dict[int, int]) -> list[int]:
         ladder += range(at - at % step + step, until + 1, step)
         at = until
     return [size for size in ladder if size < most] + [most]
+
+
+def worth_capturing(ladder: list[int], cost: Callable[[int], float | None]) -> list[int]:
+    """`ladder` without the sizes for which a greater one costs no more; those of unknown cost stay."""
+    kept: list[int] = []
+    least = float("inf")
+    for size in reversed(ladder):
+        found = cost(size)
+        if found is None or found < least:
+            kept.append(size)
+            least = least if found is None else found
+    return kept[::-1]
+
+
+def _products_of(model: CausalModel, device: torch.device) -> Callable[[int], float | None]:
+    """Microseconds that the linears of `model` take for so many tokens, where the device's table says so."""
+    weights = [m.weight for m in model.modules() if isinstance(m, (ParallelLinear, ParallelLMHead))]
+    shapes = [(w.shape[0], w.shape[1]) for w in weights if isinstance(w, torch.Tensor) and w.element_size() == 2]
+    if len(shapes) < len(weights):
+        return lambda tokens: None
+    return partial(table_of(device).product_microseconds, shapes)
 
 
 class CapturedStep:
@@ -67,8 +92,11 @@ class StepGraphs:
     def __init__(self, model: CausalModel, caches: Sequence[LayerCache], state: BatchState, limit: int) -> None:
         self._model, self._caches, self._state = model, caches, state
         seqs, most = state.max_num_seqs, min(limit, MOST_TOKENS)
-        self.decode_shapes = [StepShape.decode(n) for n in sizes(min(seqs, MOST_TOKENS), _DECODE_STEPS)]
-        self.mixed_shapes = [StepShape.mixed(n, seqs) for n in sizes(most, _MIXED_STEPS) if n >= 16 or n == most]
+        cost = _products_of(model, state.device)
+        decodes = worth_capturing(sizes(min(seqs, MOST_TOKENS), _DECODE_STEPS), cost)
+        mixed = worth_capturing([n for n in sizes(most, _MIXED_STEPS) if n >= 16 or n == most], cost)
+        self.decode_shapes = [StepShape.decode(n) for n in decodes]
+        self.mixed_shapes = [StepShape.mixed(n, seqs) for n in mixed]
         self._captured: dict[StepShape, CapturedStep] = {}
 
     def capture(self) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kernels.dense_prefill import heads_of
+from kernels.dense_prefill import Heads, adjoining, heads_of
+from kernels.paged_decode import ORDERED_FROM, longest_first
 from workers.api.errors import EngineFault
 from workers.context import AttentionMetadata, DecodeBatch, PrefillBatch
 from workers.engine.plan import StepPlan
@@ -59,7 +60,7 @@ class _Pieces:
     seqs: Array
     lens: Array
     cu_query: Array
-    heads: tuple[tuple[int, int], ...]
+    heads: tuple[Heads, ...]
     max_query: int
     rest: bool
 
@@ -68,11 +69,11 @@ class _Pieces:
         """With `cut` the head of a long prompt is a piece without a length, and its tail the next one."""
         query, seqs, lens = flat.query, flat.seqs[flat.decodes :], flat.lens[flat.decodes :]
         ends = np.cumsum(query)
-        heads: tuple[tuple[int, int], ...] = ()
+        heads: tuple[Heads, ...] = ()
         if cut and any(found := heads_of(query.tolist(), lens.tolist())):
             head = np.array(found, np.int64)
             starts, is_cut = ends - query, head > 0
-            heads = tuple(zip(starts[is_cut].tolist(), head[is_cut].tolist(), strict=True))
+            heads = adjoining(zip(starts[is_cut].tolist(), head[is_cut].tolist(), strict=True))
             at = np.flatnonzero(is_cut)
             seqs, lens = np.insert(seqs, at, seqs[at]), np.insert(lens, at, 0)
             ends, query = np.insert(ends, at, (starts + head)[at]), query - head
@@ -127,7 +128,12 @@ class BatchState:
         upload, decodes = _Upload(), flat.decodes
         changes = self._give_changes(flat, upload)
         token_at, position, slots = map(upload.give, (flat.token_at, flat.positions, flat.slots))
-        seqs, lens = map(upload.give, (flat.seqs[:decodes], flat.lens[:decodes].astype(np.int32)))
+        rows = None
+        decode_seqs, decode_lens = flat.seqs[:decodes], flat.lens[:decodes].astype(np.int32)
+        if decodes >= ORDERED_FROM and not self._shared:
+            order = longest_first(decode_lens)
+            decode_seqs, decode_lens, rows = decode_seqs[order], decode_lens[order], upload.give(order.astype(np.int32))
+        seqs, lens = upload.give(decode_seqs), upload.give(decode_lens)
         pieces = _Pieces.of(flat, cut=self.cuts_prompts) if len(flat.query) else None
         if pieces is not None:
             piece_seqs, piece_lens, cu_query = map(upload.give, (pieces.seqs, pieces.lens, pieces.cu_query))
@@ -144,7 +150,7 @@ class BatchState:
             # On a GPU the bound that graphs have, so that the same kernels are launched.
             longest = int(flat.lens[:decodes].max()) if self._shared else self.max_model_len
             tables = self.block_table[:, :span].index_select(0, t[seqs])
-            decode = DecodeBatch(tables, t[lens], longest)
+            decode = DecodeBatch(tables, t[lens], longest, None if rows is None else t[rows])
         if pieces is not None:
             prefill = PrefillBatch(
                 self.block_table[:, :span].index_select(0, t[piece_seqs]), t[piece_lens], t[cu_query],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kernels.paged_decode import ORDERED_FROM, longest_first
 from workers.context import (
     AttentionMetadata,
     DecodeBatch,
@@ -72,6 +73,9 @@ class PaddedInputs:
             "decode_lens": (shape.decodes, np.int32, 0),
             "emit_at": (shape.emits, np.int64, nowhere),
         }
+        self._ordered = shape.decodes >= ORDERED_FROM
+        if self._ordered:
+            fields["decode_rows"] = (shape.decodes, np.int32, 0)
         if shape.prefills:
             fields["emit_index"] = (shape.emits, np.int64, 0)
             fields["prefill_seqs"] = (shape.prefills, np.int64, nobody)
@@ -86,6 +90,8 @@ class PaddedInputs:
         self._padding = np.zeros(self._size, np.uint8)
         for name, view in self._views(self._padding).items():
             view[:] = fields[name][2]
+        if self._ordered:  # each once, whatever is padding
+            self._views(self._padding)["decode_rows"][:] = np.arange(shape.decodes)
         self._device, self._host = buffer[: self._size], state.host
         types: dict[type, torch.dtype] = {np.int64: torch.int64, np.int32: torch.int32}
         self.on_device = {n: buffer[a:b].view(types[dtype]) for n, (a, b, dtype) in self._spans.items()}
@@ -93,7 +99,7 @@ class PaddedInputs:
     @staticmethod
     def bytes_needed(shape: StepShape) -> int:
         """At least what a buffer for this shape takes."""
-        return 8 * (3 * shape.tokens + 2 * shape.decodes + 2 * shape.emits + 3 * shape.prefills) + 11 * _ALIGN
+        return 8 * (3 * shape.tokens + 3 * shape.decodes + 2 * shape.emits + 3 * shape.prefills) + 12 * _ALIGN
 
     def _views(self, host: Array) -> dict[str, Array]:
         return {name: host[a:b].view(dtype) for name, (a, b, dtype) in self._spans.items()}
@@ -111,8 +117,11 @@ class PaddedInputs:
         to["token_at"][:tokens] = flat.token_at
         to["positions"][:tokens] = flat.positions
         to["slots"][:tokens] = flat.slots
-        to["decode_seqs"][:decodes] = flat.seqs[:decodes]
-        to["decode_lens"][:decodes] = flat.lens[:decodes]
+        order = np.arange(decodes)
+        if self._ordered:
+            order = to["decode_rows"][:decodes] = longest_first(flat.lens[:decodes])
+        to["decode_seqs"][:decodes] = flat.seqs[order]
+        to["decode_lens"][:decodes] = flat.lens[order]
         to["emit_at"][:emits] = flat.emit_at
         if "cu_query" in to:
             longer = len(flat.query)
@@ -149,7 +158,8 @@ class PaddedStep:
     def run(self) -> None:
         """One step of what the inputs hold."""
         state, t, longest = self._state, self.inputs.on_device, self._state.max_model_len
-        decode = DecodeBatch(state.block_table.index_select(0, t["decode_seqs"]), t["decode_lens"], longest)
+        tables = state.block_table.index_select(0, t["decode_seqs"])
+        decode = DecodeBatch(tables, t["decode_lens"], longest, t.get("decode_rows"))
         prefill = None
         if self.shape.prefills:
             tables = state.block_table.index_select(0, t["prefill_seqs"])

@@ -52,17 +52,20 @@ def _attention(
         assert decode is not None
         return paged_decode(
             q, cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
-            memo=decode.memo,
+            memo=decode.memo, rows=decode.rows,
         )  # fmt: skip
+    if decode is None and not prefill.rest and len(prefill.heads) == 1:
+        return dense_prefill(q, v, cache.key, batch.slots, prefill.heads[0], scale)
     out = torch.empty_like(q)
     if decode is not None:  # before the others: rows of padding are zeros, which these then replace
         paged_decode(
             q[:decodes], cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
-            out=out[:decodes], memo=decode.memo,
+            out=out[:decodes], memo=decode.memo, rows=decode.rows,
         )  # fmt: skip
     first = prefill.first
-    if prefill.heads:
-        dense_prefill(q[first:], v[first:], cache.key, batch.slots[first:], prefill.heads, scale, out[first:])
+    for heads in prefill.heads:
+        span = slice(first + heads.first, first + heads.first + heads.tokens)
+        out[span] = dense_prefill(q[span], v[span], cache.key, batch.slots[span], heads, scale)
     if prefill.rest:
         paged_prefill(
             q[first:], cache.key, cache.value, prefill.block_tables, prefill.cu_query, prefill.kv_lens,

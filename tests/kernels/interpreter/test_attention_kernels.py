@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import paged_decode as paged_decode_module
-from kernels.paged_decode import decode_workspace_size, paged_decode, paged_decode_reference
+from kernels.paged_decode import decode_workspace_size, longest_first, paged_decode, paged_decode_reference
 from kernels.paged_prefill import paged_prefill, paged_prefill_reference
 from kernels.tuning import DecodeTuning
 
@@ -52,6 +52,21 @@ def test_prefill_leaves_the_tokens_of_a_sequence_without_length_alone(make_case,
 @pytest.mark.parametrize(("heads", "kv_heads", "size", "block"), SHAPES)
 def test_decode(make_case, heads, kv_heads, size, block, window):
     check_decode(make_case([(1, kv) for kv in (1, 32, 77, 0, 200)], heads, kv_heads, size, block, window))
+
+
+@pytest.mark.parametrize("bound", [200, 4000], ids=["whole", "split"])
+def test_decode_in_any_order_is_the_same(make_case, bound):
+    case = make_case([(1, kv) for kv in (40, 200, 0, 77, 1)], 4, 2, 32, 16)
+    order = longest_first(case.kv_lens.numpy())
+    assert order.tolist() == [1, 3, 0, 4, 2]
+    rows, out = torch.from_numpy(order).int(), torch.full_like(case.q, torch.nan)
+    caches, sorted_by = (case.key_cache, case.value_cache), (case.block_tables[rows], case.kv_lens[rows])
+    tuning = DecodeTuning(16, 4, 2, False)
+    paged_decode(case.q, *caches, *sorted_by, bound, case.scale, out=out, tuning=tuning, rows=rows)
+    plain = paged_decode(case.q, *caches, case.block_tables, case.kv_lens, bound, case.scale, tuning=tuning)
+    assert torch.equal(out, plain)
+    reference = paged_decode_reference(case.q, *caches, *sorted_by, case.scale, rows=rows)
+    torch.testing.assert_close(out, reference, atol=5e-6, rtol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
