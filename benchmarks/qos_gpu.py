@@ -1,4 +1,5 @@
-"""G1 and G4 of docs/qos.md at one engine in this process, on its device and in real time: no Ray, no HTTP.
+"""G1 and G4 of docs/qos.md, and how well first tokens are foretold, at one engine in this process, on its device and in
+real time: no Ray, no HTTP.
 
     python benchmarks/qos_gpu.py --json qos-gpu.json                 # one GPU, the 8B shape with random weights
     python benchmarks/qos_gpu.py G1 --tau 0.010 0.014 0.018          # more points of the frontier
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from in_process import conservation, isolation
+from in_process import conservation, isolation, predictions
 from in_process.feed import Plant
 from in_process.isolation import ITL_TARGET, Load
 from live.figures import Figure, show, write
@@ -31,6 +32,9 @@ PARTS: dict[str, Callable[[Plant, Load, argparse.Namespace], Iterator[list[Figur
     ),
     "G4": lambda plant, load, given: conservation.measure(
         plant, pairs=given.pairs, requests=given.requests, divide=given.divide, block=EngineConfig().block_size
+    ),
+    "TTFT": lambda plant, load, given: predictions.measure(
+        plant, rates=given.rates, seconds=given.foretell, divide=given.divide
     ),
 }
 
@@ -54,6 +58,8 @@ def main() -> None:
     parser.add_argument("--itl-target", type=float, default=ITL_TARGET, help="seconds, of the upper tier")
     parser.add_argument("--pairs", type=int, default=4, help="of runs of G4, for each pool")
     parser.add_argument("--requests", type=int, default=200, help="of a trace of G4")
+    parser.add_argument("--rates", type=float, nargs="+", default=[10.0, 25.0, 40.0], help="requests a second of TTFT")
+    parser.add_argument("--foretell", type=float, default=15.0, help="seconds of each rate of TTFT")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
 

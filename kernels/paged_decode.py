@@ -22,7 +22,7 @@ from kernels.kv_cache import Memo
 from kernels.paged_dense import attend
 from kernels.tuning import DecodeTuning, table_of
 
-ORDERED_FROM = 256  # sequences: from here on it pays to let the longest begin first
+ORDERED_FROM = 257  # sequences: from here on it pays to let the longest begin first
 
 
 def longest_first(kv_lens: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -16,6 +16,7 @@ from router.qos.config import QosConfig
 from router.qos.ledger import Prices
 from router.qos.policy import Policy
 from router.qos.steps import StepOrder, step_limits
+from workers.api.config import EngineConfig
 from workers.api.request import EngineRequest, SamplingParams
 from workers.engine.core import Engine
 from workers.engine.plan import Executor, StepHandle, StepPlan
@@ -70,6 +71,30 @@ class Plant:
 
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
+
+    @property
+    def blocks(self) -> int:
+        """Of the KV cache."""
+        return self._rank.num_blocks
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest sequence."""
+        return self._rank.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the model."""
+        return self._rank.vocab_size
+
+    @property
+    def size(self) -> EngineConfig:
+        """Limits of its engines."""
+        return self._rank.config.engine
+
+    def fresh_engine(self) -> Engine:
+        """First come, first served."""
+        return self._rank.make_engine()
 
     def run(
         self, config: QosConfig | None, jobs: Sequence[Job], *, until: float = inf, blocks: int | None = None

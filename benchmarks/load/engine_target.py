@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 import time
@@ -53,7 +54,9 @@ def load_rank(
     load_format = "dummy" if model == RANDOM_8B else "safetensors"
     folder = str(folder_of(model, layers=layers))
     config = ReplicaConfig(ModelConfig(folder, model, load_format=load_format, dtype=dtype), engine)
-    return Rank(config, threads=threads, threaded=threaded)
+    rank = Rank(config, threads=threads, threaded=threaded)
+    gc.freeze()  # as a rank's process does: else a collection in the middle of a run looks at all of torch
+    return rank
 
 
 class EngineTarget:
