@@ -40,7 +40,7 @@ PROMPT = 128
 HOST = ("plan", "submit", "commit")
 KINDS = {  # by a part of the kernel's name
     "gemm": "products", "gemv": "products", "nvjet": "products", "cutlass": "products", "decode_kernel": "attention",
-    "prefill_kernel": "attention", "combine_kernel": "attention", "Memcpy": "copies",
+    "prefill_kernel": "attention", "combine_kernel": "attention", "sdpa": "attention", "Memcpy": "copies",
 }  # fmt: skip
 
 

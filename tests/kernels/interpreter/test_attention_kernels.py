@@ -57,9 +57,9 @@ def test_decode(make_case, heads, kv_heads, size, block, window):
 @pytest.mark.parametrize("bound", [200, 4000], ids=["whole", "split"])
 def test_decode_in_any_order_is_the_same(make_case, bound):
     case = make_case([(1, kv) for kv in (40, 200, 0, 77, 1)], 4, 2, 32, 16)
-    order = longest_first(case.kv_lens.numpy())
+    order = longest_first(case.kv_lens.cpu().numpy())
     assert order.tolist() == [1, 3, 0, 4, 2]
-    rows, out = torch.from_numpy(order).int(), torch.full_like(case.q, torch.nan)
+    rows, out = torch.from_numpy(order).int().to(case.q.device), torch.full_like(case.q, torch.nan)
     caches, sorted_by = (case.key_cache, case.value_cache), (case.block_tables[rows], case.kv_lens[rows])
     tuning = DecodeTuning(16, 4, 2, False)
     paged_decode(case.q, *caches, *sorted_by, bound, case.scale, out=out, tuning=tuning, rows=rows)
