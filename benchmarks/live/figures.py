@@ -56,6 +56,21 @@ def median(
     return Figure(name, *interval(values), unit, bound, most, tuple(values))
 
 
+def apart(
+    name: str, ours: Sequence[float], theirs: Sequence[float], unit: str = "", bound: float | None = None
+) -> Figure:
+    """How far the means of two samples lie apart, whichever is the greater, with the interval of that."""
+    rng = random.Random(1)
+    found = sorted(
+        statistics.fmean(rng.choices(ours, k=len(ours))) - statistics.fmean(rng.choices(theirs, k=len(theirs)))
+        for _ in range(_RESAMPLES)
+    )
+    low, high = found[_RESAMPLES // 40], found[-_RESAMPLES // 40 - 1]
+    least = 0.0 if low <= 0.0 <= high else min(abs(low), abs(high))
+    value = abs(statistics.fmean(ours) - statistics.fmean(theirs))
+    return Figure(name, value, least, max(abs(low), abs(high)), unit, bound)
+
+
 def single(name: str, value: float, unit: str = "", bound: float | None = None, *, most: bool = True) -> Figure:
     """A count, or what was seen once."""
     return Figure(name, value, value, value, unit, bound, most)

@@ -1,4 +1,4 @@
-"""G6: two replicas and one, two or four ingresses; and the death of the dispatcher under streams.
+"""G6: two replicas and several numbers of ingresses; and the death of the dispatcher under streams.
 
 The gap is that of useful service by quota, of all replicas, as they report it 20 times a second, over any interval
 through which both users wait: at most 2 R (U + X). Shares are taken over windows, from the same reports.
@@ -10,7 +10,6 @@ its first token, whether a stream is cut, and whether a replica ever has more le
 from __future__ import annotations
 
 import asyncio
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import ray
 
 from cluster.config import EngineSection
 from live.cluster import dispatcher, running, table, until, write_tiers
-from live.figures import Figure, median, single
+from live.figures import Figure, apart, median, single
 from live.shares import gap_and_shares
 from live.site import Site, Stream, beside
 from live.steps import StepWatch
@@ -120,7 +119,7 @@ async def _one(site: Site, secret: str, number: int, seconds: float, trials: int
 def measure(numbers: Sequence[int], seconds: float, trials: int) -> list[Figure]:
     """A cluster for each number of ingresses; the dispatcher of the last one is killed `trials` times."""
     figures: list[Figure] = []
-    shares: list[float] = []
+    shares: dict[int, list[float]] = {}
     for number in numbers:
         with tempfile.TemporaryDirectory() as folder:
             file = write_tiers(Path(folder) / "qos.json", TIERS)
@@ -129,5 +128,9 @@ def measure(numbers: Sequence[int], seconds: float, trials: int) -> list[Figure]
                 site = Site(cluster.base_url)
                 found, windows = asyncio.run(_one(site, cluster.secret, number, seconds, deaths))
         figures += found
-        shares.append(statistics.fmean(windows))
-    return [*figures, single("shares move by", max(shares) - min(shares), "points", 1.0)]
+        shares[number] = windows
+    one, *more = shares
+    return figures + [
+        apart(f"{n} ingresses: share of 60 % apart from that with {one}", shares[n], shares[one], "points", 1.0)
+        for n in more
+    ]
