@@ -6,7 +6,7 @@ MODEL ?= demo
 REPLICAS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
-PARALLEL := -n logical --maxprocesses 4 --dist worksteal
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal --durations=12
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve stop test test-fast chaos check format clean
@@ -34,7 +34,7 @@ test: $(STAMP)  ## Run all tests: fast ones first, then the kernels in Triton's 
 	$(BIN)/pytest $(PARALLEL) -m "not ray and not slow"
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpreter
 	$(BIN)/pytest $(PARALLEL) -m "slow and not ray"
-	$(BIN)/pytest -m ray
+	$(BIN)/pytest --durations=12 -m ray
 
 test-fast: $(STAMP)  ## Run the fast tests only
 	$(BIN)/pytest $(PARALLEL) -m "not ray and not slow"
