@@ -17,12 +17,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.placement import rank_options
 from cluster.rank_actor import UP, RankActor, Started
+from cluster.starved import Delays, delays_of, most_waited
 from cluster.step_qos import StepQos
 from workers.api.config import ReplicaConfig
 from workers.api.errors import EngineFault
 from workers.api.replica import ReplicaInfo
 
 PULSE_SECONDS = 1.0
+SHORTEST_LOOK = 0.1
 NAMED_SECONDS = 1.5  # a rank silent for so long is named in the log; with a pulse a second, 2.5 s after it stopped
 LINGER_SECONDS = 0.3  # the death of one rank fails the others: all are heard before one is blamed
 ANSWER_SECONDS = 1.0
@@ -51,6 +53,7 @@ class Gang:
             for rank in range(config.tensor_parallel)
         ]
         self.pids: list[int] = []  # by rank, once started
+        self._here: list[bool] = []  # by rank: whether it runs on our machine
 
     async def start(self) -> ReplicaInfo:
         """All ranks are loaded and warm, and rank 0 listens. Raises what the start of one of them raised.
@@ -71,6 +74,8 @@ class Gang:
             for task in (starting, *watches):
                 task.cancel()
         self.pids = [one.pid for one in started]
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+        self._here = [one.node == node for one in started]
         for number, one in enumerate(started):
             phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in one.phases.items())
             log.info("replica %s rank %d (pid %d) is up: %s", self._id, number, one.pid, phases)
@@ -131,19 +136,30 @@ class Gang:
         return "; ".join([*dead, *hung.values(), *silent, *failed])
 
     async def _pulse(self, number: int) -> str:
-        """Returns when rank `number` is silent, or in one step, for too long. Its death is for `run` to see."""
+        """Returns when rank `number` is silent, or in one step, for too long. Its death is for `run` to see.
+
+        Time in which the machine gave it no processor is not its own: having too much to do is no reason to end it.
+        """
+        pid = self.pids[number]
         while True:
+            then, began = self._delays(number), time.monotonic()
             ping = asyncio.ensure_future(self.ranks[number].ping.remote())
-            named, pid = min(NAMED_SECONDS, self._patience), self.pids[number]
-            await asyncio.wait([ping], timeout=named)
+            silent, named = 0.0, False
+            while not ping.done() and silent < self._patience:
+                limit = self._patience if named else min(NAMED_SECONDS, self._patience)
+                await asyncio.wait([ping], timeout=max(limit - silent, SHORTEST_LOOK))
+                silent = time.monotonic() - began - most_waited(then, self._delays(number))
+                if not ping.done() and not named and silent >= limit:
+                    log.warning("replica %s rank %d (pid %d) is silent for %g s", self._id, number, pid, limit)
+                    named = True
             if not ping.done():
-                log.warning("replica %s rank %d (pid %d) is silent for %g s", self._id, number, pid, named)
-                await asyncio.wait([ping], timeout=self._patience - named)
-            if not ping.done():
-                return f"rank {number} (pid {self.pids[number]}) has not answered for {self._patience:g} s"
+                return f"rank {number} (pid {pid}) has not answered for {self._patience:g} s"
             if ping.exception() is None and ping.result() > self._patience:
-                return f"rank {number} (pid {self.pids[number]}) is in one step for {ping.result():.0f} s"
+                return f"rank {number} (pid {pid}) is in one step for {ping.result():.0f} s"
             await asyncio.sleep(PULSE_SECONDS)
+
+    def _delays(self, number: int) -> Delays:
+        return delays_of(self.pids[number]) if self._here[number] else {}
 
     async def _silent(self, numbers: list[int]) -> list[int]:
         if not numbers:

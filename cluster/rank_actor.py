@@ -44,11 +44,14 @@ class Meeting:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What a rank says once it is up. `info` comes from rank 0 alone; `phases` are the seconds of its start."""
+    """What a rank says once it is up. `info` comes from rank 0 alone; `phases` are the seconds of its start; `node` is
+    Ray's name of the node that it runs on.
+    """
 
     info: ReplicaInfo | None
     pid: int
     phases: dict[str, float]
+    node: str = ""
 
 
 class RankActor:
@@ -139,10 +142,11 @@ class RankActor:
             groups.set_timeout(self._config.step_timeout)
         executor: Executor = rank.runner
         self._runner = executor
+        node = ray.get_runtime_context().get_node_id()
         if self._rank > 0:
             assert meeting is not None
             self._receiver = PlanReceiver(meeting.plans, meeting.plan_secret, f"rank {self._rank}")
-            return Started(None, os.getpid(), rank.phases)
+            return Started(None, os.getpid(), rank.phases, node)
         if self._sender is not None:
             self._sender.accept()
             executor = GangExecutor(rank.runner, self._sender)
@@ -155,7 +159,7 @@ class RankActor:
             max_num_seqs=self._config.engine.max_num_seqs,
             num_blocks=rank.num_blocks,
             block_size=self._config.engine.block_size,
-            node=ray.get_runtime_context().get_node_id(),
+            node=node,
             pid=os.getpid(),
             max_num_batched_tokens=self._config.engine.max_num_batched_tokens,
         )
@@ -166,7 +170,7 @@ class RankActor:
             ordering = qos.ordering(info)
             self._server = EngineServer(rank.make_engine(executor, ordering), info, self._secret)
             qos.follow(ordering, self._server)
-        return Started(self._server.start(self._host), os.getpid(), rank.phases)
+        return Started(self._server.start(self._host), os.getpid(), rank.phases, node)
 
     def run(self) -> None:
         """Step until told to stop. Raises what a step raised. The other ranks end with rank 0."""

@@ -9,16 +9,26 @@ from pathlib import Path
 Delays = dict[str, float]  # by thread: seconds that it was ready to run and did not
 
 
-def own_delays() -> Delays:
-    """Of this process, by Linux' schedstat; empty where the kernel keeps none."""
+def delays_of(pid: int) -> Delays:
+    """Of a process of this machine, by Linux' schedstat; empty where there is none, or the kernel keeps no numbers."""
     delays: Delays = {}
-    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+    for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         try:
-            _, waited, _ = (task / "schedstat").read_text("ascii").split()
-        except (OSError, ValueError):  # the thread has ended, or there are no such numbers
+            _, waited, _ = stat.read_text("ascii").split()
+        except (OSError, ValueError):  # the thread has ended
             continue
-        delays[task.name] = int(waited) * 1e-9
+        delays[stat.parent.name] = int(waited) * 1e-9
     return delays
+
+
+def own_delays() -> Delays:
+    """Of this process."""
+    return delays_of(os.getpid())
+
+
+def most_waited(then: Delays, now: Delays) -> float:
+    """Seconds that the most starved thread has waited from `then` to `now`."""
+    return max((seconds - then.get(thread, 0.0) for thread, seconds in now.items()), default=0.0)
 
 
 class StepWatch:
@@ -38,5 +48,4 @@ class StepWatch:
         self._last_age = wall
         if self._then is None:
             return wall
-        waited = max((now - self._then.get(thread, 0.0) for thread, now in self._delays().items()), default=0.0)
-        return max(wall - waited, 0.0)
+        return max(wall - most_waited(self._then, self._delays()), 0.0)

@@ -18,7 +18,7 @@ class DispatcherConfig:
     models: tuple[str, ...] = ()  # names that will have replicas, besides those that register
     max_waiting: int = 10_000  # requests of one model without a lease
     replica_grace: float = 5.0  # a request waits this long for a first replica of its model
-    replay_grace: float = 30.0  # and an accepted one this long
+    replay_grace: float = 120.0  # and an accepted one this long: a replacement has to start and load
     exclusion_grace: float = 2.0  # after it an excluded replica is taken, if there is no other
     orphan_grace: float = 5.0  # leases of an ingress that went away
     recovery: float = 3.0  # after the start, until all ingress replicas have come back

@@ -20,7 +20,8 @@ from chaos.cables import serve_cables
 
 ROOT = Path(__file__).parents[2]
 PORT = 6379
-RAY = "RAY_USAGE_STATS_ENABLED=0 RAY_agent_register_timeout_ms=120000 RAY_worker_niceness=0 RAY_SERVE_ENABLE_HA_PROXY=1 ray start"
+SLOW = "RAY_agent_register_timeout_ms=120000"  # agents start late on a busy machine
+RAY = f"{SLOW} RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0 RAY_SERVE_ENABLE_HA_PROXY=1 ray start"
 SMALL = "--object-store-memory=100000000 --disable-usage-stats"
 
 

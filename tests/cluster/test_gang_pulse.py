@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from cluster import gang as gang_module
 from cluster.gang import Gang
+from cluster.starved import Delays
 
 
 class Method:
@@ -40,7 +42,7 @@ class Rank:
 def gang_of(*ranks: Rank, patience: float = 0.1) -> Gang:
     gang = Gang.__new__(Gang)  # the constructor starts actors
     gang.ranks, gang.pids, gang._patience = list(ranks), [100 + i for i in range(len(ranks))], patience  # type: ignore[arg-type]
-    gang._id = "r1"
+    gang._id, gang._here = "r1", [False] * len(ranks)
     return gang
 
 
@@ -66,6 +68,30 @@ async def test_a_stopped_rank_is_named() -> None:
     run = await running(gang_of(*ranks), *ranks)
     ranks[1].stopped = True
     assert await run == "rank 1 (pid 101) has not answered for 0.1 s"
+
+
+async def test_a_starved_rank_is_not_a_hung_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for a processor for as long as it is silent; then it gets one, and hangs."""
+    rank = Rank()
+    gang = gang_of(rank)
+    gang._here = [True]
+    starving, looks, last = True, 0, 0.0
+
+    def delays(pid: int) -> Delays:
+        nonlocal looks, last
+        looks += 1
+        last = time.monotonic() if starving else last
+        return {"1": last}
+
+    monkeypatch.setattr(gang_module, "delays_of", delays)
+    monkeypatch.setattr(gang_module, "SHORTEST_LOOK", 0.01)
+    rank.stopped = True
+    run = asyncio.create_task(gang.run())
+    while looks < 40:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert not run.done(), "silent for several times its patience"
+    starving = False
+    assert await run == "rank 0 (pid 100) has not answered for 0.1 s"
 
 
 async def test_a_silent_rank_is_named_in_the_log_long_before_it_is_given_up(
