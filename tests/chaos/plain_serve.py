@@ -30,6 +30,7 @@ REPLICAS = 2
 STREAMS = 24
 TOKENS = 200
 TOKEN_SECONDS = 0.02
+FLOWING = 5  # pieces that a stream has brought before the fault
 WATCHED_SECONDS = 20.0  # a client of a hung stream waits for so long, and is counted as hung
 READY_SECONDS = 120.0
 
@@ -127,7 +128,8 @@ async def plain_trial(host: str, port: int, fault: str, kind: str, rng: random.R
         return {"fault": fault, "kind": kind, "invalid": "the replicas did not come back"}
     streams = [_Stream() for _ in range(STREAMS)]
     tasks = [asyncio.create_task(_ask(host, port, s, kind)) for s in streams]
-    await asyncio.sleep(1.0)
+    await _in_the_middle(streams, kind)
+    in_flight = sum(s.fate == "" for s in streams)
     victim = rng.choice(await look(_engines))
     os.kill(victim, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
     at = monotonic()
@@ -135,7 +137,7 @@ async def plain_trial(host: str, port: int, fault: str, kind: str, rng: random.R
     found = {
         "fault": fault,
         "kind": kind,
-        "in_flight": STREAMS,
+        "in_flight": in_flight,
         "fates": dict(Counter(s.fate for s in streams)),
         "longest_pause": round(max(s.pause(at) if s.fate == "hung" else _closed_pause(s, at) for s in streams), 3),
     }
@@ -143,6 +145,14 @@ async def plain_trial(host: str, port: int, fault: str, kind: str, rng: random.R
         os.kill(victim, signal.SIGKILL)
     await until(lambda: len([p for p in _engines() if p != victim]) >= REPLICAS, READY_SECONDS)
     return found
+
+
+async def _in_the_middle(streams: list[_Stream], kind: str) -> None:
+    """Every stream has brought tokens; whole answers have had the time to be begun."""
+    deadline = monotonic() + WATCHED_SECONDS
+    while kind == "stream" and any(len(s.arrivals) < FLOWING for s in streams) and monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.5)
 
 
 def _closed_pause(stream: _Stream, since: float) -> float:
@@ -161,6 +171,7 @@ async def beside(host: str, port: int, trials: int, seed: int, said: Callable[[s
     found = []
     try:
         await asyncio.sleep(2.0)
+        await asyncio.gather(*(_ask(host, port, _Stream(), "stream") for _ in range(STREAMS)))  # handles find replicas
         for fault, kind in (("kill", "stream"), ("kill", "whole"), ("stop", "stream")):
             for n in range(trials):
                 found.append(await plain_trial(host, port, fault, kind, rng))
