@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from workers.api.errors import ConfigError
 
+_START_SECONDS = 120.0  # a replica that is not up so long after a change does not come: there is no room for it
 _MOST_GROWTH = 2.0  # times the replicas that there are, in one step
 
 
@@ -64,7 +65,8 @@ class Scaler:
             self._short_since = self._idle_since = None
             return bounded
         self._short_since = _since(self._short_since, now, on=self._is_short(wanted, load))
-        self._idle_since = _since(self._idle_since, now, on=self._is_idle(wanted, load))
+        starts = load.ready < wanted and now - self._changed_at < _START_SECONDS
+        self._idle_since = _since(self._idle_since, now, on=not starts and self._is_idle(wanted, load))
         if self._short_since is not None and now - self._short_since >= config.up_after:
             growth = min(load.wait_seconds / config.target_wait, _MOST_GROWTH)
             return self._change(now, max(wanted + 1, math.ceil(wanted * growth)))

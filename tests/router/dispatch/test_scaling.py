@@ -64,6 +64,13 @@ def test_nothing_more_is_started_until_what_was_asked_for_is_up() -> None:
     assert fleet.run(6.0, short(3.0)) == [(fleet.now - 0.5, 4)]
 
 
+def test_a_replica_that_is_starting_is_not_taken_away_unless_it_does_not_come() -> None:
+    fleet = Fleet(replace(CONFIG, down_after=5.0, cooldown=0.0))
+    assert fleet.run(5.5, short(1.5)) == [(5.5, 2)]
+    assert fleet.run(110.0, FleetLoad(), ready=1) == []
+    assert fleet.run(20.0, FleetLoad(), ready=1) == [(5.5 + 120.0 + 5.0, 1)]
+
+
 def test_one_at_a_time_goes_after_a_while_and_after_the_cooldown() -> None:
     fleet = Fleet(wanted=3)
     assert fleet.run(200.0, FleetLoad()) == [(30.5, 2), (90.5, 1)]
