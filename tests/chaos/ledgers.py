@@ -43,8 +43,10 @@ def grown(before: Baseline, after: Baseline) -> str:
     if after.tasks > before.tasks:
         return f"the dispatcher has {after.tasks} tasks, had {before.tasks}"
     factor, slack = RSS_SLACK
-    for role in OURS:
-        then, now = before.held[role], after.held.get(role)
+    for role, then in before.held.items():
+        if role not in OURS:
+            continue
+        now = after.held.get(role)
         if now is None:
             return f"{role} is gone"
         if now.files > then.files + FILES_SLACK or now.threads > then.threads + FILES_SLACK:
