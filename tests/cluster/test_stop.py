@@ -82,3 +82,15 @@ def test_no_note_and_a_broken_note_are_said(state: Path) -> None:
     state.write_text("{")
     with pytest.raises(EchelonError, match="remove it"):
         serving.stop_running(PORT)
+
+
+def test_upgrade_and_drain_find_the_ray_of_what_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECHELON_STATE_DIR", str(tmp_path))
+    said = {"pid": os.getpid(), "began": serving._began(os.getpid()), "port": 4321}
+    for note in (None, said, {**said, "began": 1, "ray": "10.0.0.1:6379"}):  # nobody, still starting, gone
+        if note is not None:
+            serving.note_path(4321).write_text(json.dumps(note))
+        with pytest.raises(EchelonError, match="serves on port 4321, or it is still starting"):
+            serving.ray_address(4321)
+    serving.note_path(4321).write_text(json.dumps({**said, "ray": "10.0.0.1:6379"}))
+    assert serving.ray_address(4321) == "10.0.0.1:6379"
