@@ -31,6 +31,11 @@ def edge_secret(secret: str) -> str:
     return hmac.new(secret.encode(), b"edge", "sha256").hexdigest()
 
 
+def node_edge_secret(token: str) -> str:
+    """The same of hosts that were made ready by `echelon node`: it follows from Ray's token, which each of them has."""
+    return hmac.new(token.encode(), b"edge", "sha256").hexdigest()
+
+
 def key_file(config: ClusterConfig) -> Path | None:
     """The key file, the same absolute path on every node; None = there are no keys."""
     return None if config.http.api_keys is None else Path(config.http.api_keys)

@@ -23,16 +23,20 @@ from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 
-from cluster.access import edge_secret, first_key
+from cluster.access import edge_secret, first_key, node_edge_secret
 from cluster.config import ClusterConfig, threads_per_rank
 from cluster.dispatcher_actor import start_dispatcher
 from cluster.edge import refusal_of
 from cluster.engine_deployment import Rollout, replica_application
-from cluster.environment import DEMO_MODEL, cpu_count, edge_file, secure_ray_token
+from cluster.environment import DEMO_MODEL, cpu_count, edge_file, ray_token, secure_ray_token
 from cluster.first_answer import await_answer, base_url, cause
 from cluster.gateway_actor import Served, start_gateway, stop_gateway
+from cluster.host_report import doubts_of
 from cluster.ingress_deployment import front_application
 from cluster.names import DISPATCHER, FRONT_APP, NAMESPACE, REPLICAS_APP
+from cluster.nodes import await_nodes, have_our_edge, refuse_unlike_hosts, survey
+from cluster.placement import Layout
+from cluster.room import await_room, waiting_replicas
 from cluster.step_qos import StepQos
 from cluster.tls import context_trusting
 from workers.api.config import ReplicaConfig
@@ -86,10 +90,11 @@ def start_ray(config: ClusterConfig, spare_cpus: int = 0) -> None:
     secure_ray_token()
 
 
-def choose_device(config: ClusterConfig) -> str:
+def choose_device(config: ClusterConfig, *, may_grow: bool = False) -> str:
     """`cuda` where Ray has GPUs, else `cpu`, unless the config says. Raises ConfigError when there are too few GPUs.
 
-    The embedded demo model is small enough for the CPU: it starts everywhere.
+    The embedded demo model is small enough for the CPU: it starts everywhere. A cluster that `may_grow` is given
+    machines with GPUs when they are asked for, so that too few of them is for the placement to say.
     """
     wanted, ranks = config.model.device, config.model.replicas * config.model.tensor_parallel
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -97,7 +102,7 @@ def choose_device(config: ClusterConfig) -> str:
         return "cpu"
     if gpus < ranks and wanted == "auto" and config.model.path == DEMO_MODEL:
         return "cpu"
-    if gpus < ranks:
+    if gpus < ranks and not may_grow:
         raise ConfigError(
             f"{config.model.replicas} replicas of {config.model.tensor_parallel} GPUs need {ranks}, Ray sees {gpus}: "
             f"take fewer (--replicas, make serve REPLICAS={max(1, gpus // config.model.tensor_parallel)}), or "
@@ -116,36 +121,45 @@ def bring_up(
     `spare_cpus`: logical CPUs of an own Ray for what else is to run in it. `every_node`: HTTP is taken on each node
     with replicas, not on the head alone.
     """
-    if address is not None and config.http.tls_cert:
-        raise ConfigError("TLS needs a Ray of Echelon's own: without --address, or with a proxy in front that has it")
+    secret = secrets.token_hex(16)
     if address is None:
         progress("starting Ray")
         start_ray(config, spare_cpus)
+        edge = own_edge(config, secret)
     else:
         progress(f"joining Ray at {address}")
         join_ray(address)
-    secret = secrets.token_hex(16)
     try:
+        if address is not None:
+            edge = joined_edge(config, secret, progress)
         qos = None if config.dispatch.qos is None else Path(config.dispatch.qos)
         start_dispatcher(config.dispatcher_config(), secret, config.log, qos)
-    except ConfigError:
+    except EchelonError:
         ray.shutdown()  # what runs there is another one's: `bring_down` must not find it
         raise
-    replica_config = config.replica_config(choose_device(config))
+    replica_config = config.replica_config(choose_device(config, may_grow=address is not None))
+    if address is None:  # it was started with room for all ranks
+        layout = Layout()
+    else:
+        try:
+            made = await_room(replica_config, config, progress)
+        except EchelonError:
+            bring_down(own_ray=False)
+            raise
+        layout = Layout(made.strategy, max(1, cpu_count() // made.most_on_a_node()))
     progress(f"starting Serve and {config.model.replicas} replicas of {config.model_name} on {replica_config.device}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    start_serve(config, secret, own_ray=address is None, every_node=every_node)
+    start_serve(config, edge, every_node=every_node)
     version = version_of(replica_config, config.model.revision)
-    deploy(config, replica_config, secret, version=version)
+    served = Served(config, secret, version, edge.secret, layout)
+    deploy(served, replica_config)
     cert = config.http.tls_cert
     url = base_url(config.http.host, config.http.port, tls=cert is not None)
     trust = context_trusting(Path(cert)) if cert else None
     await_answer(
         url, config.model_name, START_TIMEOUT, lambda: watch_start(progress), key=first_key(secret), trust=trust
     )
-    start_gateway(
-        Served(config, secret, version)
-    )  # not before: what it imports would take the replicas' time on a small machine
+    start_gateway(served)  # not before: what it imports would take the replicas' time on a small machine
     return RunningCluster(url, config.model_name, ray.get_runtime_context().gcs_address, secret)
 
 
@@ -154,37 +168,68 @@ def version_of(config: ReplicaConfig, revision: str | None) -> str:
     return hashlib.sha256(repr((config, revision)).encode()).hexdigest()[:16]
 
 
-def deploy(
-    config: ClusterConfig, ranks: ReplicaConfig, secret: str, *, version: str, start_first: bool = False
-) -> None:
-    """Tell Serve what should run; it starts, and replaces replicas of another `version`, from then on.
+def deploy(served: Served, ranks: ReplicaConfig, *, start_first: bool = False) -> None:
+    """Tell Serve what should run; it starts, and replaces replicas of another version, from then on.
 
-    The front is never replaced, but one that starts later has the new `config`.
+    The front is never replaced, but one that starts later has the new config.
     """
+    config = served.config
     replicas = replica_application(
         ranks,
         revision=config.model.revision,
         replicas=config.model.replicas,
-        secret=secret,
-        threads=threads_per_rank(config),
+        secret=served.secret,
+        threads=served.layout.threads or threads_per_rank(config),
+        strategy=served.layout.strategy,
         qos=None if config.dispatch.qos is None else StepQos.read(Path(config.dispatch.qos)),
-        rollout=Rollout(config.model.drain_timeout, start_first, config.scaling(), version),
+        rollout=Rollout(config.model.drain_timeout, start_first, config.scaling(), served.version),
     )
     targets = [
         serve.RunTarget(replicas, name=REPLICAS_APP, route_prefix=None),
-        serve.RunTarget(front_application(config, secret), name=FRONT_APP, route_prefix="/"),
+        serve.RunTarget(front_application(config, served.secret, served.edge), name=FRONT_APP, route_prefix="/"),
     ]
     serve.run_many(targets, wait_for_applications_running=False)
 
 
-def start_serve(config: ClusterConfig, secret: str, *, own_ray: bool, every_node: bool = True) -> None:
-    """Start Serve with its HTTP front. Raises EchelonError where HAProxy's configuration is refused.
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The HTTP edge before the ingresses: the secret that it shows them, and where Serve listens behind it."""
 
-    In an own Ray only HAProxy listens beyond this machine: Serve's own HTTP ports have neither deadlines, TLS nor caps.
+    secret: str = field(repr=False)
+    serve_host: str
+
+
+def own_edge(config: ClusterConfig, secret: str) -> Edge:
+    """That of a Ray of our own: of what takes HTTP, HAProxy alone listens beyond this machine."""
+    shown = edge_secret(secret)
+    config.edge_settings(shown).write(edge_file())
+    return Edge(shown, "127.0.0.1")
+
+
+def joined_edge(config: ClusterConfig, secret: str, progress: Progress) -> Edge:
+    """That of a Ray cluster that was joined, once its nodes are there and fit. Raises EchelonError.
+
+    Hosts that `echelon node` made ready have our HAProxy, which reaches ingresses on each other. Elsewhere Serve's
+    proxies are what they are.
     """
-    if own_ray:
-        config.edge_settings(edge_secret(secret)).write(edge_file())
-    http = HTTPOptions(host="127.0.0.1" if own_ray else config.http.host, port=config.http.port)
+    await_nodes(config.placement, progress)
+    reports = survey()
+    refuse_unlike_hosts(reports)
+    for doubt in doubts_of(reports):
+        progress(f"warning: {doubt}")
+    if have_our_edge(reports):
+        return Edge(node_edge_secret(ray_token()), "0.0.0.0")
+    if config.http.tls_cert:
+        raise ConfigError(
+            "TLS needs Echelon's own edge: a Ray without --address, hosts started with `echelon node`, or a proxy in "
+            "front that has it"
+        )
+    return Edge(edge_secret(secret), config.http.host)
+
+
+def start_serve(config: ClusterConfig, edge: Edge, *, every_node: bool = True) -> None:
+    """Start Serve with its HTTP front. Raises EchelonError where HAProxy's configuration is refused."""
+    http = HTTPOptions(host=edge.serve_host, port=config.http.port)
     try:
         where = ProxyLocation.EveryNode if every_node else ProxyLocation.HeadOnly
         serve.start(proxy_location=where, http_options=http)
@@ -212,6 +257,8 @@ def watch_start(progress: Progress) -> bool:
         raise EchelonError(f"the replicas did not start: {messages}")
     if messages:
         progress(f"starting the replicas; {messages}"[:300])
+    for line in waiting_replicas():
+        progress(line)
     return states == ["RUNNING", "RUNNING"]
 
 

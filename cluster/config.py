@@ -154,6 +154,13 @@ class DispatchSection(Section):
     qos: str | None = None  # QoS file (docs/qos.md), the same path on every node; relative: to the cluster file
 
 
+class PlacementSection(Section):
+    """What is waited for in a Ray cluster that is joined, before anything is placed."""
+
+    nodes: Positive = 1  # that have joined, the head included
+    wait: Annotated[float, Field(ge=0)] = 0.0  # seconds for them to join, and to have room for every replica
+
+
 class LogSection(Section):
     """What our processes write to stderr, which Ray keeps in a file for each."""
 
@@ -168,6 +175,7 @@ class ClusterConfig(Section):
     engine: EngineSection = EngineSection()
     http: HttpSection = HttpSection()
     dispatch: DispatchSection = DispatchSection()
+    placement: PlacementSection = PlacementSection()
     log: LogSection = LogSection()
 
     def dispatcher_config(self) -> DispatcherConfig:

@@ -21,7 +21,7 @@ from cluster.dispatcher_actor import find_dispatcher
 from cluster.draining import MARGIN_SECONDS, leave
 from cluster.environment import SCALED_ENV
 from cluster.gang import Gang
-from cluster.placement import rank_bundles
+from cluster.placement import ONE_NODE, rank_bundles
 from cluster.start_turn import start_turn, turns_at_once
 from cluster.step_qos import StepQos
 from router.dispatch.scaling import FleetLoad, ScalingConfig
@@ -148,8 +148,10 @@ def replica_application(
     threads: int,
     qos: StepQos | None = None,
     rollout: Rollout | None = None,
+    strategy: str = ONE_NODE,
 ) -> serve.Application:
-    """The Serve application of all replicas of one model; `qos` orders their steps.
+    """The Serve application of all replicas of one model; `qos` orders their steps, `strategy` is Ray's
+    for a gang.
 
     Deployed again under another version it replaces the replicas, one after the other.
     """
@@ -163,7 +165,7 @@ def replica_application(
         # An environment of its own takes a process of its own: a prestarted one is quicker.
         ray_actor_options={"num_cpus": 0} | ({"runtime_env": {"env_vars": SCALED_ENV}} if scaling else {}),
         placement_group_bundles=rank_bundles(config),
-        placement_group_strategy="PACK",
+        placement_group_strategy=strategy,
         max_ongoing_requests=1000,
         max_constructor_retry_count=FAILED_STARTS,
         max_surge_percent=rollout.surge_percent(replicas),

@@ -13,6 +13,7 @@ import stat
 import struct
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from workers.api.errors import ConfigError
@@ -20,6 +21,8 @@ from workers.api.errors import ConfigError
 DEMO_MODEL = "demo"
 LEAST_SECRET = 32  # characters
 _FOLDER, _LOCK = "echelon-", "owner.lock"
+NODE_PORTS = (8404, 9101, 8500, 9500)  # HAProxy's statistics and metrics, Serve's fallback proxies: a host has one Ray
+MOST_SOCKET_FOLDER = 80  # characters: a socket's whole path has 97 at most
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
@@ -88,8 +91,47 @@ def prepare_ray() -> None:
     one that a second Ray on this machine would take as well (Serve's fallback proxy even shares its port with it).
     """
     private = private_folder(Path("/tmp"))
-    stats, metrics, fallback_http, fallback_grpc = map(str, free_ports(4))
-    defaults = {
+    for name, value in _ray_defaults(private, free_ports(4)).items():
+        os.environ.setdefault(name, value)
+
+
+def node_defaults(folder: Path) -> dict[str, str]:
+    """What `ray start` of a host that serves Echelon needs and its environment does not say yet.
+
+    `folder`: of this user's alone, for HAProxy's files; it stays. Raises ConfigError where its path is too long.
+    """
+    if len(str(folder)) > MOST_SOCKET_FOLDER:
+        raise ConfigError(f"{folder} is too long a path for a socket: set ECHELON_STATE_DIR to a shorter one")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    defaults = _ray_defaults(folder, NODE_PORTS) | NODE_ENV
+    return {name: value for name, value in defaults.items() if name in NODE_FORCED or name not in os.environ}
+
+
+def ray_token() -> str:
+    """The token that Ray's processes show each other, from where Ray has it. Raises ConfigError where there is none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        token = path.read_text().strip()
+    except OSError as e:
+        raise ConfigError(
+            f"no token of Ray in {path} ({e.strerror}): make one (ray get-auth-token --generate) and give every host "
+            "the same file"
+        ) from e
+    if not token:
+        raise ConfigError(f"{path} is empty: it should hold Ray's token")
+    return token
+
+
+def ray_temp_dir() -> Path:
+    """Where `ray up` keeps what it knows of a cluster: $RAY_TMPDIR or $TMPDIR, else /tmp, then `ray`."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+
+
+def _ray_defaults(private: Path, ports: Sequence[int]) -> dict[str, str]:
+    stats, metrics, fallback_http, fallback_grpc = map(str, ports)
+    return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # its default of 15 puts serving behind everything else on the machine
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -114,8 +156,6 @@ def prepare_ray() -> None:
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
 
 
 def private_folder(parent: Path) -> Path:
@@ -141,12 +181,35 @@ def edge_file() -> Path:
     return Path(os.environ["ECHELON_EDGE"])
 
 
+def edge_file_if_any() -> Path | None:
+    """The same, or None where this process is of a Ray that was started without."""
+    return Path(path) if (path := os.environ.get("ECHELON_EDGE")) else None
+
+
+def ray_asks_for_token() -> bool:
+    """Whether the Ray of this process wants to see a token."""
+    return os.environ.get("RAY_AUTH_MODE") == "token"
+
+
 def secure_ray_token() -> None:
     """Make Ray's token readable by its owner only (Ray 2.60 writes it 0644)."""
     token = Path.home() / ".ray" / "auth_token"
     if token.exists() and stat.S_IMODE(token.stat().st_mode) & 0o077:
         token.chmod(0o600)
 
+
+# On hosts of Echelon's own: only who has the token talks to Ray, and a node that is gone is noticed within seconds. Its
+# own defaults take half a minute and more; sharper ones take a host under load for a dead one.
+NODE_ENV = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_raylet_start_wait_time_s": "120",  # of 30: a host with much else to do at its start
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+NODE_FORCED = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED")  # the latter is set by `ray up` itself, nobody asked
 
 # The ingress runs its user code in the server's own loop: no thread hop an event (docs/architecture.md).
 INGRESS_ENV = {

@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.placement import rank_options
+from cluster.placement import rank_options, ranks_by_node
 from cluster.rank_actor import UP, RankActor, Started
 from cluster.starved import Delays, delays_of, most_waited
 from cluster.step_qos import StepQos
@@ -44,13 +44,16 @@ class Gang:
         self._patience = config.step_timeout * (1.0 if config.tensor_parallel == 1 else 1.5)
         self._start_patience, self._clock = config.start_timeout, time.monotonic
         remote = ray.remote(RankActor)
+        homes = ray.util.placement_group_table(group)["bundles_to_node_id"]
+        if len(set(homes.values())) > 1:
+            log.warning("replica %s is spread over nodes; by bundle: %s", replica_id, homes)
         self.ranks: list[ActorHandle[Any]] = [
             remote.options(
                 **rank_options(config),
                 name=f"rank-{replica_id}-{rank}",
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
             ).remote(config, revision, replica_id, rank, secret, threads, qos)
-            for rank in range(config.tensor_parallel)
+            for rank, bundle in enumerate(ranks_by_node(homes))
         ]
         self.pids: list[int] = []  # by rank, once started
         self._here: list[bool] = []  # by rank: whether it runs on our machine

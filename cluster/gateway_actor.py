@@ -20,6 +20,7 @@ from cluster.config import ClusterConfig, resolve_model
 from cluster.dispatcher_actor import locate_dispatcher
 from cluster.logs import set_up_logs
 from cluster.names import GATEWAY, NAMESPACE
+from cluster.placement import Layout
 from cluster.served_model import served_model
 from router.dispatch.client import DispatcherClient
 from router.engine_link import EngineLinks
@@ -59,11 +60,15 @@ def _bytes(key: str | None) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a cluster runs. `version` tells its replicas from those that ran before."""
+    """What a cluster runs. `version` tells its replicas from those that ran before; `edge` is what the proxy before the
+    ingresses shows them (empty: what follows from `secret`).
+    """
 
     config: ClusterConfig
     secret: str = field(repr=False)
     version: str
+    edge: str = field(default="", repr=False)
+    layout: Layout = Layout()
 
 
 class Gateway:

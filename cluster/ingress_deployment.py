@@ -37,7 +37,7 @@ MAX_ONGOING = 100_000  # Serve must never queue: the dispatcher does, in order
 class Ingress:
     """One front. Its user code runs in the server's own loop and never blocks."""
 
-    async def __init__(self, config: ClusterConfig, secret: str) -> None:  # type: ignore[misc]
+    async def __init__(self, config: ClusterConfig, secret: str, edge: str) -> None:  # type: ignore[misc]
         set_up_logs(config.log.level, config.log.format)
         self._keys = open_keys(config, secret)
         name = f"ingress-{os.getpid()}-{serve.get_replica_context().replica_id.unique_id}"
@@ -49,7 +49,7 @@ class Ingress:
         self._metrics = FrontMetrics(dispatcher, metrics, EngineMetrics(status))
         self._metrics.start()
         self._front = create_app(
-            config.front_config(edge_secret(secret)),
+            config.front_config(edge),
             [model],
             self._sessions,
             status,
@@ -78,8 +78,8 @@ def server_layers() -> list[Middleware]:
     return [Middleware(Outermost)]
 
 
-def front_application(config: ClusterConfig, secret: str) -> serve.Application:
-    """The Serve application of the front."""
+def front_application(config: ClusterConfig, secret: str, edge: str = "") -> serve.Application:
+    """The Serve application of the front; `edge`: what the proxy before it shows; empty: what follows from `secret`."""
     deployment: Any = serve.deployment(
         serve.ingress()(Ingress),
         name="ingress",
@@ -92,5 +92,5 @@ def front_application(config: ClusterConfig, secret: str) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=max(config.model.drain_timeout, LEAST_SHUTDOWN_SECONDS),
     ).options(version=FRONT_VERSION, _internal=True)
-    application: serve.Application = deployment.bind(config, secret)
+    application: serve.Application = deployment.bind(config, secret, edge or edge_secret(secret))
     return application

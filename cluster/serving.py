@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from router.keys.file import parse_keys, read_key_file
 from workers.api.errors import ConfigError, EchelonError
 
 STOP_SECONDS = 30.0
+WATCH_SECONDS = 5.0  # between two looks at what waits for room
 HTTP_FILES = ("api_keys", "tls_cert", "tls_key")
 HTTP_FLAGS = ("host", "port", "no_auth", *HTTP_FILES)
 DISPATCH_FLAGS = ("qos",)
+PLACEMENT_FLAGS = ("nodes",)
 MODEL_FLAGS = ("replicas", "tensor_parallel", "name")
 
 
@@ -45,6 +48,7 @@ def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
         values["dispatch"]["qos"] = str(Path(model).absolute().parent / Path(path).expanduser())
     values["dispatch"].update({k: flags[k] for k in DISPATCH_FLAGS if k in flags})
     values["http"].update({k: flags[k] for k in HTTP_FLAGS if k in flags})
+    values["placement"].update({k: flags[k] for k in PLACEMENT_FLAGS if k in flags})
     values["model"].update({k: flags[k] for k in MODEL_FLAGS if k in flags})
     folder = Path(config.model.path).expanduser()
     if config.model.path != DEMO_MODEL and folder.is_dir():
@@ -127,16 +131,16 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, _interrupt)  # `echelon stop` while it starts is Ctrl-C
     note = note_path(config.http.port)
-    note.write_text(json.dumps({"pid": os.getpid(), "began": _began(os.getpid()), "port": config.http.port}))
+    said = {"pid": os.getpid(), "began": _began(os.getpid()), "port": config.http.port}
+    note.write_text(json.dumps(said))
     console = Console(highlight=False)
     say = functools.partial(console.print, soft_wrap=True, markup=False)
     try:
         started = time.monotonic()
         with console.status("starting") as status:
-            cluster = bring_up(config, address=address, progress=lambda text: status.update(f"{text} ..."))
+            progress = (lambda text: status.update(f"{text} ...")) if console.is_terminal else say
+            cluster = bring_up(config, address=address, progress=progress)
         gc.enable()
-        left = {"pid": os.getpid(), "began": _began(os.getpid()), "port": config.http.port, "ray": cluster.ray_address}
-        note.write_text(json.dumps(left))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         body = json.dumps({"model": cluster.model, "messages": [{"role": "user", "content": "What is 3 + 4?"}]})
@@ -149,9 +153,11 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
         url, options = certificate.curl_options(cluster.base_url) if certificate else (cluster.base_url, "")
         say(f"  curl{options} {url}/chat/completions -H 'content-type: application/json'{key} -d '{body}'")
         say(f"  from Python: echelon.connect({cluster.ray_address!r})")
+        note.write_text(json.dumps({**said, "ray": cluster.ray_address, "url": cluster.base_url}))
         say(f"  stop it with Ctrl-C, `make stop PORT={config.http.port}` or `echelon stop --port {config.http.port}`")
         if config.model.replicas > 1:
-            say(f"  {await_others(config.model.replicas, stop, started)}")
+            say(f"  {await_others(config.model.replicas, stop, started, say)}")
+        threading.Thread(target=say_what_waits, args=(stop, say), daemon=True, name="placement").start()
         stop.wait()
         console.print("stopping ...")
     except KeyboardInterrupt:
@@ -163,20 +169,48 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
             note.unlink(missing_ok=True)
 
 
-def await_others(replicas: int, stop: threading.Event, started: float) -> str:
+def await_others(replicas: int, stop: threading.Event, started: float, say: Callable[[str], None]) -> str:
     """Wait until all replicas are up, one has failed, or `stop`; what to print of it. The first one serves meanwhile.
 
-    `started`: time.monotonic() of the start.
+    `started`: time.monotonic() of the start. `say` is told of each replica that finds no room.
     """
+    said: set[str] = set()
+
+    def tell(text: str) -> None:
+        if WAITS in text and text not in said:
+            said.add(text)
+            say(f"  warning: {text}")
+
     from cluster.app import POLL_SECONDS, watch_start
+    from cluster.room import WAITS
 
     try:
-        while not watch_start(lambda text: None):
+        while not watch_start(tell):
             if stop.wait(POLL_SECONDS):
                 return f"not all of the {replicas} replicas were up yet"
     except EchelonError as e:
         return f"not all of the {replicas} replicas are up; the others serve on: {e}"
     return f"all {replicas} replicas are up after {time.monotonic() - started:.1f} s"
+
+
+def say_what_waits(stop: threading.Event, say: Callable[[str], None]) -> None:
+    """Until `stop`: say which replicas find no room, whenever that changes. Runs in a thread of its own, since Ray
+    answers nothing while its head is away.
+    """
+    from ray.exceptions import RayError
+
+    from cluster.room import waiting_replicas
+
+    said: list[str] = []
+    while not stop.wait(WATCH_SECONDS):
+        try:
+            lines = waiting_replicas()
+        except RayError as e:
+            lines = [f"Ray does not say what waits for room: {e}"]
+        for line in lines:
+            if line not in said:
+                say(f"warning: {line}")
+        said = lines
 
 
 def _interrupt(*_: object) -> None:
@@ -252,6 +286,12 @@ def drain_running(target: str, *, port: int, address: str | None, timeout: float
 
 def _say(text: str) -> None:
     Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
+
+
+def stop_all() -> str:
+    """Stop every `echelon serve` of this user on this machine; what to print. Raises EchelonError where one stays."""
+    ports = [int(path.stem.removeprefix("serve-")) for path in state_dir().glob("serve-*.json")]
+    return "\n".join(stop_running(port) for port in sorted(ports)) or "nothing that this user started serves here"
 
 
 def _began(pid: int) -> int | None:

@@ -9,6 +9,7 @@ Import only after `cluster.environment.prepare_ray`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import time
 from pathlib import Path
@@ -29,7 +30,8 @@ from cluster.app import (
 from cluster.config import ClusterConfig, resolve_model
 from cluster.gateway_actor import Served
 from cluster.names import DISPATCHER, GATEWAY, NAMESPACE, REPLICAS_APP
-from cluster.placement import rank_bundles
+from cluster.placement import Layout, plan, rank_bundles, replica_demands
+from cluster.room import nodes_with_room
 from cluster.served_model import served_model
 from workers.api.config import ReplicaConfig
 from workers.api.errors import ConfigError, EchelonError
@@ -59,13 +61,25 @@ def upgrade(config: ClusterConfig, *, address: str, restart: bool, progress: Pro
             version = hashlib.sha256(f"{version} {time.time_ns()}".encode()).hexdigest()[:16]
         elif version == runs.version and wanted.model == runs.config.model:
             return "nothing has changed: no replica was replaced (--restart replaces them all the same)"
-        roll_out(Served(wanted, runs.secret, version), runs, device, progress)
-        ray.get(gateway.upgraded.remote(Served(wanted, runs.secret, version)))
+        layout = layout_after(runs, wanted, wanted.replica_config(device))
+        then = dataclasses.replace(runs, config=wanted, version=version, layout=layout)
+        roll_out(then, runs, device, progress)
+        ray.get(gateway.upgraded.remote(then))
     finally:
         ray.shutdown()
     left = [s for s in type(config).model_fields if s not in APPLIED and getattr(config, s) != getattr(runs.config, s)]
     note = f"; {', '.join(left)}: what differs there needs a new start" if left else ""
     return f"{wanted.model_name} is upgraded" + note
+
+
+def layout_after(runs: Served, wanted: ClusterConfig, ranks: ReplicaConfig) -> Layout:
+    """How gangs of the new size are laid out; those of the same size stay as they are."""
+    if wanted.model.tensor_parallel == runs.config.model.tensor_parallel:
+        return runs.layout
+    empty = [dataclasses.replace(node, free=node.total) for node in nodes_with_room()]
+    return dataclasses.replace(
+        runs.layout, strategy=plan(replica_demands(ranks, wanted.model.replicas), empty).strategy
+    )
 
 
 def merged(runs: ClusterConfig, file: ClusterConfig) -> ClusterConfig:
@@ -114,12 +128,12 @@ def roll_out(wanted: Served, runs: Served, device: str, progress: Progress) -> N
     start_first = model.upgrade == "start_first" or (model.upgrade == "auto" and has_room(ranks))
     config = as_many_as_run(wanted.config)
     progress(f"version {wanted.version}, " + ("a new replica before an old one goes" if start_first else "in place"))
-    deploy(config, ranks, wanted.secret, version=wanted.version, start_first=start_first)
+    deploy(dataclasses.replace(wanted, config=config), ranks, start_first=start_first)
     try:
         await_rollout(progress)
     except EchelonError as e:
-        back = as_many_as_run(runs.config)
-        deploy(back, runs.config.replica_config(device), runs.secret, version=runs.version, start_first=start_first)
+        back = dataclasses.replace(runs, config=as_many_as_run(runs.config))
+        deploy(back, runs.config.replica_config(device), start_first=start_first)
         with contextlib.suppress(EchelonError):
             await_rollout(lambda text: progress(f"going back; {text}"))
         raise EchelonError(f"the upgrade was taken back, what ran before serves on: {e}") from e
