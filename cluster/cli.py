@@ -61,14 +61,24 @@ def serve(
     tp: Annotated[int | None, typer.Option("--tp", help="GPUs of each replica (tensor parallel); default 1.")] = None,
     name: Annotated[str | None, typer.Option(help="Model name for clients; default: the folder's.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: an own one.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Wait for so many nodes of the Ray cluster.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once it answers; it goes on by itself.")] = False,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C or `echelon stop`."""
-    from cluster.serving import run_until_stopped
+    from cluster.serving import cluster_config, note_path, run_until_stopped
 
     given = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name, "no_auth": no_auth}
+    given |= {"nodes": nodes}
     files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key, "qos": qos_config_path}
     given |= {k: str(v.absolute()) for k, v in files.items() if v is not None}
-    run_until_stopped(model, {k: v for k, v in given.items() if v is not None}, address=address)
+    flags = {k: v for k, v in given.items() if v is not None}
+    if detach:
+        from cluster.detached import serve_detached
+
+        said = [one for one in sys.argv[2:] if one != "--detach"]
+        serve_detached(said, note_path(cluster_config(model, flags).http.port), typer.echo)
+    else:
+        run_until_stopped(model, flags, address=address)
 
 
 @app.command()
@@ -77,11 +87,31 @@ def stop(
     address: Annotated[
         str | None, typer.Option(help="Stop the one in this Ray cluster, though its `serve` process was killed.")
     ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Stop all of this user on this machine.")] = False,
 ) -> None:
     """Stop an `echelon serve` of this user on this machine, or the one in a Ray cluster."""
-    from cluster.serving import stop_cluster, stop_running
+    from cluster.serving import stop_all, stop_cluster, stop_running
 
-    typer.echo(stop_running(port) if address is None else stop_cluster(address))
+    if every:
+        typer.echo(stop_all())
+    else:
+        typer.echo(stop_running(port) if address is None else stop_cluster(address))
+
+
+@app.command()
+def node(file: Annotated[Path, typer.Argument(help="The cluster file, as it lies on this host.")]) -> None:
+    """Make this host ready for `ray start`: prints what the shell that starts Ray has to export."""
+    from cluster.node_command import node_exports
+
+    typer.echo(node_exports(file), nl=False)
+
+
+@app.command()
+def down(file: Annotated[Path, typer.Argument(help="The file that `ray up` was given.")]) -> None:
+    """Stop a cluster that `ray up` started: Echelon, then Ray on its head and on every worker."""
+    from cluster.down import take_down
+
+    take_down(file, typer.echo)
 
 
 @app.command()
@@ -154,11 +184,35 @@ def chat(
 
 
 @app.command()
-def doctor() -> None:
-    """Look at this machine and say what Echelon would trip over."""
+def status(
+    address: Annotated[str, typer.Option(help="The Ray cluster; default: the one of this host.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show nodes, replicas, where their ranks are and how they do, and what waits."""
+    from cluster.environment import prepare_ray
+
+    prepare_ray()
+    from cluster.status_command import look_at
+
+    view = look_at(address)
+    typer.echo(view.as_json() if as_json else view.as_text())
+
+
+@app.command()
+def doctor(
+    address: Annotated[str | None, typer.Option(help="Look at all hosts of this Ray cluster, e.g. auto.")] = None,
+) -> None:
+    """Look at this machine, or at the hosts of a Ray cluster, and say what Echelon would trip over."""
     from cluster.doctor import examine
 
     findings = examine()
+    if address is not None:
+        from cluster.environment import prepare_ray
+
+        prepare_ray()
+        from cluster.cluster_doctor import examine_cluster
+
+        findings += examine_cluster(address)
     for finding in findings:
         errors.print(f"[{'green' if finding.ok else 'red'}]{'ok ' if finding.ok else 'BAD'}[/] {escape(finding.text)}")
     raise typer.Exit(0 if all(f.ok for f in findings) else 1)
