@@ -10,11 +10,11 @@ PATIENCE = 60.0  # seconds until what has not happened never will
 _LOOKS = 0.05  # seconds between two looks
 
 
-def await_true(condition: Callable[[], Any], failure: str, seconds: float = PATIENCE) -> None:
+def await_true(condition: Callable[[], Any], failure: str | Callable[[], str], seconds: float = PATIENCE) -> None:
     """Return once `condition` holds; fail with `failure` when it does not for `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, failure
+        assert time.monotonic() < deadline, failure() if callable(failure) else failure
         time.sleep(_LOOKS)
 
 
