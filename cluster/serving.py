@@ -131,7 +131,7 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, _interrupt)  # `echelon stop` while it starts is Ctrl-C
     note = note_path(config.http.port)
-    said = {"pid": os.getpid(), "began": _began(os.getpid()), "port": config.http.port}
+    said: dict[str, Any] = {"pid": os.getpid(), "began": _began(os.getpid()), "port": config.http.port}
     note.write_text(json.dumps(said))
     console = Console(highlight=False)
     say = functools.partial(console.print, soft_wrap=True, markup=False)
@@ -141,6 +141,8 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
             progress = (lambda text: status.update(f"{text} ...")) if console.is_terminal else say
             cluster = bring_up(config, address=address, progress=progress)
         gc.enable()
+        said["ray"] = cluster.ray_address
+        note.write_text(json.dumps(said))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         body = json.dumps({"model": cluster.model, "messages": [{"role": "user", "content": "What is 3 + 4?"}]})
@@ -153,12 +155,14 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
         url, options = certificate.curl_options(cluster.base_url) if certificate else (cluster.base_url, "")
         say(f"  curl{options} {url}/chat/completions -H 'content-type: application/json'{key} -d '{body}'")
         say(f"  from Python: echelon.connect({cluster.ray_address!r})")
-        note.write_text(json.dumps({**said, "ray": cluster.ray_address, "url": cluster.base_url}))
+        note.write_text(json.dumps({**said, "url": cluster.base_url}))  # `--detach` has read all of the above then
         say(f"  stop it with Ctrl-C, `make stop PORT={config.http.port}` or `echelon stop --port {config.http.port}`")
         if config.model.replicas > 1:
             say(f"  {await_others(config.model.replicas, stop, started, say)}")
-        threading.Thread(target=say_what_waits, args=(stop, say), daemon=True, name="placement").start()
+        watch = threading.Thread(target=say_what_waits, args=(stop, say), daemon=True, name="placement")
+        watch.start()
         stop.wait()
+        watch.join(WATCH_SECONDS)  # not in the middle of a question to a Ray that goes
         console.print("stopping ...")
     except KeyboardInterrupt:
         console.print("stopped before it was up")
