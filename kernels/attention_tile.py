@@ -7,7 +7,33 @@ normalizer calculation for softmax, 2018.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
+
 from kernels.backend import WIDEN_DOT, constexpr, tensor, tl, triton_jit
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """What some models do to the scores. Kernels are compiled for what is there: the rest costs nothing.
+
+    soft_cap: scores, scaled, become soft_cap * tanh(score / soft_cap); 0 for not. slopes [H] fp32: a score gets
+    slope * (key position - query position) added (ALiBi; Press et al., 2021). sinks [H] fp32: a score of each head
+    that takes part in the softmax and has no value (Xiao et al., Efficient Streaming Language Models, 2023).
+    """
+
+    soft_cap: float = 0.0
+    slopes: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is done."""
+        return not self.soft_cap and self.slopes is None and self.sinks is None
+
+
+PLAIN = ScoreOptions()
 
 
 @triton_jit
@@ -28,19 +54,22 @@ def attend_tiles(
     value_block: tensor,
     value_slot: tensor,
     scale: tensor,
+    slope: tensor,
     SIZE: constexpr,
     PAGE: constexpr,
     WINDOW: constexpr,
     BLOCK_N: constexpr,
     BLOCK_D: constexpr,
     MASKED: constexpr,
+    CAP: constexpr,
 ) -> tensor:
     """Attend from q [M, BLOCK_D] to the positions from `first` (a multiple of BLOCK_N) up to `last`.
 
     query_at [M] is the position of each row; acc [M, BLOCK_D], total [M] and best [M] carry the online softmax in
-    powers of two; scale holds the factor log2(e). The table, key and value pointers are at the sequence and at the KV
-    head. Without MASKED, every row must see every position, and `last` be a multiple of BLOCK_N. With it, nothing below
-    `lowest` or from `last` on is read, so that what lies there may be NaN.
+    powers of two; scale holds the factor log2(e). slope: None, or [M] in powers of two. CAP: the soft cap, 0 for none.
+    The table, key and value pointers are at the sequence and at the KV head. Without MASKED, every row must see every
+    position, and `last` be a multiple of BLOCK_N. With it, nothing below `lowest` or from `last` on is read, so that
+    what lies there may be NaN.
     """
     channel = tl.arange(0, BLOCK_D)
     if WIDEN_DOT:
@@ -73,15 +102,24 @@ def attend_tiles(
             keys = tl.load(key_at)
             values = tl.load(value_at)
         scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision="ieee")
+        factor = scale
+        if CAP > 0.0 or slope is not None:
+            scores = scores * scale
+            factor = 1.0
+            if CAP > 0.0:
+                # tanh(x) = 1 - 2 / (e^2x + 1), which is right at both infinities; both factors are powers of two.
+                scores = 1.4426950408889634 * CAP * (1.0 - 2.0 / (tl.exp2(scores * (2.0 / CAP)) + 1.0))
+            if slope is not None:
+                scores += slope[:, None] * (position[None, :] - query_at[:, None]).to(tl.float32)
         if MASKED:
             seen = (position[None, :] <= query_at[:, None]) & (position >= lowest)[None, :] & (position < last)[None, :]
             if WINDOW > 0:
                 seen = seen & (position[None, :] > query_at[:, None] - WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
-        better = tl.maximum(best, tl.max(scores, axis=1) * scale)
+        better = tl.maximum(best, tl.max(scores, axis=1) * factor)
         # A row that has seen nothing yet would subtract infinity from infinity.
         base = tl.where(better == float("-inf"), 0.0, better)
-        weights = tl.exp2(scores * scale - base[:, None])
+        weights = tl.exp2(scores * factor - base[:, None])
         decay = tl.exp2(best - base)
         total = total * decay + tl.sum(weights, axis=1)
         acc = tl.dot(weights.to(q.dtype), values.to(q.dtype), acc * decay[:, None], input_precision="ieee")

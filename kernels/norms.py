@@ -18,6 +18,8 @@ def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tor
         return F.rms_norm(x, weight.shape, weight, eps)
     x32 = x.float()
     normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
+    if weight.dtype != x.dtype:
+        return (normed * weight).to(x.dtype)
     # The rounding before the weight is llama's; without it bf16 differs from transformers in the last bit.
     return (weight * normed.to(x.dtype)).to(x.dtype)
 
@@ -58,7 +60,9 @@ def _norm_kernel(
         tl.store(total_ptr + row * CHANNELS + channel, x, mask=real)
     x32 = x.to(tl.float32)
     normed = x32 * tl.rsqrt(tl.sum(x32 * x32, axis=0) / CHANNELS + eps)
-    scaled = normed.to(x.dtype).to(tl.float32) * weight.to(tl.float32)
+    if weight_ptr.dtype.element_ty == x_ptr.dtype.element_ty:
+        normed = normed.to(x.dtype).to(tl.float32)
+    scaled = normed * weight.to(tl.float32)
     tl.store(out_ptr + row * CHANNELS + channel, scaled.to(x.dtype), mask=real)
 
 
@@ -83,7 +87,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Normalize the rows of `x` and scale them by `weight`.
 
     x [T, C] (channels adjacent), weight [C], the same floating dtype -> [T, C] in that dtype. The mean is taken in
-    fp32; the normalized row is rounded to the dtype before the weight, as llama does.
+    fp32; the normalized row is rounded to the dtype before the weight, as llama does. A weight in fp32 beside an `x` of
+    16 bits is applied before the rounding, as gemma does.
     """
     if use_triton(x):
         return _launch_norm(x, x, weight, eps, add=False)[0]

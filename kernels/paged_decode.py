@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kernels.attention_tile import attend_tiles
+from kernels.attention_tile import PLAIN, ScoreOptions, attend_tiles
 from kernels.backend import begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit_for_any, use_triton
 from kernels.kv_cache import Memo
 from kernels.paged_dense import attend
@@ -43,11 +43,12 @@ def paged_decode_reference(
     out: torch.Tensor | None = None,
     memo: Memo | None = None,
     rows: torch.Tensor | None = None,
+    options: ScoreOptions = PLAIN,
 ) -> torch.Tensor:
     """`paged_decode` in torch."""
     if rows is None:
-        return attend(q, key_cache, value_cache, block_tables, None, kv_lens, scale, window, out, memo)
-    found = attend(q[rows], key_cache, value_cache, block_tables, None, kv_lens, scale, window, None, memo)
+        return attend(q, key_cache, value_cache, block_tables, None, kv_lens, scale, window, out, memo, options)
+    found = attend(q[rows], key_cache, value_cache, block_tables, None, kv_lens, scale, window, None, memo, options)
     return (torch.empty_like(q) if out is None else out).index_copy_(0, rows.long(), found)
 
 
@@ -62,6 +63,8 @@ def _decode_kernel(
     table_ptr: tensor,
     length_ptr: tensor,
     row_ptr: tensor,
+    slope_ptr: tensor,
+    sink_ptr: tensor,
     scale: tensor,
     splits: tensor,
     q_row: tensor,
@@ -87,6 +90,7 @@ def _decode_kernel(
     LEAST: constexpr,
     TAIL: constexpr,
     ORDERED: constexpr,
+    CAP: constexpr,
     EARLY: constexpr,
 ) -> None:
     """One group of heads of one sequence and one of its splits a program. Heads of a sequence, which lie beside each
@@ -119,6 +123,13 @@ def _decode_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    slope = None
+    if slope_ptr is not None:
+        slope = tl.load(slope_ptr + head, mask=row < GROUP, other=0.0) * 1.4426950408889634
+    if sink_ptr is not None:
+        # It takes part once, in the first split.
+        best = tl.load(sink_ptr + head, mask=(row < GROUP) & (split == 0), other=float("-inf")) * 1.4426950408889634
+        total += tl.where(split == 0, 1.0, 0.0)
     query_at = tl.zeros([BLOCK_M], tl.int32) + (kv_len - 1)
     table = table_ptr + b * table_row
     keys, values = key_ptr + kv_head * key_head, value_ptr + kv_head * value_head
@@ -127,11 +138,11 @@ def _decode_kernel(
         whole = tl.maximum(first, last // BLOCK_N * BLOCK_N)
         acc, total, best = attend_tiles(
             q, acc, total, best, query_at, first, whole, lowest, table, keys, values, key_block, key_slot, value_block,
-            value_slot, scale, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, False,
+            value_slot, scale, slope, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, False, CAP,
         )  # fmt: skip
     acc, total, best = attend_tiles(
         q, acc, total, best, query_at, whole, last, lowest, table, keys, values, key_block, key_slot, value_block,
-        value_slot, scale, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, True,
+        value_slot, scale, slope, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, True, CAP,
     )  # fmt: skip
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     if SPLIT and tiles > share:
@@ -230,6 +241,7 @@ def _launch(
     workspace: torch.Tensor | None,
     tuning: DecodeTuning | None,
     rows: torch.Tensor | None,
+    options: ScoreOptions,
 ) -> None:
     batch, heads, size = q.shape
     _, page, kv_heads, _ = key_cache.shape
@@ -247,11 +259,11 @@ def _launch(
         )
     _decode_kernel[(kv_heads, batch, splits)](
         *(q, out, partials, weights, key_cache, value_cache, block_tables, kv_lens, kv_lens if rows is None else rows),
-        *(scale * 1.4426950408889634, splits),
+        *(options.slopes, options.sinks, scale * 1.4426950408889634, splits),
         *(*q.stride()[:2], *out.stride()[:2], block_tables.stride(0)),
         *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
         *(heads, group, size, page, window, max(16, next_power_of_two(group)), tuning.tile, block_d),
-        *(splits > 1, tuning.least, tuning.tail, rows is not None),
+        *(splits > 1, tuning.least, tuning.tail, rows is not None, options.soft_cap),
         num_warps=tuning.warps,
         num_stages=tuning.stages,
         **early_start(q),
@@ -279,6 +291,7 @@ def paged_decode(
     memo: Memo | None = None,
     tuning: DecodeTuning | None = None,
     rows: torch.Tensor | None = None,
+    options: ScoreOptions = PLAIN,
 ) -> torch.Tensor:
     """Attention of the query at position kv_len - 1 of each sequence over that sequence's cache.
 
@@ -289,13 +302,16 @@ def paged_decode(
     used; they may be -1 and NaN. q, out and the caches have adjacent channels. workspace: fp32, of at least
     `decode_workspace_size` elements, for calls that may not allocate; its contents do not matter. memo: as in
     `paged_prefill`. tuning: how the launch is cut, None for what the device's table says. rows [B] int32, each once:
-    which row of q is the query of sequence i, None for row i; see `longest_first`.
+    which row of q is the query of sequence i, None for row i; see `longest_first`. options: what is done to the scores;
+    the output of a padding row stays zeros.
     """
     if use_triton(q):
         if out is None:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if len(q):
             caches = (key_cache, value_cache, block_tables, kv_lens)
-            _launch(q, *caches, max_kv, scale, window, out, workspace, tuning, rows)
+            _launch(q, *caches, max_kv, scale, window, out, workspace, tuning, rows, options)
         return out
-    return paged_decode_reference(q, key_cache, value_cache, block_tables, kv_lens, scale, window, out, memo, rows)
+    return paged_decode_reference(
+        q, key_cache, value_cache, block_tables, kv_lens, scale, window, out, memo, rows, options
+    )

@@ -18,6 +18,7 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
+from kernels.attention_tile import PLAIN, ScoreOptions
 from kernels.kv_cache import Memo
 
 _QUERIES = 64  # of a piece: fewer gather the keys more often, more compute what the causal mask then hides
@@ -133,6 +134,7 @@ def attend(
     window: int,
     out: torch.Tensor | None,
     memo: Memo | None,
+    options: ScoreOptions = PLAIN,
 ) -> torch.Tensor:
     """`paged_prefill` in torch, computed in fp32; cu_query None: one query a sequence. On CUDA it waits for the device.
 
@@ -159,11 +161,35 @@ def attend(
     out[first:].zero_()
     caches = [cache.view(-1, kv_heads, size) for cache in (key_cache, value_cache)]
     for tile in tiles:
-        _attend(q, caches, tile, scale, out)
+        _attend(q, caches, tile, scale, out, options)
     return out
 
 
-def _attend(q: torch.Tensor, caches: list[torch.Tensor], t: Tile, scale: float, out: torch.Tensor) -> None:
+def _attend_with(
+    options: ScoreOptions, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, t: Tile, scale: float
+) -> torch.Tensor:
+    """Attention whose scores are changed: rows [P, K, Q * G, D], keys and values [P, K, L, D] -> as rows."""
+    _, kv_heads, count, _ = rows.shape
+    span = keys.shape[2]
+    scores = rows @ keys.transpose(2, 3) * scale
+    if options.soft_cap:
+        scores = torch.tanh(scores / options.soft_cap) * options.soft_cap
+    if options.slopes is not None:
+        key, query = torch.arange(span, device=rows.device), torch.arange(t.queries, device=rows.device)
+        lead = (key - (span - t.queries) - query.unsqueeze(1)).float()
+        slopes = options.slopes.view(kv_heads, 1, -1, 1) * lead.view(1, t.queries, 1, span)
+        scores += slopes.reshape(kv_heads, count, span)
+    if t.bias is not None:
+        scores += t.bias
+    if options.sinks is not None:
+        sinks = options.sinks.view(kv_heads, 1, -1).expand(kv_heads, t.queries, -1).reshape(1, kv_heads, count, 1)
+        scores = torch.cat([scores, sinks.expand(len(scores), -1, -1, -1)], dim=-1)
+    return scores.softmax(dim=-1)[..., :span] @ values
+
+
+def _attend(
+    q: torch.Tensor, caches: list[torch.Tensor], t: Tile, scale: float, out: torch.Tensor, options: ScoreOptions
+) -> None:
     """Write the tokens of one tile; caches [N * S, K, D]."""
     _, kv_heads, size = caches[0].shape
     keys, values = (
@@ -173,7 +199,10 @@ def _attend(q: torch.Tensor, caches: list[torch.Tensor], t: Tile, scale: float, 
     # The heads of a group are rows beside each other, so no key is repeated.
     rows = part.view(t.pieces, t.queries, kv_heads, -1, size).transpose(1, 2).float()
     rows = rows.reshape(t.pieces, kv_heads, -1, size)
-    result = F.scaled_dot_product_attention(rows, keys, values, attn_mask=t.bias, scale=scale)
+    if options.is_plain:
+        result = F.scaled_dot_product_attention(rows, keys, values, attn_mask=t.bias, scale=scale)
+    else:
+        result = _attend_with(options, rows, keys, values, t, scale)
     result = result.view(t.pieces, kv_heads, t.queries, -1, size).transpose(1, 2).reshape(part.shape).to(out.dtype)
     if isinstance(t.tokens, slice):
         out[t.tokens] = result

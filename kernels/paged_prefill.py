@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from kernels.attention_tile import attend_tiles
+from kernels.attention_tile import PLAIN, ScoreOptions, attend_tiles
 from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit_for_any, use_triton
 from kernels.kv_cache import Memo
 from kernels.paged_dense import attend
@@ -33,9 +33,10 @@ def paged_prefill_reference(
     window: int = 0,
     out: torch.Tensor | None = None,
     memo: Memo | None = None,
+    options: ScoreOptions = PLAIN,
 ) -> torch.Tensor:
     """`paged_prefill` in torch; tokens past cu_query[B] become zeros."""
-    return attend(q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window, out, memo)
+    return attend(q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window, out, memo, options)
 
 
 @triton_jit_for_any(numbers=["batch", "table_row"], pointers=["table_ptr", "cu_query_ptr", "length_ptr"])
@@ -47,6 +48,8 @@ def _prefill_kernel(
     table_ptr: tensor,
     cu_query_ptr: tensor,
     length_ptr: tensor,
+    slope_ptr: tensor,
+    sink_ptr: tensor,
     batch: tensor,
     scale: tensor,
     q_row: tensor,
@@ -69,6 +72,7 @@ def _prefill_kernel(
     BLOCK_M: constexpr,
     BLOCK_N: constexpr,
     BLOCK_D: constexpr,
+    CAP: constexpr,
 ) -> None:
     """BLOCK_Q tokens of one sequence and all heads of one group a program."""
     # The last tiles of a sequence see most: they begin first.
@@ -108,6 +112,12 @@ def _prefill_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    slope = None
+    if slope_ptr is not None:
+        slope = tl.load(slope_ptr + head) * 1.4426950408889634
+    if sink_ptr is not None:
+        best = tl.load(sink_ptr + head) * 1.4426950408889634
+        total += 1.0
     table = table_ptr + b.to(tl.int64) * table_row
     keys, values = key_ptr + kv_head * key_head, value_ptr + kv_head * value_head
     whole = first
@@ -115,11 +125,11 @@ def _prefill_kernel(
         whole = (lead + 1) // BLOCK_N * BLOCK_N
         acc, total, best = attend_tiles(
             q, acc, total, best, query_at, first, whole, lowest, table, keys, values, key_block, key_slot, value_block,
-            value_slot, scale, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, False,
+            value_slot, scale, slope, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, False, CAP,
         )  # fmt: skip
     acc, total, best = attend_tiles(
         q, acc, total, best, query_at, whole, last, lowest, table, keys, values, key_block, key_slot, value_block,
-        value_slot, scale, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, True,
+        value_slot, scale, slope, SIZE, PAGE, WINDOW, BLOCK_N, BLOCK_D, True, CAP,
     )  # fmt: skip
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     out_at = out_ptr + (token * out_row + head * out_head)[:, None] + channel[None, :]
@@ -151,6 +161,7 @@ def _launch(
     window: int,
     out: torch.Tensor,
     tuning: PrefillTuning | None,
+    options: ScoreOptions,
 ) -> None:
     tokens, heads, size = q.shape
     _, page, kv_heads, _ = key_cache.shape
@@ -160,10 +171,11 @@ def _launch(
     block_m = _rows(tuning, max_query, group)
     block_q = block_m // group
     _prefill_kernel[(tokens // block_q + batch, kv_heads)](
-        *(q, out, key_cache, value_cache, block_tables, cu_query, kv_lens, batch, scale * 1.4426950408889634),
+        *(q, out, key_cache, value_cache, block_tables, cu_query, kv_lens),
+        *(options.slopes, options.sinks, batch, scale * 1.4426950408889634),
         *(*q.stride()[:2], *out.stride()[:2], block_tables.stride(0)),
         *(*key_cache.stride()[:3], *value_cache.stride()[:3]),
-        *(group, size, page, window, _among(batch), block_q, block_m, tuning.tile, block_d),
+        *(group, size, page, window, _among(batch), block_q, block_m, tuning.tile, block_d, options.soft_cap),
         num_warps=tuning.warps if block_m >= tuning.rows else min(tuning.warps, tuning.warps_of_few),
         num_stages=tuning.stages,
     )
@@ -183,6 +195,7 @@ def paged_prefill(
     out: torch.Tensor | None = None,
     memo: Memo | None = None,
     tuning: PrefillTuning | None = None,
+    options: ScoreOptions = PLAIN,
 ) -> torch.Tensor:
     """Causal attention of each sequence's newest tokens over that sequence's cache.
 
@@ -195,19 +208,30 @@ def paged_prefill(
     be -1 and NaN. q, out and the caches have adjacent channels. Tokens before cu_query[0] are left alone; those past
     cu_query[B] are padding, whose output is not defined. memo: a dict kept for the layers of a step, if their tables,
     lengths and shapes are the same: the reference then finds its way through the cache once. tuning: how the launch is
-    cut, None for what the device's table says.
+    cut, None for what the device's table says. options: what is done to the scores.
     """
     if use_triton(q):
         if out is None:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if len(q):
-            _launch(q, key_cache, value_cache, block_tables, cu_query, kv_lens, max_query, scale, window, out, tuning)
+            _launch(
+                q, key_cache, value_cache, block_tables, cu_query, kv_lens, max_query, scale, window, out, tuning,
+                options,
+            )  # fmt: skip
         return out
-    return paged_prefill_reference(q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window, out, memo)
+    return paged_prefill_reference(
+        q, key_cache, value_cache, block_tables, cu_query, kv_lens, scale, window, out, memo, options
+    )
 
 
 def launches_of(
-    q: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, tokens: int, sequences: int, window: int = 0
+    q: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    tokens: int,
+    sequences: int,
+    window: int = 0,
+    options: ScoreOptions = PLAIN,
 ) -> list[Callable[[], None]]:
     """All different kernels that steps of up to `tokens` query tokens of up to `sequences` sequences launch, each as a
     launch that attends nothing: called once, in any thread, so that no step waits for the compiler. q [1, H, D].
@@ -225,6 +249,6 @@ def launches_of(
         nothing = torch.zeros(batch + 1, dtype=torch.int32, device=q.device)
         tables = torch.zeros((batch, 1), dtype=torch.int32, device=q.device)
         out = torch.empty_like(q)
-        _launch(q, key_cache, value_cache, tables, nothing, nothing[1:], max_query, 1.0, window, out, None)
+        _launch(q, key_cache, value_cache, tables, nothing, nothing[1:], max_query, 1.0, window, out, None, options)
 
     return [partial(launch, min(most, sequences), n) for most in batches for n in shapes.values()]

@@ -1,7 +1,8 @@
 """Rotary position embedding, alone and fused with the write of keys and values to the paged cache.
 
 Shapes: T tokens, H query heads, K KV heads, D head size, R rotary size (R <= D), P positions, N blocks, S block size.
-Source: Su et al., RoFormer, 2021; halves are rotated against each other (NeoX, llama), not neighbours.
+Source: Su et al., RoFormer, 2021. Halves are rotated against each other (NeoX, llama), or neighbours where interleaved
+(GPT-J, GLM).
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ def _factors(positions: torch.Tensor, cos_sin: torch.Tensor) -> tuple[torch.Tens
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
+def _rotate_neighbours(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    size = cos.shape[-1]
+    first, second = x[..., :size].float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., : size // 2], sin[..., size // 2 :]
+    out = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2).to(x.dtype)
+    return out if size == x.shape[-1] else torch.cat([out, x[..., size:]], dim=-1)
+
+
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     size = cos.shape[-1]
     x32 = x[..., :size].float()
@@ -26,8 +35,9 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _rotate_both(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    rotate = _rotate_neighbours if interleaved else _rotate
     (tokens, heads, size), kv_heads = q.shape, k.shape[1]
     beside = (
         (tokens == 1 or q.stride(0) == k.stride(0))  # of one token the stride may be anything
@@ -36,17 +46,17 @@ def _rotate_both(
         and k.storage_offset() == q.storage_offset() + heads * size
     )
     if not beside:
-        return _rotate(q, cos, sin), _rotate(k, cos, sin)
+        return rotate(q, cos, sin), rotate(k, cos, sin)
     # Parts of one projection are rotated as one: at small batches the number of operations is what counts.
-    both = _rotate(q.as_strided((tokens, heads + kv_heads, size), q.stride()), cos, sin)
+    both = rotate(q.as_strided((tokens, heads + kv_heads, size), q.stride()), cos, sin)
     return both[:, :heads], both[:, heads:]
 
 
 def rotary_embed_reference(
-    q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rotary_embed` in torch."""
-    return _rotate_both(q, k, *_factors(positions, cos_sin))
+    return _rotate_both(q, k, *_factors(positions, cos_sin), interleaved)
 
 
 def rotary_and_store_reference(
@@ -59,13 +69,14 @@ def rotary_and_store_reference(
     value_cache: torch.Tensor,
     slots: torch.Tensor,
     memo: Memo | None = None,
+    interleaved: bool = False,
 ) -> torch.Tensor:
     """`rotary_and_store` in torch."""
     memo = {} if memo is None else memo
     key = "factors", cos_sin.data_ptr()
     if key not in memo:
         memo[key] = _factors(positions, cos_sin)
-    q, k = _rotate_both(q, k, *memo[key])
+    q, k = _rotate_both(q, k, *memo[key], interleaved)
     store_kv_reference(k, v, key_cache, value_cache, slots, memo)
     return q
 
@@ -84,16 +95,23 @@ def _rotate_tile(
     HALF: constexpr,
     BLOCK_R: constexpr,
     BLOCK_D: constexpr,
+    INTERLEAVED: constexpr,
 ) -> None:
     """Rotate the heads `head` [BLOCK_H] of one token; the pointers are at the token."""
     channel = tl.arange(0, BLOCK_R)[None, :]
     real = (head < heads)[:, None] & (channel < HALF)
-    x_at = x_ptr + head[:, None] * x_head + channel
-    out_at = out_ptr + head[:, None] * out_head + channel
+    if INTERLEAVED:
+        at = 2 * channel
+        beside = 1
+    else:
+        at = channel
+        beside = HALF
+    x_at = x_ptr + head[:, None] * x_head + at
+    out_at = out_ptr + head[:, None] * out_head + at
     first = tl.load(x_at, mask=real, other=0.0).to(tl.float32)
-    second = tl.load(x_at + HALF, mask=real, other=0.0).to(tl.float32)
+    second = tl.load(x_at + beside, mask=real, other=0.0).to(tl.float32)
     tl.store(out_at, (first * cos - second * sin).to(out_ptr.dtype.element_ty), mask=real)
-    tl.store(out_at + HALF, (second * cos + first * sin).to(out_ptr.dtype.element_ty), mask=real)
+    tl.store(out_at + beside, (second * cos + first * sin).to(out_ptr.dtype.element_ty), mask=real)
     if 2 * HALF < SIZE:
         rest = tl.arange(0, BLOCK_D)[None, :]
         real = (head < heads)[:, None] & (rest >= 2 * HALF) & (rest < SIZE)
@@ -133,6 +151,7 @@ def _rotary_kernel(
     BLOCK_R: constexpr,
     BLOCK_D: constexpr,
     STORE: constexpr,
+    INTERLEAVED: constexpr,
     EARLY: constexpr,
 ) -> None:
     """Some heads of one token a program: first those of q, then those of k with their v.
@@ -150,7 +169,10 @@ def _rotary_kernel(
     if tile < q_tiles:
         head = tile * BLOCK_H + tl.arange(0, BLOCK_H)
         out = q_out_ptr + token * HEADS * SIZE
-        _rotate_tile(q_ptr + token * q_token, q_head, out, SIZE, cos, sin, head, HEADS, SIZE, HALF, BLOCK_R, BLOCK_D)
+        _rotate_tile(
+            q_ptr + token * q_token, q_head, out, SIZE, cos, sin, head, HEADS, SIZE, HALF, BLOCK_R, BLOCK_D,
+            INTERLEAVED,
+        )  # fmt: skip
     else:
         head = (tile - q_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
         k_at = k_ptr + token * k_token
@@ -158,7 +180,9 @@ def _rotary_kernel(
             slot = tl.load(slot_ptr + token).to(tl.int64)
             if slot >= 0:
                 out = k_out_ptr + slot // PAGE * key_block + slot % PAGE * key_slot
-                _rotate_tile(k_at, k_head, out, key_head, cos, sin, head, KV_HEADS, SIZE, HALF, BLOCK_R, BLOCK_D)
+                _rotate_tile(
+                    k_at, k_head, out, key_head, cos, sin, head, KV_HEADS, SIZE, HALF, BLOCK_R, BLOCK_D, INTERLEAVED
+                )
                 whole = tl.arange(0, BLOCK_D)[None, :]
                 real = (head < KV_HEADS)[:, None] & (whole < SIZE)
                 v = tl.load(v_ptr + token * v_token + head[:, None] * v_head + whole, mask=real)
@@ -167,7 +191,7 @@ def _rotary_kernel(
                 tl.store(v_at, v.to(v_out_ptr.dtype.element_ty), mask=real)
         else:
             out = k_out_ptr + token * KV_HEADS * SIZE
-            _rotate_tile(k_at, k_head, out, SIZE, cos, sin, head, KV_HEADS, SIZE, HALF, BLOCK_R, BLOCK_D)
+            _rotate_tile(k_at, k_head, out, SIZE, cos, sin, head, KV_HEADS, SIZE, HALF, BLOCK_R, BLOCK_D, INTERLEAVED)
 
 
 def _launch(
@@ -180,6 +204,7 @@ def _launch(
     v_out: torch.Tensor,
     slots: torch.Tensor,
     store: bool,
+    interleaved: bool,
 ) -> torch.Tensor:
     tokens, heads, size = q.shape
     kv_heads, half = k.shape[1], cos_sin.shape[1] // 2
@@ -190,7 +215,7 @@ def _launch(
         strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
         caches = (*k_out.stride()[:3], *v_out.stride()[:3]) if store else (0,) * 6
         page = k_out.shape[1] if store else 1
-        blocks = (block, next_power_of_two(half), next_power_of_two(size), store)
+        blocks = (block, next_power_of_two(half), next_power_of_two(size), store, interleaved)
         _rotary_kernel[grid](
             *(q, k, v, q_out, k_out, v_out, positions, slots, cos_sin),
             *strides,
@@ -204,18 +229,19 @@ def _launch(
 
 
 def rotary_embed(
-    q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate queries and keys to their positions.
 
     q [T, H, D], k [T, K, D], channels adjacent; positions [T] int32 or int64; cos_sin [P, R] fp32, cosines in the first
     half of a row and sines in the second. Returns new tensors of the shapes and dtypes of q and k. The rotation is done
-    in fp32; channels from R on are copied.
+    in fp32; channels from R on are copied. Channel i < R / 2 turns with channel i + R / 2, or, if interleaved, channel
+    2 i with 2 i + 1.
     """
     if use_triton(q):
         k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
-        return _launch(q, k, k, positions, cos_sin, k_out, k_out, positions, store=False), k_out
-    return rotary_embed_reference(q, k, positions, cos_sin)
+        return _launch(q, k, k, positions, cos_sin, k_out, k_out, positions, False, interleaved), k_out
+    return rotary_embed_reference(q, k, positions, cos_sin, interleaved)
 
 
 def rotary_and_store(
@@ -228,6 +254,7 @@ def rotary_and_store(
     value_cache: torch.Tensor,
     slots: torch.Tensor,
     memo: Memo | None = None,
+    interleaved: bool = False,
 ) -> torch.Tensor:
     """Rotate q and k, write the rotated keys and the values to the cache, and return the rotated queries [T, H, D].
 
@@ -236,5 +263,5 @@ def rotary_and_store(
     have the same positions and slots; the reference looks these up once.
     """
     if use_triton(q):
-        return _launch(q, k, v, positions, cos_sin, key_cache, value_cache, slots, store=True)
-    return rotary_and_store_reference(q, k, v, positions, cos_sin, key_cache, value_cache, slots, memo)
+        return _launch(q, k, v, positions, cos_sin, key_cache, value_cache, slots, True, interleaved)
+    return rotary_and_store_reference(q, k, v, positions, cos_sin, key_cache, value_cache, slots, memo, interleaved)

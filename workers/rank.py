@@ -75,8 +75,9 @@ class Rank:
             model_class = find(source)
             trained = model_class.context_length(source)
             self.max_model_len = config.model.max_model_len or trained
-            if self.max_model_len > trained:
-                raise ConfigError(f"max_model_len {self.max_model_len} is over the checkpoint's {trained} tokens")
+            longest = max(trained, model_class.longest_context(source))
+            if self.max_model_len > longest:
+                raise ConfigError(f"max_model_len {self.max_model_len} is over the checkpoint's {longest} tokens")
             dtype = _dtype(config.model.dtype, source, self.device)
         with self._phase("weights"):
             build = Build(dtype=dtype, device=self.device, groups=self.groups)
@@ -192,7 +193,7 @@ class Rank:
         """Compile every kernel that a step may launch, or read it from the cache on disk: no request waits for that."""
         engine = self.config.engine
         layers = [m for m in self.model.modules() if isinstance(m, Attention)]
-        shapes = {(m.num_heads, m.num_kv_heads, m.head_size, m.window): m for m in layers}
+        shapes = {m.kernel_key: m for m in layers}
 
         def run(launch: Callable[[], None]) -> None:
             with torch.cuda.device(self.device):

@@ -9,6 +9,7 @@ from tiny import FAMILY, added, checkpoint, generate, plan_logits, prompt, rank_
 from workers.api.errors import ConfigError
 from workers.engine.core import Engine
 from workers.engine.plan import StepPlan
+from workers.layers.activation import GateAndMul
 from workers.layers.rotary import RopeSettings
 from workers.models.base import read_config
 from workers.models.llama import LlamaForCausalLM
@@ -102,12 +103,14 @@ def test_the_rope_keys_of_older_checkpoints_mean_the_same() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "mrope", "factor": 2.0}}, "mrope"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "short_factor"),
         ({"rope_scaling": {"type": "llama3", "factor": 2.0}}, "low_freq_factor"),
-        ({"hidden_act": "gelu"}, "gelu"),
+        ({"hidden_act": "relu6"}, "relu6"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantized"),
         ({"num_hidden_layers": None}, "num_hidden_layers"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ between the layers"),
     ],
 )
 def test_configs_that_cannot_be_run_are_refused_by_name(change: dict[str, object], message: str) -> None:
@@ -116,15 +119,22 @@ def test_configs_that_cannot_be_run_are_refused_by_name(change: dict[str, object
     def build() -> None:
         settings = LlamaForCausalLM.read_settings(source)
         settings.rope.frequencies(16, 256)
+        GateAndMul(settings.activation)
 
     with pytest.raises(ConfigError, match=message):
         build()
 
 
-def test_dynamic_rope_beyond_the_trained_context_is_refused() -> None:
-    settings = RopeSettings.from_config(read_config(checkpoint("llama-rope-dynamic")))
-    with pytest.raises(ConfigError, match="256"):
-        settings.frequencies(16, 257)
+def test_dynamic_rope_is_that_of_the_context_it_is_made_for() -> None:
+    source = read_config(checkpoint("llama-rope-dynamic"))
+    settings = RopeSettings.from_config(source)
+    base = settings.frequencies(16, 256)
+    torch.testing.assert_close(base, settings.frequencies(16, 9))
+    # NTK: the fastest pair keeps its frequency, the slowest gets slower by the factor of the context's growth.
+    longer = settings.frequencies(16, 512)
+    torch.testing.assert_close(longer[0], base[0])
+    torch.testing.assert_close(base[-1] / longer[-1], torch.tensor(4.0 * 2 - 3))
+    assert (LlamaForCausalLM.context_length(source), LlamaForCausalLM.longest_context(source)) == (256, 1024)
 
 
 def test_registry_finds_registered_models_and_names_the_rest() -> None:

@@ -8,24 +8,27 @@ Shapes: T tokens, H query heads, K KV heads, D head size, P positions, R rotary 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
+from kernels.attention_tile import ScoreOptions
 from kernels.dense_prefill import dense_prefill, is_supported, plan
 from kernels.kv_cache import store_kv
 from kernels.paged_decode import paged_decode
 from kernels.paged_prefill import launches_of, paged_prefill
 from kernels.rotary import rotary_and_store
 from workers import context
+from workers.layers.build import Build, divide
 from workers.layers.rotary import RotaryEmbedding
+from workers.quant.method import Part, Span
 
 # A registration of the plain kind: the decorators of torch.library check and wrap every call, some 10 us each.
 _library = torch.library.Library("echelon", "DEF")
 _library.define(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? positions, Tensor? cos_sin, int layer_index, float scale, "
-    "int window) -> Tensor",
+    "int window, bool interleaved=False, float soft_cap=0.0, Tensor? slopes=None, Tensor? sinks=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -39,20 +42,25 @@ def _attention(
     layer_index: int,
     scale: float,
     window: int,
+    interleaved: bool = False,
+    soft_cap: float = 0.0,
+    slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    options = ScoreOptions(soft_cap, slopes, sinks)
     current = context.current()
     batch, cache = current.attention[layer_index], current.caches[layer_index]
     if positions is None or cos_sin is None:
         store_kv(k, v, cache.key, cache.value, batch.slots, batch.memo)
         q = q.contiguous()  # also: an op must not return its input
     else:
-        q = rotary_and_store(q, k, v, positions, cos_sin, cache.key, cache.value, batch.slots, batch.memo)
+        q = rotary_and_store(q, k, v, positions, cos_sin, cache.key, cache.value, batch.slots, batch.memo, interleaved)
     decode, prefill, decodes = batch.decode, batch.prefill, batch.num_decodes
     if prefill is None:
         assert decode is not None
         return paged_decode(
             q, cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
-            memo=decode.memo, rows=decode.rows,
+            memo=decode.memo, rows=decode.rows, options=options,
         )  # fmt: skip
     if decode is None and not prefill.rest and len(prefill.heads) == 1:
         return dense_prefill(q, v, cache.key, batch.slots, prefill.heads[0], scale)
@@ -60,7 +68,7 @@ def _attention(
     if decode is not None:  # before the others: rows of padding are zeros, which these then replace
         paged_decode(
             q[:decodes], cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
-            out=out[:decodes], memo=decode.memo, rows=decode.rows,
+            out=out[:decodes], memo=decode.memo, rows=decode.rows, options=options,
         )  # fmt: skip
     first = prefill.first
     for heads in prefill.heads:
@@ -69,7 +77,7 @@ def _attention(
     if prefill.rest:
         paged_prefill(
             q[first:], cache.key, cache.value, prefill.block_tables, prefill.cu_query, prefill.kv_lens,
-            prefill.max_query, prefill.max_kv, scale, window, out=out[first:], memo=prefill.memo,
+            prefill.max_query, prefill.max_kv, scale, window, out=out[first:], memo=prefill.memo, options=options,
         )  # fmt: skip
     return out
 
@@ -83,6 +91,10 @@ def _attention_shape(
     layer_index: int,
     scale: float,
     window: int,
+    interleaved: bool = False,
+    soft_cap: float = 0.0,
+    slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
@@ -93,8 +105,49 @@ _library.impl("attention", _attention_shape, "Meta")
 _op = torch.ops.echelon.attention.default
 
 
+class Sinks(nn.Module):
+    """One score a head that takes part in the softmax and has no value; this rank's heads, kept in fp32."""
+
+    def __init__(self, heads: int, *, build: Build) -> None:
+        super().__init__()
+        tp = build.groups.tp
+        count = divide(heads, tp.size, "number of attention sinks")
+        self._span = Span(heads, tp.rank * count, count)
+        zeros = torch.zeros(count, dtype=torch.float32, device=build.device)
+        self.sinks = nn.Parameter(zeros, requires_grad=False)
+
+    def parts(self, name: str) -> Mapping[str, Part]:
+        """See `Loadable`."""
+        return {"": Part.of(self._span)}
+
+    def load(self, name: str, part: str, tensor: torch.Tensor) -> None:
+        """See `Loadable`."""
+        self.sinks.copy_(tensor)
+
+    def finish(self) -> None:
+        """See `Loadable`."""
+
+
+def alibi_slopes(heads: int, *, build: Build) -> torch.Tensor:
+    """The slopes of this rank's heads, fp32: geometric, for other counts than powers of two with those between.
+
+    Source: Press et al., Train Short, Test Long, 2021.
+    """
+    whole = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (i + 1) / whole) for i in range(whole)]
+    slopes += [2.0 ** (-4.0 * (2 * i + 1) / whole) for i in range(heads - whole)]
+    tp = build.groups.tp
+    count = divide(heads, tp.size, "number of heads with ALiBi")
+    return torch.tensor(slopes[tp.rank * count : (tp.rank + 1) * count], device=build.device)
+
+
 class Attention(nn.Module):
-    """Causal attention of one layer over the paged cache. Counts of heads are this rank's."""
+    """Causal attention of one layer over the paged cache. Counts of heads are this rank's.
+
+    soft_cap, slopes and sinks: see `kernels.attention_tile.ScoreOptions`.
+    """
+
+    slopes: torch.Tensor | None
 
     def __init__(
         self,
@@ -106,11 +159,30 @@ class Attention(nn.Module):
         scale: float,
         window: int = 0,
         rotary: RotaryEmbedding | None = None,
+        soft_cap: float = 0.0,
+        slopes: torch.Tensor | None = None,
+        sinks: Sinks | None = None,
     ) -> None:
         super().__init__()
         self.layer_index, self.scale, self.window = layer_index, scale, window
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
-        self.rotary = rotary
+        self.rotary, self.soft_cap = rotary, soft_cap
+        self.interleaved = rotary is not None and rotary.interleaved
+        self.register_buffer("slopes", slopes, persistent=False)
+        self._sinks = (sinks,)  # not a module of this one: its name is that of its owner's
+
+    @property
+    def options(self) -> ScoreOptions:
+        """What is done to the scores."""
+        (sinks,) = self._sinks
+        return ScoreOptions(self.soft_cap, self.slopes, None if sinks is None else sinks.sinks)
+
+    @property
+    def kernel_key(self) -> tuple[object, ...]:
+        """Equal for layers that launch the same kernels."""
+        options = self.options
+        heads = (self.num_heads, self.num_kv_heads, self.head_size, self.window)
+        return (*heads, options.soft_cap, options.slopes is None, options.sinks is None)
 
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor | None = None
@@ -120,6 +192,7 @@ class Attention(nn.Module):
         Needs a forward context with this layer's metadata and cache.
         """
         tokens, size = q.shape[0], self.head_size
+        (sinks,) = self._sinks
         out = _op(
             q.view(tokens, self.num_heads, size),
             k.view(tokens, self.num_kv_heads, size),
@@ -129,6 +202,10 @@ class Attention(nn.Module):
             self.layer_index,
             self.scale,
             self.window,
+            self.interleaved,
+            self.soft_cap,
+            self.slopes,
+            None if sinks is None else sinks.sinks,
         )
         return out.view(tokens, self.num_heads * size)
 
@@ -137,14 +214,16 @@ class Attention(nn.Module):
         once each, in any thread. Layers of one shape have the same.
         """
         q = torch.empty((1, self.num_heads, self.head_size), dtype=cache.key.dtype, device=cache.key.device)
-        return launches_of(q, cache.key, cache.value, tokens, sequences, self.window)
+        return launches_of(q, cache.key, cache.value, tokens, sequences, self.window, self.options)
 
     def plan_long_prompts(self, cache: context.LayerCache, tokens: int) -> bool:
         """Whether `dense_prefill` takes this layer's prompts; all lengths in steps of up to `tokens` are planned then.
 
         Raises RuntimeError where the library has no kernel after all.
         """
-        if not is_supported(cache.key.device, cache.key.dtype, self.head_size, self.window):
+        if not self.options.is_plain or not is_supported(
+            cache.key.device, cache.key.dtype, self.head_size, self.window
+        ):
             return False
         plan(self.num_heads, cache.key, tokens, self.scale)
         return True

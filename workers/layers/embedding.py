@@ -37,11 +37,11 @@ class VocabShard(nn.Module):
         """See `Loadable`."""
         start = min(self.start, self.vocab_size)
         rows = Span(self.vocab_size, start, min(self.rows, self.vocab_size - start))
-        return {"": Part.of(rows, Span(self.channels, 0, self.channels))}
+        return {"": Part.of(rows) if name == "bias" else Part.of(rows, Span(self.channels, 0, self.channels))}
 
     def load(self, name: str, part: str, tensor: torch.Tensor) -> None:
         """See `Loadable`."""
-        self.weight[self.parts(name)[part].target].copy_(tensor)
+        self.get_parameter(name)[self.parts(name)[part].target].copy_(tensor)
 
     def finish(self) -> None:
         """See `Loadable`."""
@@ -67,10 +67,26 @@ class ParallelLMHead(VocabShard):
     """The output projection; `tied` shares the weight of the embedding."""
 
     def __init__(
-        self, vocab_size: int, channels: int, *, build: Build, tied: VocabParallelEmbedding | None = None
+        self,
+        vocab_size: int,
+        channels: int,
+        *,
+        build: Build,
+        tied: VocabParallelEmbedding | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__(vocab_size, channels, build=build, weight=None if tied is None else tied.weight)
+        zeros = torch.zeros(self.rows, dtype=build.dtype, device=build.device) if bias else None
+        self.bias = None if zeros is None else nn.Parameter(zeros, requires_grad=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [T, C] -> logits [T, V] on every rank, in the model's dtype, without the padding."""
-        return self.group.all_gather(linear(hidden, self.weight))[:, : self.vocab_size]
+        return self.group.all_gather(linear(hidden, self.weight, self.bias))[:, : self.vocab_size]
+
+
+class NormalizedLMHead(ParallelLMHead):
+    """An output projection whose rows have length one (Baichuan2); they are made so once, after loading."""
+
+    def finish(self) -> None:
+        """See `Loadable`."""
+        self.weight.copy_(F.normalize(self.weight.float()))

@@ -9,6 +9,7 @@ Shapes: T tokens, H query heads, K KV heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -52,15 +53,20 @@ class MergedColumnParallelLinear(ParallelLinear):
     """Several linears of one input as one product; every output is split over the ranks.
 
     `outputs` maps part ids to whole sizes. forward: x [T, inputs] -> [T, sum of this rank's outputs], in their order.
+    `fused`: the checkpoint has them in one tensor, one behind the other.
     """
 
-    def __init__(self, name: str, inputs: int, outputs: Mapping[str, int], *, bias: bool, build: Build) -> None:
-        tp, offset = build.groups.tp, 0
+    def __init__(
+        self, name: str, inputs: int, outputs: Mapping[str, int], *, bias: bool, build: Build, fused: bool = False
+    ) -> None:
+        tp, offset, before = build.groups.tp, 0, 0
         spans: dict[str, Span] = {}
         for key, total in outputs.items():
             size = divide(total, tp.size, f"output size of {name} {key}".rstrip())
-            spans[key] = Span(total, tp.rank * size, size, offset)
+            full = sum(outputs.values()) if fused else total
+            spans[key] = Span(full, before + tp.rank * size, size, offset)
             offset += size
+            before += total if fused else 0
         super().__init__(name, LinearShape(Span(inputs, 0, inputs), spans), bias=bias, build=build)
 
 
@@ -71,14 +77,28 @@ class ColumnParallelLinear(MergedColumnParallelLinear):
         super().__init__(name, inputs, {"": outputs}, bias=bias, build=build)
 
 
+QKVLayout: TypeAlias = Literal["separate", "fused", "grouped"]
+
+
 class QKVParallelLinear(ParallelLinear):
     """The projections q, k and v as one product; heads are split, KV heads replicated where there are fewer than ranks.
 
-    forward: x [T, inputs] -> [T, (num_heads + 2 * num_kv_heads) * D], counts of this rank.
+    forward: x [T, inputs] -> [T, (num_heads + 2 * num_kv_heads) * D], counts of this rank. `layout` is that of the
+    checkpoint: three tensors, one tensor of all q, all k and all v, or one in which the query heads of each KV head are
+    followed by their k and v.
     """
 
     def __init__(
-        self, name: str, inputs: int, heads: int, kv_heads: int, head_size: int, *, bias: bool, build: Build
+        self,
+        name: str,
+        inputs: int,
+        heads: int,
+        kv_heads: int,
+        head_size: int,
+        *,
+        bias: bool,
+        build: Build,
+        layout: QKVLayout = "separate",
     ) -> None:
         tp = build.groups.tp
         self_heads = divide(heads, tp.size, f"number of query heads of {name}")
@@ -90,14 +110,47 @@ class QKVParallelLinear(ParallelLinear):
         else:
             self_kv, first_kv = 1, tp.rank // divide(tp.size, kv_heads, f"tensor_parallel of {name}, by KV heads,")
         q, kv = self_heads * head_size, self_kv * head_size
-        outputs = {
-            "q": Span(heads * head_size, tp.rank * q, q, 0),
-            "k": Span(kv_heads * head_size, first_kv * head_size, kv, q),
-            "v": Span(kv_heads * head_size, first_kv * head_size, kv, q + kv),
-        }
+        all_q, all_kv, at = heads * head_size, kv_heads * head_size, first_kv * head_size
+        if layout == "separate":
+            outputs = {
+                "q": Span(all_q, tp.rank * q, q, 0),
+                "k": Span(all_kv, at, kv, q),
+                "v": Span(all_kv, at, kv, q + kv),
+            }
+        elif layout == "fused":
+            full = all_q + 2 * all_kv
+            outputs = {
+                "q": Span(full, tp.rank * q, q, 0),
+                "k": Span(full, all_q + at, kv, q),
+                "v": Span(full, all_q + all_kv + at, kv, q + kv),
+            }
+        else:
+            outputs = _grouped(heads // kv_heads, kv_heads, head_size, tp.rank * self_heads, self_heads, self_kv)
         super().__init__(name, LinearShape(Span(inputs, 0, inputs), outputs), bias=bias, build=build)
         self.num_heads, self.num_kv_heads, self.head_size = self_heads, self_kv, head_size
         self.sizes = (q, kv, kv)
+
+
+def _grouped(group: int, kv_heads: int, size: int, first: int, heads: int, own_kv: int) -> dict[str, Span]:
+    """Spans of a tensor that has, for each KV head, its `group` query heads, k and v; `heads` from `first` on."""
+    full, stride = kv_heads * (group + 2) * size, (group + 2) * size
+    outputs: dict[str, Span] = {}
+    each = heads // own_kv  # query heads of a KV head on this rank: fewer than `group` where KV heads are replicated
+    for n in range(own_kv):
+        kv_head, lead = divmod(first + n * each, group)
+        start = kv_head * stride
+        outputs[f"q{n}"] = Span(full, start + lead * size, each * size, n * each * size)
+        outputs[f"k{n}"] = Span(full, start + group * size, size, (heads + n) * size)
+        outputs[f"v{n}"] = Span(full, start + (group + 1) * size, size, (heads + own_kv + n) * size)
+    return outputs
+
+
+class ReplicatedLinear(ParallelLinear):
+    """A linear that every rank holds whole. forward: x [T, inputs] -> [T, outputs]."""
+
+    def __init__(self, name: str, inputs: int, outputs: int, *, bias: bool, build: Build) -> None:
+        shape = LinearShape(Span(inputs, 0, inputs), {"": Span(outputs, 0, outputs)})
+        super().__init__(name, shape, bias=bias, build=build)
 
 
 class RowParallelLinear(ParallelLinear):

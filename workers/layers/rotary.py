@@ -1,8 +1,13 @@
 """Rotary position embedding: the table of cosines and sines for a checkpoint's rope settings.
 
+A table is made once, for the context that the server was started with. Scalings that depend on a sequence's length
+("dynamic", "longrope", "qwen_ntk") take that context for the length: keys in the cache then stay right as a sequence
+grows, and are those of transformers for a sequence that fills the context.
+
 Shapes: P positions, R rotary size.
 Sources: Su et al., RoFormer, 2021; Chen et al., Extending Context Window by Positional Interpolation, 2023 (linear);
-the Llama 3.1 release, 2024 (llama3).
+Peng et al., YaRN, 2023 (yarn, dynamic); Bai et al., Qwen, 2023 (qwen_ntk); Ding et al., LongRoPE, 2024 (longrope); the
+Llama 3.1 release, 2024 (llama3).
 """
 
 from __future__ import annotations
@@ -17,33 +22,47 @@ from torch import nn
 
 from workers.api.errors import ConfigError
 
-SCALINGS = ("default", "linear", "llama3", "dynamic")
+SCALINGS = ("default", "linear", "llama3", "dynamic", "yarn", "longrope", "qwen_ntk")
 
 
 @dataclass(frozen=True, slots=True)
 class RopeSettings:
-    """`kind` is one of SCALINGS; `options` are the checkpoint's own keys for it. `trained` is in tokens."""
+    """`kind` is one of SCALINGS; `options` are the checkpoint's own keys for it. `trained` is in tokens.
+
+    `partial` is the part of a head's channels that is rotated, the first ones.
+    """
 
     theta: float
     trained: int
     kind: str = "default"
     options: Mapping[str, Any] = field(default_factory=dict)
+    partial: float = 1.0
 
     @staticmethod
-    def from_config(config: Mapping[str, Any]) -> RopeSettings:
-        """From a config.json, whose keys are `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
-        options = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    def from_config(config: Mapping[str, Any], *, layers: str = "", theta: float = 10000.0) -> RopeSettings:
+        """From a config.json, whose keys are `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
+
+        `layers` names the layers' type where each type has parameters of its own; `theta` is the family's default.
+        """
+        given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        options = dict(given.get(layers) or {} if layers in given else given)
         if any(isinstance(value, Mapping) for value in options.values()):
-            raise ConfigError("rope_parameters differ between the layers; that is not supported")
+            raise ConfigError("rope_parameters differ between the layers; that is not supported for this model")
         kind = options.pop("rope_type", None) or options.pop("type", None) or "default"
         options.pop("type", None)
-        theta = float(options.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+        kind = "longrope" if kind == "su" else kind  # its name in 2024
+        theta = float(options.pop("rope_theta", None) or config.get("rope_theta") or theta)
         if kind not in SCALINGS:
             raise ConfigError(f"rope scaling {kind!r} is not supported, only {', '.join(SCALINGS)}")
+        trained = int(config["max_position_embeddings"])
+        if kind in ("longrope", "yarn"):
+            options.setdefault(
+                "original_max_position_embeddings", config.get("original_max_position_embeddings") or trained
+            )
+        if kind == "longrope":
+            options.setdefault("factor", trained / options["original_max_position_embeddings"])
         partial = float(options.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0)
-        if partial != 1.0:
-            raise ConfigError(f"partial_rotary_factor {partial} is not supported, only 1")
-        return RopeSettings(theta, int(config["max_position_embeddings"]), kind, options)
+        return RopeSettings(theta, trained, kind, options, partial)
 
     def option(self, key: str) -> float:
         """A number of `options`. Raises ConfigError where it is missing."""
@@ -52,20 +71,47 @@ class RopeSettings:
             raise ConfigError(f"rope scaling {self.kind!r} needs a positive {key}, the config has {value!r}")
         return float(value)
 
+    @property
+    def reach(self) -> int:
+        """The longest context in tokens that the settings are made for."""
+        return int(self.trained * self.option("factor")) if self.kind == "dynamic" else self.trained
+
     def frequencies(self, size: int, positions: int) -> torch.Tensor:
         """Radians a position of each of the R / 2 pairs, fp32, for a context of `positions` tokens."""
-        base = 1.0 / self.theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
+        theta = self.theta
+        if self.kind == "dynamic" and positions > self.trained:
+            factor = self.option("factor")
+            theta *= (factor * positions / self.trained - (factor - 1)) ** (size / (size - 2))
+        if self.kind == "qwen_ntk" and positions > self.trained:
+            alpha = 2 ** math.ceil(math.log2(positions / self.trained) + 1) - 1
+            theta *= alpha ** (size / (size - 2))
+        base = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
         if self.kind == "linear":
             return base / self.option("factor")
         if self.kind == "llama3":
             return self._llama3(base)
-        if self.kind == "dynamic" and positions > self.trained:
-            # The frequencies would depend on each sequence's length, and cached keys would be wrong as it grows.
-            raise ConfigError(
-                f"dynamic rope scaling is supported up to the trained {self.trained} tokens only; "
-                f"set max_model_len to at most that (it is {positions})"
-            )
+        if self.kind == "yarn":
+            return self._yarn(base, size)
+        if self.kind == "longrope":
+            return base / self._longrope(size, positions)
         return base
+
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied by."""
+        if self.kind not in ("yarn", "longrope"):
+            return 1.0
+        given = self.options.get("attention_factor")
+        if given is not None:
+            return float(given)
+        factor = self.option("factor")
+        if factor <= 1.0:
+            return 1.0
+        if self.kind == "longrope":
+            return math.sqrt(1 + math.log(factor) / math.log(self.option("original_max_position_embeddings")))
+        above, below = self.options.get("mscale"), self.options.get("mscale_all_dim")
+        if above and below:
+            return yarn_magnitude(factor, above) / yarn_magnitude(factor, below)
+        return yarn_magnitude(factor)
 
     def _llama3(self, base: torch.Tensor) -> torch.Tensor:
         factor, low, high = self.option("factor"), self.option("low_freq_factor"), self.option("high_freq_factor")
@@ -77,14 +123,49 @@ class RopeSettings:
         between = (wavelength >= trained / high) & (wavelength <= trained / low)
         return torch.where(between, mixed, scaled)
 
+    def _yarn(self, base: torch.Tensor, size: int) -> torch.Tensor:
+        """Pairs that turn often within the trained context keep their frequency, those that hardly do are stretched."""
+        trained = self.option("original_max_position_embeddings")
+
+        def pair_of(turns: float) -> float:
+            return size * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+
+        low = pair_of(float(self.options.get("beta_fast") or 32))
+        high = pair_of(float(self.options.get("beta_slow") or 1))
+        if self.options.get("truncate", True):
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, size - 1)
+        stretched = (torch.arange(size // 2).float() - low) / max(high - low, 0.001)
+        stretched = stretched.clamp(0, 1)
+        return base * (1 - stretched) + base / self.option("factor") * stretched
+
+    def _longrope(self, size: int, positions: int) -> torch.Tensor:
+        key = "long_factor" if positions > self.option("original_max_position_embeddings") else "short_factor"
+        factors = self.options.get(key)
+        if not isinstance(factors, list) or len(factors) != size // 2:
+            raise ConfigError(f"rope scaling 'longrope' needs {size // 2} numbers as {key}")
+        return torch.tensor(factors, dtype=torch.float32)
+
+
+def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
+    """YaRN's correction of the softmax's temperature for a context `factor` times as long."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
 
 class RotaryEmbedding(nn.Module):
-    """The table of one model, shared by its layers: cos_sin [P, R] fp32, cosines first."""
+    """The table of one model, shared by its layers: cos_sin [P, R] fp32, cosines first.
+
+    `size` is that of a head; R is the settings' part of it. `interleaved`: see `kernels.rotary`.
+    """
 
     cos_sin: torch.Tensor
 
-    def __init__(self, settings: RopeSettings, size: int, positions: int, *, device: torch.device) -> None:
+    def __init__(
+        self, settings: RopeSettings, size: int, positions: int, *, device: torch.device, interleaved: bool = False
+    ) -> None:
         super().__init__()
-        angles = torch.arange(positions).float()[:, None] * settings.frequencies(size, positions)[None, :]
-        table = torch.cat([angles.cos(), angles.sin()], dim=-1).to(device)
-        self.register_buffer("cos_sin", table, persistent=False)
+        self.interleaved = interleaved
+        rotated = int(size * settings.partial)
+        angles = torch.arange(positions).float()[:, None] * settings.frequencies(rotated, positions)[None, :]
+        table = torch.cat([angles.cos(), angles.sin()], dim=-1) * settings.magnitude()
+        self.register_buffer("cos_sin", table.to(device), persistent=False)

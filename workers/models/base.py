@@ -8,12 +8,13 @@ Shapes: T tokens, C channels, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,31 +28,46 @@ from workers.layers.build import Build
 class WeightRule:
     """Checkpoint tensors named like `checkpoint` fill `part` of the parameters named like `parameter`.
 
-    A `*` stands for one segment between dots, the same on both sides in order. `parameter` None: the tensors are known
-    and not needed. The first rule that matches counts; a tensor without a rule fills the parameter of its own name.
+    A `*` stands for one segment between dots, the same in the checkpoint and in parameter and part, in order; `**`, at
+    the end, for all that follows. What stars of `part` the checkpoint lacks it has in one tensor; `part` None: it has
+    all parts in one. `parameter` None: the tensors are known and not needed. The first rule that matches counts; a
+    tensor without a rule fills the parameter of its own name.
     """
 
     checkpoint: str
     parameter: str | None
-    part: str = ""
+    part: str | None = ""
 
-    def target(self, name: str) -> tuple[str | None, str] | None:
+    def target(self, name: str) -> tuple[str | None, str | None] | None:
         """(parameter, part) of the checkpoint tensor `name`, or None where the rule does not match."""
         match = _pattern(self.checkpoint).fullmatch(name)
-        if match is None:
-            return None
-        return (None if self.parameter is None else _fill(self.parameter, match.groups())), self.part
+        if match is None or self.parameter is None:
+            return None if match is None else (None, self.part)
+        stars, values = self.parameter.count("*"), match.groups()
+        inside = values[stars:]
+        part = None if self.part is None or self.part.count("*") > len(inside) else _fill(self.part, inside)
+        return _fill(self.parameter, values[:stars]), part
 
     def source(self, parameter: str, part: str) -> str | None:
         """The checkpoint tensor that fills `part` of `parameter`, or None where the rule does not match."""
-        if self.parameter is None or part != self.part:
+        if self.parameter is None:
             return None
         match = _pattern(self.parameter).fullmatch(parameter)
-        return None if match is None else _fill(self.checkpoint, match.groups())
+        inner = None if match is None or self.part is None else _pattern(self.part).fullmatch(part)
+        if match is None or (inner is None and self.part is not None):
+            return None
+        values = match.groups() + (() if inner is None else inner.groups())
+        return _fill(self.checkpoint, values[: self.checkpoint.count("*")])
 
 
+def renamed(prefix: str, onto: str, names: Mapping[str, str]) -> tuple[WeightRule, ...]:
+    """Rules for modules that are called otherwise in the checkpoint: `prefix`.NAME.* fills `onto`.OURS.*, all parts."""
+    return tuple(WeightRule(f"{prefix}.{name}.*", f"{onto}.{ours}.*", None) for name, ours in names.items())
+
+
+@functools.lru_cache(maxsize=1024)
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r"\*", r"([^.]+)"))
+    return re.compile(re.escape(template).replace(r"\*\*", ".+").replace(r"\*", r"([^.]+)"))
 
 
 def _fill(template: str, values: tuple[str, ...]) -> str:
@@ -65,7 +81,7 @@ class CausalModel(nn.Module):
     `window`s and heads are in `kv_cache_specs`; `max_positions` is the longest context in tokens the checkpoint allows.
     """
 
-    weight_rules: ClassVar[tuple[WeightRule, ...]] = ()
+    weight_rules: tuple[WeightRule, ...] = ()
 
     vocab_size: int
     max_positions: int
@@ -78,6 +94,11 @@ class CausalModel(nn.Module):
     def context_length(cls, config: Mapping[str, Any]) -> int:
         """Tokens of context that the checkpoint was made for."""
         return int(require(config, "max_position_embeddings"))
+
+    @classmethod
+    def longest_context(cls, config: Mapping[str, Any]) -> int:
+        """Tokens of context that max_model_len may ask for: more than `context_length` where scaling is dynamic."""
+        return cls.context_length(config)
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """input_ids [T], positions [T] (the T tokens of a step, flattened) -> hidden [T, C]."""

@@ -29,31 +29,40 @@ _NAMED = 5  # names in a message
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where one checkpoint tensor goes: a part of parameter `name` of `module`."""
+    """Where one checkpoint tensor goes: parts, by id, of parameter `name` of `module`. Most often it is one."""
 
     module: nn.Module
     parameter: nn.Parameter
     name: str
-    part_id: str
-    part: Part
-
-    def put(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Load the source slice of the part; returns what the parameter holds of it, for checks."""
-        if isinstance(self.module, Loadable):
-            self.module.load(self.name, self.part_id, tensor)
-        else:
-            self.parameter.copy_(tensor)
-        return tensor
+    parts: Mapping[str, Part]
 
     @property
-    def is_empty(self) -> bool:
-        """Whether this rank takes nothing of the tensor."""
-        return any(s.start == s.stop for s in self.part.source)
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole checkpoint tensor."""
+        return next(iter(self.parts.values())).shape
+
+    def put(self, whole: Any) -> list[torch.Tensor]:
+        """Load the slices that this rank needs of the checkpoint tensor, or of a view that can be sliced like it.
+
+        Returns what was read, for checks.
+        """
+        read: list[torch.Tensor] = []
+        for part_id, part in self.parts.items():
+            if any(s.start == s.stop for s in part.source):
+                continue
+            tensor = whole[part.source].to(self.parameter.device)
+            if isinstance(self.module, Loadable):
+                self.module.load(self.name, part_id, tensor)
+            else:
+                self.parameter.copy_(tensor)
+            read.append(tensor)
+        return read
 
 
 def targets(model: CausalModel) -> dict[str, Target]:
     """All checkpoint tensors that fill `model`, by name; shared parameters count once."""
     found: dict[str, Target] = {}
+    gathered: dict[str, dict[str, Part]] = {}
     for path, parameter in model.named_parameters():
         owner, _, name = path.rpartition(".")
         module = model.get_submodule(owner)
@@ -61,7 +70,9 @@ def targets(model: CausalModel) -> dict[str, Target]:
         for part_id, part in parts.items():
             sources = (rule.source(path, part_id) for rule in model.weight_rules)
             source = next((s for s in sources if s is not None), path)
-            found[source] = Target(module, parameter, name, part_id, part)
+            of_tensor = gathered.setdefault(source, {})
+            of_tensor[part_id] = part
+            found[source] = Target(module, parameter, name, of_tensor)
     return found
 
 
@@ -89,13 +100,12 @@ def _load_dummy(wanted: Mapping[str, Target], seed: int, report: Progress) -> in
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
         parameter = target.parameter
         generator = torch.Generator(parameter.device).manual_seed(int.from_bytes(digest, "little") >> 1)
-        whole = torch.empty(target.part.shape, dtype=parameter.dtype, device=parameter.device)
+        whole = torch.empty(target.shape, dtype=parameter.dtype, device=parameter.device)
         if name.endswith("norm.weight"):
             whole.fill_(1.0)
         else:
             whole.normal_(0.0, DUMMY_SCALE, generator=generator)
-        if not target.is_empty:
-            read += target.put(whole[target.part.source]).nbytes
+        read += sum(tensor.nbytes for tensor in target.put(whole))
         report(done + 1, len(wanted))
     return read
 
@@ -134,14 +144,12 @@ def _load_files(model: CausalModel, wanted: Mapping[str, Target], folder: Path, 
         if name in loaded:
             raise WeightError(f"tensor {name} is in both {loaded[name].name} and {file.name}")
         shape = tuple(view.get_shape())
-        if shape != target.part.shape:
+        if shape != target.shape:
             raise WeightError(
-                f"tensor {name} in {file.name} has shape {list(shape)}, the model needs {list(target.part.shape)}"
+                f"tensor {name} in {file.name} has shape {list(shape)}, the model needs {list(target.shape)}"
             )
         loaded[name] = file
-        if not target.is_empty:
-            device = target.parameter.device
-            tensor = target.put(view[target.part.source].to(device))
+        for tensor in target.put(view):
             read += tensor.nbytes
             if tensor.is_floating_point():
                 # A sum is finite only if all terms are; it reads the tensor once and makes no copy of it.

@@ -1,0 +1,186 @@
+"""Products of tokens with the matrices of the experts that they were sent to.
+
+The (token, choice) entries are sorted by expert. Each expert's entries are cut into tiles; the tiles of all experts are
+numbered through, so that one launch of a size known on the host does every product, however the tokens were spread.
+
+Shapes: T tokens, K experts a token, E experts, M = T * K entries, I input channels, O output channels.
+Source: Gale et al., MegaBlocks, 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+
+from kernels.backend import WIDEN_DOT, constexpr, next_power_of_two, tensor, tl, triton_jit_for_any, use_triton
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """order [M] int64: entries (token * K + choice) by expert; starts [E + 1] int32: where each expert's begin."""
+
+    order: torch.Tensor
+    starts: torch.Tensor
+    choices: int
+
+
+def route(experts: torch.Tensor, count: int) -> Routing:
+    """The routing of `experts` [T, K], the experts of each token, out of `count`. It does not wait for the device."""
+    by_expert, order = experts.flatten().sort(stable=True)
+    bounds = torch.arange(count + 1, dtype=by_expert.dtype, device=experts.device)
+    return Routing(order, torch.searchsorted(by_expert, bounds, out_int32=True), experts.shape[1])
+
+
+def grouped_linear_reference(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    routing: Routing,
+    shares: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`grouped_linear` in torch; on CUDA it waits for the device."""
+    order, starts = routing.order, routing.starts.tolist()
+    out = torch.empty((len(order), weight.shape[1]), dtype=x.dtype, device=x.device)
+    for expert, (first, last) in enumerate(pairwise(starts)):
+        if first == last:
+            continue
+        entries = order[first:last]
+        offset = None if bias is None else bias[expert]
+        if shares is None:
+            rows = x.index_select(0, torch.div(entries, routing.choices, rounding_mode="floor"))
+            out[first:last] = F.linear(rows, weight[expert], offset)
+        else:
+            share = shares.flatten().index_select(0, entries).unsqueeze(1)
+            found = F.linear(x[first:last], weight[expert], offset) * share
+            out.index_copy_(0, entries, found.to(out.dtype))
+    return out
+
+
+@triton_jit_for_any(numbers=["entries"])
+def _grouped_kernel(
+    x_ptr: tensor,
+    weight_ptr: tensor,
+    bias_ptr: tensor,
+    out_ptr: tensor,
+    order_ptr: tensor,
+    start_ptr: tensor,
+    share_ptr: tensor,
+    entries: tensor,
+    x_row: tensor,
+    weight_expert: tensor,
+    weight_row: tensor,
+    EXPERTS: constexpr,
+    CHOICES: constexpr,
+    INPUTS: constexpr,
+    OUTPUTS: constexpr,
+    BLOCK_E: constexpr,
+    BLOCK_M: constexpr,
+    BLOCK_N: constexpr,
+    BLOCK_K: constexpr,
+) -> None:
+    """BLOCK_M entries of one expert times BLOCK_N of its output channels a program."""
+    tile = tl.program_id(0)
+    # Expert e has its first tile at start // BLOCK_M + e: room for every tile, without a sum over the counts.
+    index = tl.arange(0, BLOCK_E)
+    starts = tl.load(start_ptr + index, mask=index < EXPERTS, other=0)
+    begun = (starts // BLOCK_M + index <= tile) & (index < EXPERTS)
+    expert = tl.sum(begun.to(tl.int32), axis=0) - 1
+    first = tl.load(start_ptr + expert)
+    last = tl.load(start_ptr + expert + 1)
+    first += (tile - (first // BLOCK_M + expert)) * BLOCK_M
+    if first >= last:
+        return
+    row = first + tl.arange(0, BLOCK_M)
+    real = row < last
+    entry = tl.load(order_ptr + row, mask=real, other=0)
+    source = row.to(tl.int64)
+    target = row.to(tl.int64)
+    if share_ptr is not None:
+        target = entry
+    else:
+        source = entry // CHOICES
+    channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    wanted = channel < OUTPUTS
+    depth = tl.arange(0, BLOCK_K)
+    x_at = x_ptr + (source * x_row)[:, None] + depth[None, :]
+    matrix = weight_ptr + expert.to(tl.int64) * weight_expert
+    weight_at = matrix + (channel.to(tl.int64) * weight_row)[None, :] + depth[:, None]
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for begin in tl.range(0, INPUTS, BLOCK_K):
+        inside = begin + depth < INPUTS
+        x = tl.load(x_at + begin, mask=real[:, None] & inside[None, :], other=0.0)
+        weight = tl.load(weight_at + begin, mask=wanted[None, :] & inside[:, None], other=0.0)
+        if WIDEN_DOT:
+            x = x.to(tl.float32)
+            weight = weight.to(tl.float32)
+        total = tl.dot(x, weight, total, input_precision="ieee")
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + expert * OUTPUTS + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    if share_ptr is not None:
+        # Rounded between the two, as the reference does it.
+        share = tl.load(share_ptr + entry, mask=real, other=0.0).to(tl.float32)
+        total = total.to(out_ptr.dtype.element_ty).to(tl.float32) * share[:, None]
+    out_at = out_ptr + (target * OUTPUTS)[:, None] + channel[None, :]
+    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=real[:, None] & wanted[None, :])
+
+
+def _launch(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, routing: Routing, shares: torch.Tensor | None
+) -> torch.Tensor:
+    entries, (experts, outputs, inputs) = len(routing.order), weight.shape
+    out = torch.empty((entries, outputs), dtype=x.dtype, device=x.device)
+    if not entries:
+        return out
+    # Tiles as high as an expert has entries when they are spread evenly.
+    block_m = min(128, max(16, next_power_of_two(-(-entries // experts))))
+    block_n, block_k = (64, 32) if x.element_size() == 4 else (128, 64)
+    _grouped_kernel[(entries // block_m + experts, -(-outputs // block_n))](
+        *(x, weight, bias, out, routing.order, routing.starts, shares, entries),
+        *(x.stride(0), weight.stride(0), weight.stride(1)),
+        *(experts, routing.choices, inputs, outputs),
+        *(next_power_of_two(experts), block_m, block_n, block_k),
+        num_warps=8 if block_m == 128 else 4,
+        num_stages=3,
+    )
+    return out
+
+
+def grouped_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    routing: Routing,
+    shares: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Each entry's row times its expert's matrix: weight [E, O, I], channels adjacent, bias [E, O] or None.
+
+    Without `shares`, x is [T, I] and the result [M, O] has the entries by expert. With them ([T, K]: how much each
+    choice counts), x is [M, I] with the entries by expert, and the result [M, O] has them in order, multiplied.
+    """
+    if use_triton(x):
+        return _launch(x, weight, bias, routing, shares)
+    return grouped_linear_reference(x, weight, bias, routing, shares)
+
+
+def mixture(
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    experts: torch.Tensor,
+    shares: torch.Tensor,
+    gate: Callable[[torch.Tensor], torch.Tensor],
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The sum of each token's experts: x [T, C], gate_up [E, 2 * N, C], down [E, C, N], experts and shares [T, K].
+
+    gate makes [M, N] out of [M, 2 * N]. Returns [T, C] in the dtype of x.
+    """
+    routing = route(experts, len(gate_up))
+    inner = gate(grouped_linear(x, gate_up, gate_up_bias, routing))
+    out = grouped_linear(inner, down, down_bias, routing, shares)
+    return out.view(len(x), routing.choices, -1).sum(dim=1)

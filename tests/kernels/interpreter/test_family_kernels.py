@@ -1,0 +1,69 @@
+"""What families other than the llamas need of kernels, against the references: experts, other rotations and gates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.activation import gelu_and_mul, gelu_and_mul_reference
+from kernels.moe import grouped_linear, grouped_linear_reference, route
+from kernels.norms import rms_norm, rms_norm_reference
+from kernels.rotary import rotary_and_store, rotary_and_store_reference, rotary_embed, rotary_embed_reference
+
+
+def randn(*shape: int, device: torch.device, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(device, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "experts", "choices", "inputs", "outputs"),
+                         [(1, 4, 2, 16, 24), (37, 3, 1, 40, 65), (50, 7, 3, 33, 130)])  # fmt: skip
+def test_grouped_linear(device, tokens, experts, choices, inputs, outputs, dtype):
+    random = torch.Generator().manual_seed(tokens)
+    # Some experts get nothing, one gets much.
+    chosen = torch.stack([torch.randperm(experts - 1, generator=random)[:choices] for _ in range(tokens)])
+    routing = route(chosen.to(device), experts)
+    x, weight = (
+        randn(tokens, inputs, device=device, dtype=dtype),
+        randn(experts, outputs, inputs, device=device, dtype=dtype),
+    )
+    bias = randn(experts, outputs, device=device, dtype=dtype)
+    atol, rtol = (1e-4, 1e-4) if dtype == torch.float32 else (0.2, 0.05)
+    out = grouped_linear(x, weight, bias, routing)
+    torch.testing.assert_close(out, grouped_linear_reference(x, weight, bias, routing), atol=atol, rtol=rtol)
+    shares = torch.rand(tokens, choices, generator=random).to(device)
+    x = randn(tokens * choices, inputs, device=device, dtype=dtype)
+    out = grouped_linear(x, weight, None, routing, shares)
+    torch.testing.assert_close(out, grouped_linear_reference(x, weight, None, routing, shares), atol=atol, rtol=rtol)
+
+
+@pytest.mark.parametrize("rotated", [10, 24])
+def test_neighbours_are_rotated(device, rotated):
+    q, k, v = (randn(5, heads, 24, device=device) for heads in (3, 2, 2))
+    table, positions = randn(50, rotated, device=device), torch.tensor([0, 7, 3, 49, 1], device=device)
+    for got, wanted in zip(rotary_embed(q, k, positions, table, interleaved=True),
+                           rotary_embed_reference(q, k, positions, table, interleaved=True), strict=True):  # fmt: skip
+        torch.testing.assert_close(got, wanted)
+    caches = [torch.zeros(2, 16, 2, 24, device=device) for _ in range(4)]
+    slots = torch.tensor([3, -1, 20, 21, 0], device=device)
+    got = rotary_and_store(q, k, v, positions, table, *caches[:2], slots, interleaved=True)
+    wanted = rotary_and_store_reference(q, k, v, positions, table, *caches[2:], slots, interleaved=True)
+    torch.testing.assert_close(got, wanted)
+    for mine, theirs in zip(caches[:2], caches[2:], strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_gelu_and_mul(device, approximate):
+    x = 3 * randn(3, 2 * 1030, device=device)
+    wanted = gelu_and_mul_reference(x, approximate)
+    torch.testing.assert_close(gelu_and_mul(x, approximate=approximate), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_norm_with_a_weight_in_fp32_is_rounded_once(device):
+    x, weight = randn(3, 40, device=device, dtype=torch.bfloat16), 1 + randn(40, device=device)
+    got = rms_norm(x, weight, 1e-6)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, rms_norm_reference(x, weight, 1e-6), atol=0.0, rtol=0.0)
+    exact = x.double() * (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() * weight.double()
+    torch.testing.assert_close(got, exact.to(torch.bfloat16), atol=0.0, rtol=0.008)
