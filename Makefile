@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal --durations=12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve stop test test-fast test-hosts chaos check format clean
+.PHONY: help setup serve stop test test-fast test-hosts chaos families check format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -44,6 +44,9 @@ chaos: $(STAMP)  ## Ten minutes of faults under load, no GPU needed; writes chao
 
 test-hosts: $(STAMP)  ## Run what needs several hosts: as root, with openssh-server (some minutes; not part of make test)
 	$(BIN)/pytest -m hosts tests/hosts
+
+families: $(STAMP)  ## Print how far each model family's logits are from its reference's (docs/models.md)
+	@PYTHONPATH=. $(BIN)/python tests/workers/family_table.py
 
 check: $(STAMP)  ## Lint, types, layering
 	$(BIN)/ruff check .

@@ -35,7 +35,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _rotate_both(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, interleaved: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rotate = _rotate_neighbours if interleaved else _rotate
     (tokens, heads, size), kv_heads = q.shape, k.shape[1]
@@ -56,7 +56,7 @@ def rotary_embed_reference(
     q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rotary_embed` in torch."""
-    return _rotate_both(q, k, *_factors(positions, cos_sin), interleaved)
+    return _rotate_both(q, k, *_factors(positions, cos_sin), interleaved=interleaved)
 
 
 def rotary_and_store_reference(
@@ -76,7 +76,7 @@ def rotary_and_store_reference(
     key = "factors", cos_sin.data_ptr()
     if key not in memo:
         memo[key] = _factors(positions, cos_sin)
-    q, k = _rotate_both(q, k, *memo[key], interleaved)
+    q, k = _rotate_both(q, k, *memo[key], interleaved=interleaved)
     store_kv_reference(k, v, key_cache, value_cache, slots, memo)
     return q
 

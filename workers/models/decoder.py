@@ -9,7 +9,7 @@ Shapes: T tokens, C channels, V vocabulary, H query heads, K KV heads, D head si
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -243,7 +243,7 @@ class Stack(nn.Module):
 class DecoderModel(CausalModel):
     """A decoder made of parts. A family gives at least `read_settings` and its weight rules."""
 
-    attention_type: ClassVar[type[DecoderAttention]] = DecoderAttention
+    attention_type: ClassVar[Callable[..., nn.Module]] = DecoderAttention
 
     def __init__(self, config: Mapping[str, Any], *, max_model_len: int, build: Build) -> None:
         super().__init__(config, max_model_len=max_model_len, build=build)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from workers.layers.rotary import RopeSettings
-from workers.models.base import renamed
+from workers.models.base import WeightRule, renamed
 from workers.models.llama import QKV_RULES, LlamaForCausalLM
 from workers.models.settings import DecoderSettings
 
@@ -17,7 +17,7 @@ from workers.models.settings import DecoderSettings
 class GlmForCausalLM(LlamaForCausalLM):
     """GLM-4-9B and its relatives."""
 
-    weight_rules = QKV_RULES
+    weight_rules: tuple[WeightRule, ...] = QKV_RULES
 
     @classmethod
     def read_settings(cls, config: Mapping[str, Any]) -> DecoderSettings:

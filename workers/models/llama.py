@@ -27,7 +27,7 @@ LLAMA_RULES = (
 class LlamaForCausalLM(DecoderModel):
     """Llama, and the base of its relatives."""
 
-    weight_rules = LLAMA_RULES
+    weight_rules: tuple[WeightRule, ...] = LLAMA_RULES
 
     @classmethod
     def read_settings(cls, config: Mapping[str, Any]) -> DecoderSettings:
