@@ -31,6 +31,16 @@ def test_norms_equal_transformers_bit_for_bit(dtype):
     assert normed.dtype == total.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_with_an_offset_equal_gemmas(dtype):
+    gemma = pytest.importorskip("transformers.models.gemma.modeling_gemma")
+    torch.manual_seed(1)
+    norm = gemma.GemmaRMSNorm(72, eps=1e-5).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    x, weight = torch.randn(9, 72).to(dtype), 1.0 + norm.weight.detach().float()
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5), norm(x), atol=0.0, rtol=1e-6)
+
+
 def test_gate_comes_first():
     torch.manual_seed(2)
     x = torch.randn(5, 14)
