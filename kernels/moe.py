@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -128,15 +129,23 @@ def _grouped_kernel(
     tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=real[:, None] & wanted[None, :])
 
 
+def _tile(entries: int, experts: int) -> int:
+    """Rows of a tile: as many as an expert has entries when they are spread evenly."""
+    return min(128, max(16, next_power_of_two(-(-entries // experts))))
+
+
 def _launch(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, routing: Routing, shares: torch.Tensor | None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    routing: Routing,
+    shares: torch.Tensor | None,
+    block_m: int,
 ) -> torch.Tensor:
     entries, (experts, outputs, inputs) = len(routing.order), weight.shape
     out = torch.empty((entries, outputs), dtype=x.dtype, device=x.device)
     if not entries:
         return out
-    # Tiles as high as an expert has entries when they are spread evenly.
-    block_m = min(128, max(16, next_power_of_two(-(-entries // experts))))
     block_n, block_k = (64, 32) if x.element_size() == 4 else (128, 64)
     _grouped_kernel[(entries // block_m + experts, -(-outputs // block_n))](
         *(x, weight, bias, out, routing.order, routing.starts, shares, entries),
@@ -162,8 +171,29 @@ def grouped_linear(
     choice counts), x is [M, I] with the entries by expert, and the result [M, O] has them in order, multiplied.
     """
     if use_triton(x):
-        return _launch(x, weight, bias, routing, shares)
+        return _launch(x, weight, bias, routing, shares, _tile(len(routing.order), len(weight)))
     return grouped_linear_reference(x, weight, bias, routing, shares)
+
+
+def launches_of(
+    weight: torch.Tensor, bias: torch.Tensor | None, tokens: int, choices: int, *, shared: bool
+) -> list[Callable[[], None]]:
+    """All different kernels that `grouped_linear` launches in steps of up to `tokens` tokens, each as a launch without
+    entries: called once, in any thread, so that no step waits for the compiler. shared: with shares.
+    """
+    if not use_triton(weight):
+        return []
+    experts, _, inputs = weight.shape
+    most = _tile(tokens * choices, experts)
+
+    def launch(block_m: int) -> None:
+        nothing = torch.zeros(experts + 1, dtype=torch.int32, device=weight.device)
+        routing = Routing(torch.zeros(1, dtype=torch.int64, device=weight.device), nothing, choices)
+        x = torch.empty((1, inputs), dtype=weight.dtype, device=weight.device)
+        shares = torch.zeros((1, 1), dtype=torch.float32, device=weight.device) if shared else None
+        _launch(x, weight, bias, routing, shares, block_m)
+
+    return [partial(launch, block_m) for block_m in (16, 32, 64, 128) if block_m <= most]
 
 
 def mixture(

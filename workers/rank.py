@@ -29,6 +29,7 @@ from workers.execution.memory import free_bytes, peak_bytes, readable
 from workers.execution.runner import Runner
 from workers.layers.attention import Attention
 from workers.layers.build import Build
+from workers.layers.moe import Experts
 from workers.models.base import CausalModel, read_config
 from workers.models.loader import Progress, load_model
 from workers.models.registry import find
@@ -203,6 +204,8 @@ class Rank:
             for layer in shapes.values():
                 cache = caches[layer.layer_index]
                 deque(pool.map(run, layer.launches(cache, engine.max_num_batched_tokens, engine.max_num_seqs)), 0)
+            for mixture in {m.kernel_key: m for m in self.model.modules() if isinstance(m, Experts)}.values():
+                deque(pool.map(run, mixture.launches(engine.max_num_batched_tokens)), 0)
         try:
             self.runner.state.cuts_prompts = all(
                 layer.plan_long_prompts(caches[layer.layer_index], engine.max_num_batched_tokens)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernels.moe import mixture
+from kernels.moe import launches_of, mixture
 from workers.api.errors import ConfigError
 from workers.layers.activation import GateAndMul
 from workers.layers.build import Build, divide
@@ -92,7 +92,7 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """The experts' matrices: gate_up [E, 2 * I, C] and down [E, C, I], and with `bias` their offsets.
 
-    Checkpoints have a tensor for each; parts are called "3.gate", "3.up" and "3".
+    Checkpoints have a tensor for each; parts are called "3.gate", "3.up" and "3". `choices`: experts a token.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Experts(nn.Module):
         count: int,
         channels: int,
         inner: int,
+        choices: int,
         *,
         build: Build,
         bias: bool = False,
@@ -108,7 +109,7 @@ class Experts(nn.Module):
         super().__init__()
         self.group = build.groups.tp
         self.gate = gate or GateAndMul()
-        self.count, self.channels, self.inner = count, channels, inner
+        self.count, self.channels, self.inner, self.choices = count, channels, inner, choices
         self.local = divide(inner, self.group.size, "inner size of the experts")
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -152,6 +153,18 @@ class Experts(nn.Module):
         """x [T, C], experts and shares [T, K] -> [T, C]."""
         out = mixture(x, self.gate_up, self.down, experts, shares, self.gate, self.gate_up_bias, self.down_bias)
         return self.group.all_reduce(out)
+
+    @property
+    def kernel_key(self) -> tuple[int, ...]:
+        """Equal for layers that launch the same kernels."""
+        return (*self.gate_up.shape, self.choices)
+
+    def launches(self, tokens: int) -> list[Callable[[], None]]:
+        """All kernels that steps of up to `tokens` tokens may launch: to be called once each, in any thread."""
+        return [
+            *launches_of(self.gate_up, self.gate_up_bias, tokens, self.choices, shared=False),
+            *launches_of(self.down, self.down_bias, tokens, self.choices, shared=True),
+        ]
 
 
 def _of_expert(expert: int, *axes: Span) -> Part:

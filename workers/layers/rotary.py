@@ -54,6 +54,8 @@ class RopeSettings:
         theta = float(options.pop("rope_theta", None) or config.get("rope_theta") or theta)
         if kind not in SCALINGS:
             raise ConfigError(f"rope scaling {kind!r} is not supported, only {', '.join(SCALINGS)}")
+        if not config.get("max_position_embeddings"):
+            raise ConfigError("config.json has no max_position_embeddings")
         trained = int(config["max_position_embeddings"])
         if kind in ("longrope", "yarn"):
             options.setdefault(

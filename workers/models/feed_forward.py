@@ -70,8 +70,9 @@ class MoEBlock(nn.Module):
         super().__init__()
         self.gate = Router(s.hidden, m.choice, build=build, bias=bias, correction=m.correction)
         self.experts = experts(
-            m.choice.experts, s.hidden, m.intermediate, build=build, bias=bias, gate=gate or GateAndMul(s.activation)
-        )
+            m.choice.experts, s.hidden, m.intermediate, m.choice.top_k, build=build, bias=bias,
+            gate=gate or GateAndMul(s.activation),
+        )  # fmt: skip
         self.shared_expert = self.shared_expert_gate = None
         if m.shared:
             self.shared_expert = GatedMLP(f"{name}.shared_expert", s, build=build, intermediate=m.shared, bias=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels.activation import gelu_and_mul, gelu_and_mul_reference
-from kernels.moe import grouped_linear, grouped_linear_reference, route
+from kernels.moe import grouped_linear, grouped_linear_reference, launches_of, route
 from kernels.norms import rms_norm, rms_norm_reference
 from kernels.rotary import rotary_and_store, rotary_and_store_reference, rotary_embed, rotary_embed_reference
 
@@ -35,6 +35,14 @@ def test_grouped_linear(device, tokens, experts, choices, inputs, outputs, dtype
     x = randn(tokens * choices, inputs, device=device, dtype=dtype)
     out = grouped_linear(x, weight, None, routing, shares)
     torch.testing.assert_close(out, grouped_linear_reference(x, weight, None, routing, shares), atol=atol, rtol=rtol)
+
+
+def test_launches_for_the_compiler_are_those_of_all_steps_and_multiply_nothing(device):
+    weight = torch.full((3, 20, 16), torch.nan, device=device)
+    launches = [launches_of(weight, None, tokens, 2, shared=shared) for tokens in (1, 60, 500) for shared in (0, 1)]
+    assert [len(found) for found in launches] == [1, 1, 3, 3, 4, 4]  # 16 rows; up to 64; up to 128
+    for launch in launches[-1]:
+        launch()
 
 
 @pytest.mark.parametrize("rotated", [10, 24])
