@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -63,12 +63,20 @@ def serve(
     address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: an own one.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Wait for so many nodes of the Ray cluster.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it answers; it goes on by itself.")] = False,
+    model_file: Annotated[
+        list[Path] | None, typer.Option(help="Python file that registers a model or rewrites; may be repeated.")
+    ] = None,
+    implementation: Annotated[
+        str | None, typer.Option(help="native, transformers (its modules, patched), or auto: native if there is one.")
+    ] = None,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C or `echelon stop`."""
     from cluster.serving import cluster_config, note_path, run_until_stopped
 
-    given = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name, "no_auth": no_auth}
-    given |= {"nodes": nodes}
+    given: dict[str, Any] = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name}
+    given |= {"no_auth": no_auth, "nodes": nodes, "implementation": implementation}
+    if model_file:
+        given["model_files"] = tuple(str(file.absolute()) for file in model_file)
     files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key, "qos": qos_config_path}
     given |= {k: str(v.absolute()) for k, v in files.items() if v is not None}
     flags = {k: v for k, v in given.items() if v is not None}
@@ -181,6 +189,32 @@ def chat(
         chat_in_process(local, system=system, temperature=temperature)
     else:
         raise ConfigError("--local takes neither --url nor --model")
+
+
+@app.command()
+def align(
+    model: Annotated[str, typer.Argument(help="demo, a local folder, or a hub id.")],
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Also cut over so many ranks, as threads here.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    implementation: Annotated[str, typer.Option(help="auto, native, or transformers.")] = "auto",
+    model_file: Annotated[list[Path] | None, typer.Option(help="As for serve.")] = None,
+) -> None:
+    """Run a model beside transformers, layer by layer, and name the first module that differs; then exit code 1."""
+    from cluster.models_command import run_align
+
+    files = [str(file.absolute()) for file in model_file or ()]
+    raise typer.Exit(0 if run_align(model, tp=tp, implementation=implementation, files=files, as_json=as_json) else 1)
+
+
+@app.command(name="list")
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    model_file: Annotated[list[Path] | None, typer.Option(help="As for serve.")] = None,
+) -> None:
+    """Say which way each architecture is served, and what of it works."""
+    from cluster.models_command import run_list
+
+    run_list([str(file.absolute()) for file in model_file or ()], as_json=as_json)
 
 
 @app.command()

@@ -64,6 +64,8 @@ class ModelSection(Section):
     max_model_len: Positive | None = None  # tokens
     seed: int = 0
     revision: str | None = None  # of a hub id
+    implementation: Literal["auto", "native", "transformers"] = "auto"  # auto: native where there is a native one
+    model_files: tuple[str, ...] = ()  # Python files that register models or rewrites, the same path on every node
     step_timeout: Annotated[float, Field(gt=0)] = 10.0  # seconds: a rank silent, or in one step, for so long is hung
     start_timeout: Seconds = 600.0  # a rank whose start stands still for so long is hung; a download counts as one step
     drain_timeout: Annotated[float, Field(ge=0)] = 30.0  # seconds that a replica may finish in; the rest is moved
@@ -235,6 +237,8 @@ class ClusterConfig(Section):
                 load_format=m.load_format,
                 max_model_len=m.max_model_len,
                 seed=m.seed,
+                implementation=m.implementation,
+                model_files=m.model_files,
             ),
             engine=EngineConfig(**self.engine.model_dump()),
             tensor_parallel=m.tensor_parallel,

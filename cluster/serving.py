@@ -31,7 +31,7 @@ HTTP_FILES = ("api_keys", "tls_cert", "tls_key")
 HTTP_FLAGS = ("host", "port", "no_auth", *HTTP_FILES)
 DISPATCH_FLAGS = ("qos",)
 PLACEMENT_FLAGS = ("nodes",)
-MODEL_FLAGS = ("replicas", "tensor_parallel", "name")
+MODEL_FLAGS = ("replicas", "tensor_parallel", "name", "implementation", "model_files")
 
 
 def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
@@ -46,6 +46,8 @@ def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
             values["http"][name] = str(Path(model).absolute().parent / Path(path).expanduser())
     if (path := values["dispatch"]["qos"]) is not None:
         values["dispatch"]["qos"] = str(Path(model).absolute().parent / Path(path).expanduser())
+    folder_of_file = Path(model).absolute().parent
+    values["model"]["model_files"] = [str(folder_of_file / Path(f).expanduser()) for f in config.model.model_files]
     values["dispatch"].update({k: flags[k] for k in DISPATCH_FLAGS if k in flags})
     values["http"].update({k: flags[k] for k in HTTP_FLAGS if k in flags})
     values["placement"].update({k: flags[k] for k in PLACEMENT_FLAGS if k in flags})

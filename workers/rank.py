@@ -32,7 +32,7 @@ from workers.layers.build import Build
 from workers.layers.moe import Experts
 from workers.models.base import CausalModel, read_config
 from workers.models.loader import Progress, load_model
-from workers.models.registry import find
+from workers.models.registry import find, import_model_file
 from workers.parallel.group import Groups
 
 log = logging.getLogger("echelon.rank")
@@ -73,7 +73,9 @@ class Rank:
         with self._phase("config"):
             self.device = _device(config.device, rank)
             source = read_config(config.model.path)
-            model_class = find(source)
+            for file in config.model.model_files:
+                import_model_file(file)
+            model_class = find(source, config.model.implementation)
             trained = model_class.context_length(source)
             self.max_model_len = config.model.max_model_len or trained
             longest = max(trained, model_class.longest_context(source))
@@ -140,7 +142,12 @@ class Rank:
     @property
     def _captures(self) -> bool:
         """Whether steps become CUDA graphs. Not with several ranks: collectives in graphs were never tried."""
-        return self.config.engine.cuda_graphs and self.device.type == "cuda" and self.groups.tp.size == 1
+        return (
+            self.config.engine.cuda_graphs
+            and self.model.captures
+            and self.device.type == "cuda"
+            and self.groups.tp.size == 1
+        )
 
     def _make_runner(self, caches: list[LayerCache], *, threaded: bool) -> Runner:
         state = BatchState(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from workers.api.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
+IMPLEMENTATIONS = ("auto", "native", "transformers")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -17,6 +18,8 @@ class ModelConfig:
     `path` is a local folder in the Hugging Face layout (hub ids are resolved to one before this is made).
     `load_format`: "safetensors" streams the files; "dummy" makes seeded weights on the device.
     `dtype`: "auto" is the checkpoint's on a GPU and float32 on the CPU.
+    `implementation`: "native", "transformers" (its own modules, rewritten by the patch map), or "auto": native where
+    there is one. `model_files` are Python files that register models or rewrites; every rank imports them.
     """
 
     path: str
@@ -25,8 +28,12 @@ class ModelConfig:
     load_format: str = "safetensors"
     max_model_len: int | None = None  # tokens; None = the checkpoint's own
     seed: int = 0
+    implementation: str = "auto"
+    model_files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.implementation not in IMPLEMENTATIONS:
+            raise ConfigError(f"implementation {self.implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
         if self.dtype not in ("auto", *DTYPES):
             raise ConfigError(f"dtype {self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
         if self.load_format not in ("safetensors", "dummy"):

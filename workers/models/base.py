@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class CausalModel(nn.Module):
 
     weight_rules: tuple[WeightRule, ...] = ()
 
+    captures: ClassVar[bool] = True  # whether steps may become CUDA graphs
     vocab_size: int
     max_positions: int
     num_layers: int
@@ -107,6 +108,13 @@ class CausalModel(nn.Module):
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [T, C] -> logits [T, V], on every rank."""
         raise NotImplementedError
+
+    def read_tensors(self, folder: Path) -> Iterable[tuple[Path, str, Any]] | None:
+        """(file, name, view) of the checkpoint's tensors, where they are not simply those of its safetensors files."""
+        return None
+
+    def finish_loading(self) -> None:
+        """Called once, when all parameters are filled."""
 
     def kv_cache_specs(self) -> tuple[KVCacheSpec, ...]:
         """Which layers need which cache on this rank; every layer index in one spec."""

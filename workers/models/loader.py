@@ -90,6 +90,7 @@ def load_model(
         for module in model.modules():
             if isinstance(module, Loadable):
                 module.finish()
+        model.finish_loading()
     return read
 
 
@@ -135,7 +136,7 @@ def _load_files(model: CausalModel, wanted: Mapping[str, Target], folder: Path, 
     checks: list[tuple[str, Path, torch.Tensor]] = []
     tied = _tied_names(model)
     read = 0
-    for file, name, view in _tensors(_files(folder)):
+    for file, name, view in model.read_tensors(folder) or _tensors(_files(folder)):
         target = wanted.get(name)
         if target is None:
             if name not in tied and not _ignored(model, name):

@@ -1,19 +1,28 @@
 """Which class runs which architecture. Classes are imported when they are needed.
 
-A package adds models of its own by entry points of the group "echelon.models": name = architecture, value = class.
+A package adds models of its own by entry points of the group "echelon.models": name = architecture, value = class. So
+does a file given to the ranks (`import_model_file`) that calls `register`. An architecture that nobody registered runs
+through transformers' own modules, where transformers has it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
+import logging
+import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from workers.api.errors import ConfigError
 from workers.models.base import CausalModel
 
 ENTRY_POINT_GROUP = "echelon.models"
+
+log = logging.getLogger("echelon.models")
 
 _models: dict[str, str | type[CausalModel]] = {
     "BaichuanForCausalLM": "workers.models.baichuan:BaichuanForCausalLM",
@@ -64,15 +73,55 @@ def architectures() -> tuple[str, ...]:
     return tuple(sorted({*_models, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))}))
 
 
-def find(config: Mapping[str, Any]) -> type[CausalModel]:
-    """The class for the first known entry of config["architectures"]. Raises ConfigError where there is none."""
+def find(config: Mapping[str, Any], implementation: str = "auto") -> type[CausalModel]:
+    """The class for the first known entry of config["architectures"]; failing that, transformers' own modules.
+
+    `implementation`: see `ModelConfig`. Raises ConfigError where there is none.
+    """
     names = config.get("architectures") or []
-    for name in names:
-        if name in _models:
-            return _load(name, _models[name])
-        for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-            return _load(name, point.load())
-    raise ConfigError(f"no model for architectures {list(names)}; there are: {', '.join(architectures())}")
+    if implementation != "transformers":
+        for name in names:
+            if name in _models:
+                return _load(name, _models[name])
+            for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+                return _load(name, point.load())
+    if implementation != "native":
+        from workers.models.transformers_model import TransformersForCausalLM, causal_class
+
+        if causal_class(config) is not None:
+            if implementation == "auto":
+                log.info("no native model for %s: it runs through transformers' modules", ", ".join(names))
+            return TransformersForCausalLM
+    raise ConfigError(
+        f"no model for architectures {list(names)}: not natively ({', '.join(architectures())}), and transformers has "
+        f"no such causal model"
+    )
+
+
+def origin(architecture: str) -> str:
+    """Where the class of a known architecture comes from, "module:Class"; it is not imported."""
+    model = _models.get(architecture)
+    if model is None:
+        return next(point.value for point in entry_points(group=ENTRY_POINT_GROUP, name=architecture))
+    return model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}"
+
+
+def import_model_file(path: str) -> None:
+    """Run a Python file that calls `register` or extends the patch map; once a process. Raises ConfigError."""
+    file = Path(path)
+    name = f"echelon_model_file_{hashlib.blake2b(str(file.resolve()).encode(), digest_size=8).hexdigest()}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ConfigError(f"model file {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        del sys.modules[name]
+        raise ConfigError(f"model file {path} cannot be imported: {type(e).__name__}: {e}") from e
 
 
 def _load(name: str, model: Any) -> type[CausalModel]:

@@ -1,0 +1,1 @@
+"""Rewrites of transformers' modules, named in `workers.models.patch_map`."""

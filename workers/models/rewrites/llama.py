@@ -1,0 +1,101 @@
+"""Llama as transformers has it, with our kernels: rotation and write to the cache in one, norms, gated activation.
+
+Shapes: T tokens, C channels, H query heads, K KV heads, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from kernels.activation import silu_and_mul
+from kernels.norms import rms_norm
+from workers.models.paged import paged_attention
+from workers.models.sharding import column_parallel, row_parallel
+from workers.parallel.group import Group
+
+
+class LlamaAttention(nn.Module):
+    """q, k and v by one product, attention over the paged cache; heads are split over the ranks."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        """hidden_states [1, T, C], cosines and sines [1, T, D] -> [1, T, C]."""
+        tokens, size = hidden_states.shape[1], self.head_dim
+        qkv = torch.nn.functional.linear(hidden_states[0], self.qkv_weight, self.qkv_bias)
+        q, k, v = (x.view(tokens, -1, size).transpose(0, 1)[None] for x in qkv.split(self.qkv_sizes, dim=-1))
+        cos, sin = (x[:, None] for x in position_embeddings)
+        q, k = q * cos + _turned(q) * sin, k * cos + _turned(k) * sin
+        out = paged_attention(self, q, k, v, scale=self.scaling)
+        return self.o_proj(out.flatten(2)), None
+
+    def _update_model_fn(self) -> None:
+        """One weight for the three projections, of which they keep views."""
+        linears = (self.q_proj, self.k_proj, self.v_proj)
+        self.qkv_sizes = [linear.weight.shape[0] for linear in linears]
+        self.qkv_weight = torch.cat([linear.weight for linear in linears])
+        biased = self.q_proj.bias is not None
+        self.qkv_bias = torch.cat([linear.bias for linear in linears]) if biased else None
+        for linear, part in zip(linears, self.qkv_weight.split(self.qkv_sizes), strict=True):
+            linear.weight.data = part
+
+    @classmethod
+    def _distribute_partition_fn(cls, mod_name: str, mod: nn.Module, device_mesh: Group) -> None:
+        """q, k and v by column, the output by row."""
+        if mod_name in ("q_proj", "k_proj", "v_proj"):
+            column_parallel(mod, device_mesh)
+        elif mod_name == "o_proj":
+            row_parallel(mod, device_mesh)
+
+    @classmethod
+    def _distribute_output_fn(cls, outputs: tuple[torch.Tensor, None], device_mesh: Group) -> tuple[torch.Tensor, None]:
+        """Sum the ranks' shares."""
+        device_mesh.all_reduce(outputs[0])
+        return outputs
+
+
+class LlamaMLP(nn.Module):
+    """Gate and up by one product, one kernel between it and the last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [1, T, C] -> [1, T, C]."""
+        both = torch.nn.functional.linear(x[0], self.gate_up_weight, self.gate_up_bias)
+        return self.down_proj(silu_and_mul(both))[None]
+
+    def _update_model_fn(self) -> None:
+        """One weight for gate and up, of which they keep views."""
+        linears = (self.gate_proj, self.up_proj)
+        self.gate_up_weight = torch.cat([linear.weight for linear in linears])
+        self.gate_up_bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+        for linear, part in zip(linears, self.gate_up_weight.chunk(2), strict=True):
+            linear.weight.data = part
+
+    @classmethod
+    def _distribute_partition_fn(cls, mod_name: str, mod: nn.Module, device_mesh: Group) -> None:
+        """gate and up by column, down by row."""
+        if mod_name in ("gate_proj", "up_proj"):
+            column_parallel(mod, device_mesh)
+        elif mod_name == "down_proj":
+            row_parallel(mod, device_mesh)
+
+    @classmethod
+    def _distribute_output_fn(cls, outputs: torch.Tensor, device_mesh: Group) -> torch.Tensor:
+        """Sum the ranks' shares."""
+        return device_mesh.all_reduce(outputs)
+
+
+class LlamaRMSNorm(nn.Module):
+    """The norm as one kernel."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """hidden_states [1, T, C] -> [1, T, C]."""
+        return rms_norm(hidden_states[0], self.weight, self.variance_epsilon)[None]
+
+
+def _turned(x: torch.Tensor) -> torch.Tensor:
+    """The pairs of channels (i, i + D / 2) turned by a quarter."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)
