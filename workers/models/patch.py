@@ -16,7 +16,6 @@ Inside of a patched module `self.origin_mod` is the module as it was (the same w
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
@@ -172,7 +171,5 @@ def patch(module: nn.Module, extra_args: Iterable[str] = ()) -> Any:
 
 def _swap(module: nn.Module, rewrite: type[nn.Module], group: Group, extra: Extra) -> None:
     own = type(module)
-    if "forward" not in rewrite.__dict__ and not inspect.isclass(rewrite):
-        raise ConfigError(f"{rewrite!r} rewrites nothing")
     module.__class__ = _patched_class(own, rewrite)
     module.context, module.tensor_group = extra, group  # type: ignore[assignment]

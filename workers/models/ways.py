@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 
 from workers.models.patch_map import MODULE_MAP
 from workers.models.registry import ENTRY_POINT_GROUP, architectures, origin
@@ -45,10 +48,6 @@ def served() -> list[Served]:
 
 def _transformers() -> dict[str, str]:
     """transformers' causal models whose attention can be ours, and their module; read without importing their code."""
-    import re
-    from importlib.util import find_spec
-    from pathlib import Path
-
     from transformers.models.auto.configuration_auto import model_type_to_module_name
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
