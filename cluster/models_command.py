@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import typer
 
-from cluster.config import ClusterConfig, ModelSection, resolve_model
+from cluster.config import checked_config, resolve_model
 from cluster.environment import prepare_torch
 
 
@@ -17,8 +17,9 @@ def run_align(model: str, *, tp: int, implementation: str, files: Sequence[str],
     prepare_torch()
     from workers.align.align import align  # torch
 
-    section = ModelSection(path=str(resolve_model(model)), name=model, implementation=implementation, model_files=files)
-    report = align(ClusterConfig(model=section).replica_config("auto"), ranks=tp)
+    section = {"path": str(resolve_model(model)), "name": model, "implementation": implementation, "model_files": files}
+    config = checked_config({"model": section}, "the command line")
+    report = align(config.replica_config("auto"), ranks=tp)
     typer.echo(json.dumps(report.to_json()) if as_json else "\n".join(report.lines()))
     return report.difference is None
 

@@ -51,7 +51,8 @@ class Pairing:
         """Our module for transformers' module `name`, if there is one."""
         target = self._target(name)
         if target is not None:
-            return self._paths[0][id(target.module)]
+            found: str = self._paths[0][id(target.module)]
+            return found
         return name if name in self._paths[0].values() else None
 
     def weight(self, name: str) -> torch.Tensor | None:

@@ -54,13 +54,16 @@ class Patched(nn.Module):
     tensor_group: Group
     original_class: type[nn.Module]
     rewrite_class: type[nn.Module]
+    extra_names: tuple[str, ...] = ()
 
     @property
     def origin_mod(self) -> Any:
         """The unpatched module over the same weights and children; made anew at each access, so it is never stale."""
         origin = object.__new__(self.original_class)
         # Hooks see the patched module: once is enough.
-        hooks = {name: OrderedDict() for name in self.__dict__ if name.startswith("_") and name.endswith("_hooks")}
+        hooks: dict[str, Any] = {
+            name: OrderedDict() for name in self.__dict__ if name.startswith("_") and name.endswith("_hooks")
+        }
         origin.__dict__ = {**self.__dict__, **hooks}
         return origin
 
@@ -83,11 +86,9 @@ class Patched(nn.Module):
         finally:
             self.context.given = before
 
-    extra_names: tuple[str, ...] = ()
-
 
 @functools.cache
-def _patched_class(own: type[nn.Module], rewrite: type[nn.Module]) -> type[nn.Module]:
+def _patched_class(own: Any, rewrite: Any) -> Any:
     names = {"__module__": own.__module__, "original_class": own, "rewrite_class": rewrite}
     return type(own.__name__, (Patched, rewrite, own), names)
 

@@ -96,7 +96,7 @@ class ShardedModule(nn.Module):
 
 
 @functools.cache
-def _sharded_class(own: type[nn.Module]) -> type[nn.Module]:
+def _sharded_class(own: Any) -> Any:
     return type(own.__name__, (ShardedModule, own), {"__module__": own.__module__})
 
 
@@ -119,7 +119,7 @@ def note_kv_heads(model: nn.Module, heads: int) -> None:
     """Tell the projections of keys and values how many heads they make: where ranks are more, ranks share a head."""
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in ("k_proj", "v_proj") and hasattr(module, "weight"):
-            module.kv_heads = heads  # type: ignore[assignment]
+            module.kv_heads = heads
 
 
 def column_parallel(module: nn.Module, group: Group, *, gather: bool = False) -> None:

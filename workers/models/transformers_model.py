@@ -45,6 +45,8 @@ class TransformersForCausalLM(CausalModel):
 
     captures = False  # what its modules do between kernels is not known: no CUDA graphs
     causal_class: ClassVar[Any] = None
+    _causal: Any
+    _base: Any
 
     def __init__(self, config: Mapping[str, Any], *, max_model_len: int, build: Build) -> None:
         super().__init__(config, max_model_len=max_model_len, build=build)
@@ -279,7 +281,7 @@ def _check_rotary(text: Any, max_model_len: int) -> None:
     """transformers picks these frequencies by the longest position of a batch; cached keys keep what they had."""
     rope = getattr(text, "rope_parameters", None) or {}
     for one in [rope, *(v for v in rope.values() if isinstance(v, Mapping))]:
-        trained = one.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", 0)
+        trained = int(one.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", 0))
         if one.get("rope_type") in _BY_LENGTH and max_model_len > trained:
             raise ConfigError(
                 f"{one['rope_type']} rope scaling through transformers' modules is right up to {trained} tokens only; "
@@ -306,7 +308,7 @@ def _without_storage() -> Iterator[None]:
 
     with making():
         plain = nn.Module.register_parameter
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = register  # type: ignore[assignment, method-assign]
         try:
             yield
         finally:

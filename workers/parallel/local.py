@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -49,8 +49,7 @@ class LocalGroup(Group):
 
     @property
     def _table(self) -> _Table:
-        assert isinstance(self.handle, _Table)
-        return self.handle
+        return cast(_Table, self.handle)
 
 
 def run_ranks(size: int, work: Callable[[int, Groups], T]) -> list[T]:

@@ -21,6 +21,8 @@ from workers.parallel.group import Group
 class CodeGenAttention(nn.Module):
     """Attention over the paged cache. q, k and v are one projection in four interleaved parts: it is not split."""
 
+    scale_attn: float
+
     def _attn(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None
     ) -> tuple[torch.Tensor, None]:
@@ -31,6 +33,9 @@ class CodeGenAttention(nn.Module):
 
 class GPTJAttention(CodeGenAttention):
     """As CodeGen's, with projections of their own for q, k and v: heads are split over the ranks."""
+
+    num_attention_heads: int
+    tensor_group: Group
 
     @classmethod
     def _distribute_partition_fn(cls, mod_name: str, mod: nn.Module, device_mesh: Group) -> None:

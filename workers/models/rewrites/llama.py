@@ -20,6 +20,16 @@ from workers.parallel.group import Group
 class LlamaAttention(nn.Module):
     """q, k and v by one product, attention over the paged cache; heads are split over the ranks."""
 
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+    scaling: float
+    head_dim: int
+    qkv_sizes: list[int]
+    qkv_weight: torch.Tensor
+    qkv_bias: torch.Tensor | None
+
     def forward(
         self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **_: Any
     ) -> tuple[torch.Tensor, None]:
@@ -60,6 +70,12 @@ class LlamaAttention(nn.Module):
 class LlamaMLP(nn.Module):
     """Gate and up by one product, one kernel between it and the last."""
 
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+    gate_up_weight: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [1, T, C] -> [1, T, C]."""
         both = torch.nn.functional.linear(x[0], self.gate_up_weight, self.gate_up_bias)
@@ -89,6 +105,9 @@ class LlamaMLP(nn.Module):
 
 class LlamaRMSNorm(nn.Module):
     """The norm as one kernel."""
+
+    weight: torch.Tensor
+    variance_epsilon: float
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """hidden_states [1, T, C] -> [1, T, C]."""
