@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def test_by_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: muse-models\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[echelon.models]\nMuseOfAPackage = muse_of_a_package:MuseForCausalLM\n")
     monkeypatch.setattr(sys, "path", [str(package), *sys.path])
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
+    importlib.invalidate_caches()
     assert "MuseOfAPackage" in architectures()
     assert {row.way for row in served() if row.architecture == "MuseOfAPackage"} == {"out of tree"}
     assert tokens(folder) == generate(want, LONG, 6)

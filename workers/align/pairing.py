@@ -79,10 +79,10 @@ class Pairing:
         have = [tensor for tensor in found if tensor is not None]
         if len(have) < len(ranks):
             return []
+        if self._is_share(event, have[0]) and (whole := self._together(event, wanted, have)) is not None:
+            return [whole]
         if have[0].shape == wanted.shape:
             return have
-        if (whole := self._together(event, wanted, have)) is not None:
-            return [whole]
         for dim in {1, wanted.dim() - 1}:
             alike = all(t.dim() == wanted.dim() for t in have)
             if alike and (joined := torch.cat(have, dim=dim)).shape == wanted.shape:
@@ -92,11 +92,25 @@ class Pairing:
     def _target(self, name: str) -> Target | None:
         return next((self._targets[0][n] for n in (f"{name}.weight", f"{name}.bias") if n in self._targets[0]), None)
 
+    def _is_share(self, event: Event, mine: torch.Tensor) -> bool:
+        """Whether a rank's tensor has only some channels of transformers', or channels of others beside them."""
+        if (one := self._targets[0].get(f"{event.name}.weight")) is None:
+            return False
+        axis, parts = self._axis(event), _parts(one)
+        if len(parts) > 1 or len(parts[0][1]) != 2:
+            return True
+        part, shape = parts[0]
+        return not (part.source[axis] == part.target[axis] == slice(0, shape[axis]) and mine.shape[-1] == shape[axis])
+
+    def _axis(self, event: Event) -> int:
+        """Of a linear's weight: the one that stands for this side of it."""
+        return int((event.side == INPUT) != (event.name in self._swapped))
+
     def _together(self, event: Event, wanted: torch.Tensor, have: list[torch.Tensor]) -> torch.Tensor | None:
         source = f"{event.name}.weight"
         if source not in self._targets[0] or wanted.dim() != 2:
             return None
-        axis = int((event.side == INPUT) != (event.name in self._swapped))
+        axis = self._axis(event)
         whole = torch.full_like(wanted, torch.nan)
         for one, mine in zip(self._targets, have, strict=True):
             for part, shape in _parts(one[source]):
