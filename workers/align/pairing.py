@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from workers.align.recording import INPUT, Event, Recording
+from workers.layers.build import Loadable
 from workers.models.base import CausalModel
-from workers.models.loader import Target, targets
 from workers.quant.method import Part
 
 
@@ -38,12 +38,35 @@ class Rows:
         return Rows(whole, frozenset(recording.several))
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a rank holds of one checkpoint tensor: parts of `parameter`, which is its `module`'s."""
+
+    module: nn.Module
+    parameter: nn.Parameter
+    parts: list[Part]
+
+    @staticmethod
+    def of(model: CausalModel) -> dict[str, Held]:
+        """By the checkpoint's name."""
+        held: dict[str, Held] = {}
+        for path, parameter in model.named_parameters():
+            owner, _, name = path.rpartition(".")
+            module = model.get_submodule(owner)
+            parts = module.parts(name) if isinstance(module, Loadable) else {"": Part.whole(tuple(parameter.shape))}
+            for part_id, part in parts.items():
+                sources = (rule.source(path, part_id) for rule in model.weight_rules)
+                source = next((s for s in sources if s is not None), path)
+                held.setdefault(source, Held(module, parameter, [])).parts.append(part)
+        return held
+
+
 class Pairing:
     """Of one model of ours, on all of its ranks, with transformers'."""
 
     def __init__(self, ours: Sequence[CausalModel], reference: nn.Module) -> None:
         self.ours, self.reference = ours, reference
-        self._targets = [targets(model) for model in ours]
+        self._targets = [Held.of(model) for model in ours]
         self._paths = [{id(module): path for path, module in model.named_modules()} for model in ours]
         self._swapped = {n for n, m in reference.named_modules() if type(m).__name__ == "Conv1D"}
 
@@ -61,8 +84,8 @@ class Pairing:
             return None
         full: torch.Tensor | None = None
         for one in self._targets:
-            for part, shape in _parts(one[name]):
-                full = torch.zeros(shape, device=one[name].parameter.device) if full is None else full
+            for part in one[name].parts:
+                full = torch.zeros(part.shape, device=one[name].parameter.device) if full is None else full
                 if not any(s.start == s.stop for s in part.source):
                     full[part.source] = one[name].parameter.detach()[part.target].float()
         return full
@@ -89,18 +112,16 @@ class Pairing:
                 return [joined]
         return []
 
-    def _target(self, name: str) -> Target | None:
+    def _target(self, name: str) -> Held | None:
         return next((self._targets[0][n] for n in (f"{name}.weight", f"{name}.bias") if n in self._targets[0]), None)
 
     def _is_share(self, event: Event, mine: torch.Tensor) -> bool:
         """Whether a rank's tensor has only some channels of transformers', or channels of others beside them."""
-        if (one := self._targets[0].get(f"{event.name}.weight")) is None:
-            return False
-        axis, parts = self._axis(event), _parts(one)
-        if len(parts) > 1 or len(parts[0][1]) != 2:
-            return True
-        part, shape = parts[0]
-        return not (part.source[axis] == part.target[axis] == slice(0, shape[axis]) and mine.shape[-1] == shape[axis])
+        one, axis = self._targets[0].get(f"{event.name}.weight"), self._axis(event)
+        if one is None or one.parameter.dim() != 2 or mine.shape[-1] != one.parameter.shape[axis]:
+            return False  # not a linear, or one whose result is gathered
+        part, whole = one.parts[0], slice(0, mine.shape[-1])
+        return len(one.parts) > 1 or not (part.source[axis] == part.target[axis] == whole)
 
     def _axis(self, event: Event) -> int:
         """Of a linear's weight: the one that stands for this side of it."""
@@ -113,13 +134,9 @@ class Pairing:
         axis = self._axis(event)
         whole = torch.full_like(wanted, torch.nan)
         for one, mine in zip(self._targets, have, strict=True):
-            for part, shape in _parts(one[source]):
-                to, at = part.source[axis], part.target[axis]
+            for part in one[source].parts:
+                shape, to, at = part.shape, part.source[axis], part.target[axis]
                 if len(shape) != 2 or shape[axis] != wanted.shape[1] or at.stop > mine.shape[1]:
                     return None
                 whole[:, to] = mine[:, at]
         return whole
-
-
-def _parts(target: Target) -> list[tuple[Part, tuple[int, ...]]]:
-    return [(target.part, target.part.shape)]
