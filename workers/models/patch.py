@@ -170,7 +170,7 @@ def patch(module: nn.Module, extra_args: Iterable[str] = ()) -> Any:
     return module
 
 
-def _swap(module: nn.Module, rewrite: type[nn.Module], group: Group, extra: Extra) -> None:
-    own = type(module)
+def _swap(module: nn.Module, rewrite: Any, group: Group, extra: Extra) -> None:
+    own: Any = type(module)
     module.__class__ = _patched_class(own, rewrite)
     module.context, module.tensor_group = extra, group  # type: ignore[assignment]

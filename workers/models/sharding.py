@@ -103,7 +103,8 @@ def _sharded_class(own: Any) -> Any:
 def cut(module: nn.Module, group: Group, cuts: Mapping[str, Cut], around: Around | None = None) -> None:
     """Cut `module`, whose parameters have no storage yet; a second call adds to the first."""
     if not isinstance(module, ShardedModule):
-        module.__class__ = _sharded_class(type(module))
+        own: Any = type(module)
+        module.__class__ = _sharded_class(own)
         module.cuts, module.around, module.group = {}, Around(), group  # type: ignore[assignment]
     assert isinstance(module, ShardedModule)
     module.cuts.update(cuts)
