@@ -281,7 +281,8 @@ def _check_rotary(text: Any, max_model_len: int) -> None:
     """transformers picks these frequencies by the longest position of a batch; cached keys keep what they had."""
     rope = getattr(text, "rope_parameters", None) or {}
     for one in [rope, *(v for v in rope.values() if isinstance(v, Mapping))]:
-        trained = int(one.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", 0))
+        limit: Any = one.get("original_max_position_embeddings")
+        trained = int(limit or getattr(text, "max_position_embeddings", 0))
         if one.get("rope_type") in _BY_LENGTH and max_model_len > trained:
             raise ConfigError(
                 f"{one['rope_type']} rope scaling through transformers' modules is right up to {trained} tokens only; "
