@@ -83,7 +83,7 @@ class CausalModel(nn.Module):
 
     weight_rules: tuple[WeightRule, ...] = ()
 
-    captures: ClassVar[bool] = True  # whether steps may become CUDA graphs
+    captures: bool = True  # whether steps may become CUDA graphs
     vocab_size: int
     max_positions: int
     num_layers: int
