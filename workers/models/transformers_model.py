@@ -45,8 +45,10 @@ class TransformersForCausalLM(CausalModel):
 
     captures = False  # what its modules do between kernels is not known: no CUDA graphs
     causal_class: ClassVar[Any] = None
+    # Not modules of this one: their parts are, under the names that the checkpoint gives them.
     _causal: Any
     _base: Any
+    _hidden: _Hidden
 
     def __init__(self, config: Mapping[str, Any], *, max_model_len: int, build: Build) -> None:
         super().__init__(config, max_model_len=max_model_len, build=build)
@@ -74,8 +76,8 @@ class TransformersForCausalLM(CausalModel):
         base = getattr(made, prefix, None)
         if base is None or base is made:
             raise ConfigError(f"{cls.__name__} has no base model {prefix!r}: it needs a native file or a rewrite")
-        self._hidden = _Hidden()
-        made._modules[prefix] = self._hidden
+        hidden = made._modules[prefix] = _Hidden()
+        object.__setattr__(self, "_hidden", hidden)
         object.__setattr__(self, "_causal", made)
         object.__setattr__(self, "_base", base)
         # A mask of four axes is taken for ready, so that none is made where our attention function is not asked.
@@ -200,6 +202,8 @@ class _Hidden(nn.Module):
     value: torch.Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
         return self  # some heads ask a part of the base model (`model.decoder`)
 
     def forward(self, *_: Any, **__: Any) -> Any:
