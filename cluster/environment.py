@@ -202,7 +202,6 @@ def secure_ray_token() -> None:
 # own defaults take half a minute and more; sharper ones take a host under load for a dead one.
 NODE_ENV = {
     "RAY_AUTH_MODE": "token",
-    "RAY_raylet_start_wait_time_s": "120",  # of 30: a host with much else to do at its start
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
