@@ -103,6 +103,10 @@ def by_base(table: torch.Tensor) -> torch.Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+def skip_one(table: torch.Tensor) -> torch.Tensor:
+    return torch.cat([table[:1], table[2:], table[-1:]])
+
+
 def scale_up(site: Site) -> None:
     site.attention.scale *= 1.25
 
@@ -197,7 +201,8 @@ def wrong_norm_weight(site: Site) -> None:
 
 KINDS: dict[str, Kind] = {
     "wrong rope base": Kind(lambda s: new_table(s, by_base), "self_attn", NATIVE),
-    "off-by-one position": Kind(lambda s: new_table(s, lambda t: t.roll(-1, 0)), "self_attn", NATIVE),
+    # From the second token on: where all positions are off by one, relative ones are right.
+    "off-by-one position": Kind(lambda s: new_table(s, skip_one), "self_attn", NATIVE),
     "wrong scale": Kind(scale_up, "self_attn", ALL),
     "wrong window": Kind(narrow_window, "self_attn", ALL),
     "wrong head grouping": Kind(swap_kv_heads, "self_attn", ALL),
