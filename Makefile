@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal --durations=12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve stop test test-fast test-hosts chaos families check format clean
+.PHONY: help setup serve stop test test-fast test-long test-hosts chaos families check format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -33,14 +33,17 @@ stop: $(STAMP)  ## Stop what make serve started on PORT
 test: $(STAMP)  ## Run all tests: fast ones first, then the kernels in Triton's interpreter, then Ray
 	$(BIN)/pytest $(PARALLEL) -m "not ray and not slow"
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpreter
-	$(BIN)/pytest $(PARALLEL) -m "slow and not ray"
-	$(BIN)/pytest --durations=12 -m "ray and not hosts"
+	$(BIN)/pytest $(PARALLEL) -m "slow and not ray and not hosts"
+	$(BIN)/pytest --durations=12 -m "ray and not hosts and not long"
 
 test-fast: $(STAMP)  ## Run the fast tests only
 	$(BIN)/pytest $(PARALLEL) -m "not ray and not slow"
 
 chaos: $(STAMP)  ## Ten minutes of faults under load, no GPU needed; writes chaos.json (ARGS=, docs/reliability.md)
 	@PYTHONPATH=.:tests:benchmarks $(BIN)/python -m chaos $(ARGS)
+
+test-long: $(STAMP)  ## Run what takes minutes on a cluster (not part of make test)
+	$(BIN)/pytest -m long
 
 test-hosts: $(STAMP)  ## Run what needs several hosts: as root, with openssh-server (some minutes; not part of make test)
 	$(BIN)/pytest -m hosts tests/hosts

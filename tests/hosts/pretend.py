@@ -123,7 +123,10 @@ class Host:
             )  # fmt: skip
         (network.folder / f"pid.{self.name}").write_text(str(process.pid))
         _await(lambda: not _same_network(process.pid), lambda: f"{self.name} has no network: {self.log()}")
-        _ip("link", "add", self.name, "type", "veth", "peer", "name", "eth0", "netns", str(process.pid))
+        # Always the same one: its neighbours would look for a host that boots again at its old address for a while.
+        mac = ":".join(["02", "00", *(f"{int(part):02x}" for part in self.address.split("."))])
+        peer = ("peer", "name", "eth0", "address", mac, "netns", str(process.pid))
+        _ip("link", "add", self.name, "type", "veth", *peer)
         _ip("link", "set", self.name, "master", network.bridge, "up")
 
     def await_ssh(self) -> None:

@@ -17,7 +17,7 @@ from watching import await_true
 if missing := why_not():
     pytest.skip(f"hosts of namespaces: {missing}", allow_module_level=True)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 NUMBER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 20  # tests run in several processes
 PREFIX, SUBNET = f"ehp{chr(ord('a') + NUMBER)}", f"10.77.{40 + NUMBER}"

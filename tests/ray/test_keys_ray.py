@@ -9,7 +9,7 @@ import pytest
 
 from cluster.client import Handle
 from cluster.config import ClusterConfig, HttpSection
-from cluster.gateway_actor import Gateway
+from cluster.gateway_actor import Gateway, Served
 from router.keys.edit import add_key
 from router.keys.ring import make_key
 from workers.api.errors import NotAuthorized
@@ -26,7 +26,7 @@ def test_handles_with_keys(cluster: Any, tmp_path: Path) -> None:
     add_key(keys, anna, "anna")
     add_key(keys, ben, "ben")
     config = ClusterConfig(http=HttpSection(api_keys=str(keys)))
-    gateway = ray.remote(Gateway).options(num_cpus=0).remote(config, cluster.secret)
+    gateway = ray.remote(Gateway).options(num_cpus=0).remote(Served(config, cluster.secret, "keys"))
 
     def cached(key: str | None) -> int:
         found = Handle(gateway, key).generate.remote(PROMPT, max_tokens=1, temperature=0)

@@ -10,7 +10,7 @@ from watching import await_true
 
 from cluster.environment import prepare_ray
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 SLOTS = 127  # one less than before: as good for the tests that come after
 COUNT: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
