@@ -117,11 +117,12 @@ class PaddedInputs:
         to["token_at"][:tokens] = flat.token_at
         to["positions"][:tokens] = flat.positions
         to["slots"][:tokens] = flat.slots
-        order = np.arange(decodes)
+        seqs, lens = flat.seqs[:decodes], flat.lens[:decodes]
         if self._ordered:
-            order = to["decode_rows"][:decodes] = longest_first(flat.lens[:decodes])
-        to["decode_seqs"][:decodes] = flat.seqs[order]
-        to["decode_lens"][:decodes] = flat.lens[order]
+            order = to["decode_rows"][:decodes] = longest_first(lens)
+            seqs, lens = seqs[order], lens[order]
+        to["decode_seqs"][:decodes] = seqs
+        to["decode_lens"][:decodes] = lens
         to["emit_at"][:emits] = flat.emit_at
         if "cu_query" in to:
             longer = len(flat.query)

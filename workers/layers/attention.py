@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from kernels.attention_tile import ScoreOptions
+from kernels.attention_tile import PLAIN, ScoreOptions
 from kernels.dense_prefill import dense_prefill, is_supported, plan
 from kernels.kv_cache import store_kv
 from kernels.paged_decode import paged_decode
@@ -47,7 +47,8 @@ def _attention(
     slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    options = ScoreOptions(soft_cap, slopes, sinks)
+    plain = not soft_cap and slopes is None and sinks is None
+    options = PLAIN if plain else ScoreOptions(soft_cap, slopes, sinks)
     current = context.current()
     batch, cache = current.attention[layer_index], current.caches[layer_index]
     if positions is None or cos_sin is None:
