@@ -1,11 +1,12 @@
 """Causal attention of long prompts with nothing cached, by cuDNN's kernel that torch ships: on a Hopper some 1.4 times
 as fast as ours, which has to look up its blocks.
 
-cuDNN plans each length on the host before it runs it first. So a prompt is cut: its head, a multiple of `UNIT` tokens,
-goes here, and its tail to `paged_prefill` like any other piece behind cached tokens; the calls that may come are few,
-and planned at the start. Neighbours of one length share a call.
+cuDNN plans each length on the host before it runs it first. So lengths are rounded up to multiples of `UNIT` tokens:
+the calls that may come are few, and planned at the start. No token sees what is behind it; rows behind a prompt are
+computed in vain, and do no harm as long as their keys and values are finite. Neighbours of one length that is such a
+multiple share a call.
 
-Shapes: T tokens, H query heads, K KV heads, D head size, N blocks, S block size.
+Shapes: T tokens, P tokens with padding, H query heads, K KV heads, D head size, N blocks, S block size.
 """
 
 from __future__ import annotations
@@ -21,50 +22,59 @@ UNIT = 512  # tokens
 _LEAST = 1024  # below it our kernel is as fast
 
 
-class Heads(NamedTuple):
-    """Heads of `length` tokens each, `number` of them beside each other from token `first` on."""
+class DensePrompts(NamedTuple):
+    """Prompts of `length` tokens each, `number` of them beside each other from token `first` on; one call.
+
+    padding: how many of the last tokens are not the prompt's, but what stands behind it.
+    """
 
     first: int
     number: int
     length: int
+    padding: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Of all of them, with padding."""
+        return self.number * self.length
 
     @property
     def tokens(self) -> int:
         """Of all of them."""
-        return self.number * self.length
+        return self.rows - self.padding
 
 
-def heads_of(counts: Iterable[int], lengths: Iterable[int]) -> list[int]:
-    """For each sequence of `counts` new tokens, `lengths` in all, how many of the first go to `dense_prefill`."""
-    return [
-        count // UNIT * UNIT if count == length >= _LEAST else 0 for count, length in zip(counts, lengths, strict=True)
-    ]
+def is_dense(count: int, length: int) -> bool:
+    """Whether a sequence of `count` new tokens, `length` in all, goes to `dense_prefill`."""
+    return count == length >= _LEAST
 
 
-def adjoining(heads: Iterable[tuple[int, int]]) -> tuple[Heads, ...]:
-    """Heads (first, length), ascending, as what runs in one call: neighbours of one length, a power of two of them."""
-    runs: list[Heads] = []
-    for first, length in heads:
-        if runs and runs[-1].length == length and runs[-1].first + runs[-1].tokens == first:
-            runs[-1] = runs[-1]._replace(number=runs[-1].number + 1)
+def calls_of(prompts: Iterable[tuple[int, int]]) -> tuple[DensePrompts, ...]:
+    """Prompts (first, length), ascending, as what runs in one call: a power of two of neighbours of one length."""
+    runs: list[DensePrompts] = []
+    for first, length in prompts:
+        padding = -length % UNIT
+        before = runs[-1] if runs and not runs[-1].padding else None
+        if before is not None and before.length == length and before.first + before.tokens == first:
+            runs[-1] = before._replace(number=before.number + 1)
         else:
-            runs.append(Heads(first, 1, length))
+            runs.append(DensePrompts(first, 1, length + padding, padding))
     return tuple(call for run in runs for call in _powers(run))
 
 
-def _powers(run: Heads) -> Iterable[Heads]:
+def _powers(run: DensePrompts) -> Iterable[DensePrompts]:
     """`run` cut into powers of two, the greatest first: each number is planned anew."""
     first, left = run.first, run.number
     while left:
         number = 1 << (left.bit_length() - 1)
-        yield Heads(first, number, run.length)
+        yield run._replace(first=first, number=number)
         first, left = first + number * run.length, left - number
 
 
-def calls_up_to(tokens: int) -> list[Heads]:
-    """What may run in a step of so many tokens, wherever it stands."""
-    lengths = range(_LEAST, tokens + 1, UNIT)
-    return [Heads(0, 1 << i, n) for n in lengths for i in range((tokens // n).bit_length())]
+def calls_up_to(tokens: int) -> list[DensePrompts]:
+    """What may run in a step of so many tokens, wherever it stands, padding apart."""
+    lengths = range(_LEAST, tokens + UNIT, UNIT) if tokens >= _LEAST else ()
+    return [DensePrompts(0, 1 << i, n) for n in lengths for i in range(max(1, (tokens // n).bit_length()))]
 
 
 def is_supported(device: torch.device, dtype: torch.dtype, head_size: int, window: int) -> bool:
@@ -81,19 +91,31 @@ def is_supported(device: torch.device, dtype: torch.dtype, head_size: int, windo
 
 
 def dense_prefill(
-    q: torch.Tensor, v: torch.Tensor, key_cache: torch.Tensor, slots: torch.Tensor, heads: Heads, scale: float
+    q: torch.Tensor,
+    v: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+    call: DensePrompts,
+    scale: float,
 ) -> torch.Tensor:
-    """Attention of the tokens of each of `heads` among themselves; tensors hold these tokens alone.
+    """Attention of the tokens of each of a call's prompts among themselves; tensors hold these tokens alone.
 
-    q [T, H, D], v [T, K, D] -> [T, H, D], T = heads.tokens; the keys are those that `key_cache` [N, S, K, D] has at
-    `slots` [T] int64.
+    q [P, H, D], v [T, K, D] -> [T, H, D], T = call.tokens, P = call.rows; the keys are those that the caches
+    [N, S, K, D] have at `slots` [P] int64.
     """
-    keys = key_cache.view(-1, *key_cache.shape[2:]).index_select(0, slots)
-    apart = (heads.number, heads.length)
+    keys = _at(key_cache, slots)
+    # A prompt alone may be padded; the same for each such call, since where the values lie is part of cuDNN's plan.
+    values = _at(value_cache, slots) if call.number == 1 else v
+    apart = (call.number, call.length)
     found = torch.ops.aten._scaled_dot_product_cudnn_attention.default(
-        *(x.unflatten(0, apart).transpose(1, 2) for x in (q, keys, v)), None, False, 0.0, True, False, scale=scale
+        *(x.unflatten(0, apart).transpose(1, 2) for x in (q, keys, values)), None, False, 0.0, True, False, scale=scale
     )[0]
-    return found.transpose(1, 2).flatten(0, 1)
+    return found.transpose(1, 2).flatten(0, 1)[: call.tokens]
+
+
+def _at(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    return cache.view(-1, *cache.shape[2:]).index_select(0, slots)
 
 
 def plan(heads: int, key_cache: torch.Tensor, tokens: int, scale: float) -> None:
@@ -103,7 +125,7 @@ def plan(heads: int, key_cache: torch.Tensor, tokens: int, scale: float) -> None
     """
     _, _, kv_heads, size = key_cache.shape
     for call in calls_up_to(tokens):
-        shape = (call.tokens, heads + 2 * kv_heads, size)
+        shape = (call.rows, heads + 2 * kv_heads, size)
         qkv = torch.zeros(shape, dtype=key_cache.dtype, device=key_cache.device)
-        q, slots = qkv[:, :heads].contiguous(), torch.zeros(call.tokens, dtype=torch.int64, device=qkv.device)
-        dense_prefill(q, qkv[:, heads + kv_heads :], key_cache, slots, call, scale)
+        q, slots = qkv[:, :heads].contiguous(), torch.zeros(call.rows, dtype=torch.int64, device=qkv.device)
+        dense_prefill(q, qkv[:, heads + kv_heads :], key_cache, key_cache, slots, call, scale)

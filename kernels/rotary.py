@@ -8,6 +8,7 @@ Source: Su et al., RoFormer, 2021. Halves are rotated against each other (NeoX, 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from kernels.backend import begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit, use_triton
 from kernels.kv_cache import Memo, store_kv_reference
@@ -205,10 +206,13 @@ def _launch(
     slots: torch.Tensor,
     store: bool,
     interleaved: bool,
+    padding: int = 0,
 ) -> torch.Tensor:
     tokens, heads, size = q.shape
     kv_heads, half = k.shape[1], cos_sin.shape[1] // 2
-    q_out = torch.empty((tokens, heads, size), dtype=q.dtype, device=q.device)
+    q_out = torch.empty((tokens + padding, heads, size), dtype=q.dtype, device=q.device)
+    if padding:
+        q_out[tokens:].zero_()
     if tokens:
         block = min(8, next_power_of_two(heads))
         grid = (tokens, -(-heads // block) - (-kv_heads // block))
@@ -255,13 +259,16 @@ def rotary_and_store(
     slots: torch.Tensor,
     memo: Memo | None = None,
     interleaved: bool = False,
+    padding: int = 0,
 ) -> torch.Tensor:
     """Rotate q and k, write the rotated keys and the values to the cache, and return the rotated queries [T, H, D].
 
     Arguments as in `rotary_embed` and `kernels.kv_cache.store_kv`. The rotated keys exist in the cache only; a token
     with a negative slot has its query rotated and nothing stored. memo: a dict kept for the layers of a step, which
-    have the same positions and slots; the reference looks these up once.
+    have the same positions and slots; the reference looks these up once. padding: rows of zeros to return behind the
+    queries, as `dense_prefill` may need.
     """
     if use_triton(q):
-        return _launch(q, k, v, positions, cos_sin, key_cache, value_cache, slots, True, interleaved)
-    return rotary_and_store_reference(q, k, v, positions, cos_sin, key_cache, value_cache, slots, memo, interleaved)
+        return _launch(q, k, v, positions, cos_sin, key_cache, value_cache, slots, True, interleaved, padding)
+    q = rotary_and_store_reference(q, k, v, positions, cos_sin, key_cache, value_cache, slots, memo, interleaved)
+    return F.pad(q, (0, 0, 0, 0, 0, padding)) if padding else q

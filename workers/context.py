@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from kernels.dense_prefill import Heads
+from kernels.dense_prefill import DensePrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class DecodeBatch:
 class PrefillBatch:
     """The sequences of several query tokens. As `DecodeBatch`; cu_query [B + 1] int32 counts from token `first`.
 
-    `heads` are prompts' first tokens, which `dense_prefill` takes; for the rest they are sequences with kv_len 0.
-    Without `rest` there is nothing else.
+    `dense` are whole prompts that `dense_prefill` takes; for the rest they are sequences with kv_len 0. Without `rest`
+    there is nothing else. dense_slots: the step's slots, and behind them some of real keys, as far as `dense` reads.
     """
 
     block_tables: torch.Tensor
@@ -49,7 +49,8 @@ class PrefillBatch:
     max_query: int
     max_kv: int
     first: int
-    heads: tuple[Heads, ...] = ()
+    dense: tuple[DensePrompts, ...] = ()
+    dense_slots: torch.Tensor | None = None
     rest: bool = True
     memo: dict[Any, Any] = field(default_factory=dict)
 

@@ -214,7 +214,7 @@ class Rank:
             for mixture in {m.kernel_key: m for m in self.model.modules() if isinstance(m, Experts)}.values():
                 deque(pool.map(run, mixture.launches(engine.max_num_batched_tokens)), 0)
         try:
-            self.runner.state.cuts_prompts = all(
+            self.runner.state.dense_prompts = all(
                 layer.plan_long_prompts(caches[layer.layer_index], engine.max_num_batched_tokens)
                 for layer in shapes.values()
             )

@@ -1,4 +1,4 @@
-"""Prompts whose heads go through cuDNN: the same attention, and beside all else that a step may hold."""
+"""Prompts that go through cuDNN: the same attention, and beside all else that a step may hold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from kernels.dense_prefill import UNIT, is_supported, plan
+from kernels.dense_prefill import is_supported, plan
 from kernels.paged_dense import attend
 from workers.api.request import SamplingParams
 from workers.context import AttentionMetadata, ForwardContext, LayerCache, forward_context
@@ -39,7 +39,7 @@ def metadata(lengths: list[tuple[int, int]]) -> tuple[AttentionMetadata, torch.T
     state = BatchState(
         max_num_seqs=32, max_model_len=CONTEXT, block_size=BLOCK, vocab_size=1000, device=torch.device("cuda")
     )
-    state.cuts_prompts = True
+    state.dense_prompts = True
     free = list(range(2048))
     random.Random(len(lengths)).shuffle(free)
     added, scheduled = [], []
@@ -58,14 +58,15 @@ def metadata(lengths: list[tuple[int, int]]) -> tuple[AttentionMetadata, torch.T
         [(2048, 2048)] * 4,
         [(1024, 1024)] * 7,
         [(8000, 8000)],
+        [(1, 90), (1100, 1100), (3000, 3000), (1537, 1537)],
         [(1, 700), (1, 1), (1023, 1023), (1025, 1025), (300, 1500), (2047, 2047), (17, 17), (1536, 1536), (40, 2100)],
     ],
-    ids=["one", "four", "seven", "long", "mixed"],
+    ids=["one", "four", "seven", "long", "padded", "mixed"],
 )
-def test_heads_and_tails_are_one_prompt(cache: LayerCache, lengths: list[tuple[int, int]]) -> None:
+def test_dense_prompts_attend_as_the_reference_does(cache: LayerCache, lengths: list[tuple[int, int]]) -> None:
     batch, tables = metadata(lengths)
     assert batch.prefill is not None
-    assert sum(h.tokens for h in batch.prefill.heads) == sum(c // UNIT * UNIT for c, n in lengths if c == n >= 1024)
+    assert sum(call.tokens for call in batch.prefill.dense) == sum(c for c, n in lengths if c == n >= 1024)
     torch.manual_seed(0)
     for part in (cache.key, cache.value):
         part.fill_(torch.nan)

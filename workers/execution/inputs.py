@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from kernels.dense_prefill import Heads, adjoining, heads_of
+from kernels.dense_prefill import DensePrompts, calls_of, is_dense
 from kernels.paged_decode import ORDERED_FROM, longest_first
 from workers.api.errors import EngineFault
 from workers.context import AttentionMetadata, DecodeBatch, PrefillBatch
@@ -60,25 +61,27 @@ class _Pieces:
     seqs: Array
     lens: Array
     cu_query: Array
-    heads: tuple[Heads, ...]
+    dense: tuple[DensePrompts, ...]
     max_query: int
-    rest: bool
+
+    @property
+    def padding(self) -> int:
+        """How many tokens behind the step's the dense prompts read."""
+        end = int(self.cu_query[-1])
+        return max([0, *(call.first + call.rows - end for call in self.dense)])
 
     @staticmethod
-    def of(flat: FlatStep, *, cut: bool) -> _Pieces:
-        """With `cut` the head of a long prompt is a piece without a length, and its tail the next one."""
-        query, seqs, lens = flat.query, flat.seqs[flat.decodes :], flat.lens[flat.decodes :]
-        ends = np.cumsum(query)
-        heads: tuple[Heads, ...] = ()
-        if cut and any(found := heads_of(query.tolist(), lens.tolist())):
-            head = np.array(found, np.int64)
-            starts, is_cut = ends - query, head > 0
-            heads = adjoining(zip(starts[is_cut].tolist(), head[is_cut].tolist(), strict=True))
-            at = np.flatnonzero(is_cut)
-            seqs, lens = np.insert(seqs, at, seqs[at]), np.insert(lens, at, 0)
-            ends, query = np.insert(ends, at, (starts + head)[at]), query - head
-        cu_query = np.concatenate(([0], ends)).astype(np.int32)
-        return _Pieces(seqs, lens.astype(np.int32), cu_query, heads, max(int(query.max()), 1), bool(query.any()))
+    def of(flat: FlatStep, *, dense: bool) -> _Pieces:
+        """With `dense` long prompts with nothing cached are not pieces of the paged attention."""
+        query, lens = flat.query, flat.lens[flat.decodes :].astype(np.int32)
+        cu_query = np.concatenate(([0], np.cumsum(query))).astype(np.int32)
+        calls: tuple[DensePrompts, ...] = ()
+        if dense:
+            whole = [is_dense(*both) for both in zip(query.tolist(), lens.tolist(), strict=True)]
+            if any(whole):
+                calls = calls_of(zip(cu_query[:-1][whole].tolist(), query[whole].tolist(), strict=True))
+                query, lens = np.where(whole, 0, query), np.where(whole, 0, lens)
+        return _Pieces(flat.seqs[flat.decodes :], lens, cu_query, calls, int(query.max()))
 
 
 class BatchState:
@@ -91,7 +94,7 @@ class BatchState:
         self.width = max_model_len + 1  # the last token drawn may stand just behind the context
         self.max_blocks = -(-self.width // block_size)
         self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
-        self.cuts_prompts = False  # whether the heads of long prompts go to `dense_prefill`
+        self.dense_prompts = False  # whether long prompts go to `dense_prefill`
         self.sampling = SamplingState(max_num_seqs, vocab_size)
         self.host = HostBuffers(pinned=device.type == "cuda")
         self._uploader = Uploader(device, self.host)
@@ -134,7 +137,7 @@ class BatchState:
             order = longest_first(decode_lens)
             decode_seqs, decode_lens, rows = decode_seqs[order], decode_lens[order], upload.give(order.astype(np.int32))
         seqs, lens = upload.give(decode_seqs), upload.give(decode_lens)
-        pieces = _Pieces.of(flat, cut=self.cuts_prompts) if len(flat.query) else None
+        pieces = _Pieces.of(flat, dense=self.dense_prompts) if len(flat.query) else None
         if pieces is not None:
             piece_seqs, piece_lens, cu_query = map(upload.give, (pieces.seqs, pieces.lens, pieces.cu_query))
         emit_index = None if flat.emit_index is None else upload.give(flat.emit_index)
@@ -152,9 +155,13 @@ class BatchState:
             tables = self.block_table[:, :span].index_select(0, t[seqs])
             decode = DecodeBatch(tables, t[lens], longest, None if rows is None else t[rows])
         if pieces is not None:
+            dense_slots = None
+            if pieces.dense:  # behind the step's tokens its last one, again and again
+                dense_slots = F.pad(t[slots], (0, pieces.padding), value=int(flat.slots[-1]))
             prefill = PrefillBatch(
                 self.block_table[:, :span].index_select(0, t[piece_seqs]), t[piece_lens], t[cu_query],
-                pieces.max_query, int(flat.lens[decodes:].max()), first=decodes, heads=pieces.heads, rest=pieces.rest,
+                max(pieces.max_query, 1), int(flat.lens[decodes:].max()), first=decodes, dense=pieces.dense,
+                dense_slots=dense_slots, rest=pieces.max_query > 0,
             )  # fmt: skip
         return StepInputs(
             input_ids=self.flat_tokens.index_select(0, t[token_at]),

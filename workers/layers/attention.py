@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from kernels.attention_tile import PLAIN, ScoreOptions
@@ -33,6 +34,23 @@ _library.define(
 )
 
 
+def _decode(
+    q: torch.Tensor,
+    batch: context.AttentionMetadata,
+    cache: context.LayerCache,
+    scale: float,
+    window: int,
+    options: ScoreOptions,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    decode = batch.decode
+    assert decode is not None
+    return paged_decode(
+        q, cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
+        out=out, memo=decode.memo, rows=decode.rows, options=options,
+    )  # fmt: skip
+
+
 def _attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -51,35 +69,35 @@ def _attention(
     options = PLAIN if plain else ScoreOptions(soft_cap, slopes, sinks)
     current = context.current()
     batch, cache = current.attention[layer_index], current.caches[layer_index]
+    prefill, tokens = batch.prefill, q.shape[0]
+    dense_slots = None if prefill is None else prefill.dense_slots
+    padding = 0 if dense_slots is None else dense_slots.shape[0] - tokens
     if positions is None or cos_sin is None:
         store_kv(k, v, cache.key, cache.value, batch.slots, batch.memo)
-        q = q.contiguous()  # also: an op must not return its input
+        # A copy, also since an op must not return its input.
+        q = F.pad(q, (0, 0, 0, 0, 0, padding)) if padding else q.contiguous()
     else:
-        q = rotary_and_store(q, k, v, positions, cos_sin, cache.key, cache.value, batch.slots, batch.memo, interleaved)
-    decode, prefill, decodes = batch.decode, batch.prefill, batch.num_decodes
+        q = rotary_and_store(
+            q, k, v, positions, cos_sin, cache.key, cache.value, batch.slots, batch.memo, interleaved, padding
+        )
     if prefill is None:
-        assert decode is not None
-        return paged_decode(
-            q, cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
-            memo=decode.memo, rows=decode.rows, options=options,
-        )  # fmt: skip
-    if decode is None and not prefill.rest and len(prefill.heads) == 1:
-        return dense_prefill(q, v, cache.key, batch.slots, prefill.heads[0], scale)
-    out = torch.empty_like(q)
-    if decode is not None:  # before the others: rows of padding are zeros, which these then replace
-        paged_decode(
-            q[:decodes], cache.key, cache.value, decode.block_tables, decode.kv_lens, decode.max_kv, scale, window,
-            out=out[:decodes], memo=decode.memo, rows=decode.rows, options=options,
-        )  # fmt: skip
-    first = prefill.first
-    for heads in prefill.heads:
-        span = slice(first + heads.first, first + heads.first + heads.tokens)
-        out[span] = dense_prefill(q[span], v[span], cache.key, batch.slots[span], heads, scale)
-    if prefill.rest:
+        return _decode(q, batch, cache, scale, window, options, None)
+    if dense_slots is not None and batch.decode is None and not prefill.rest and len(prefill.dense) == 1:
+        return dense_prefill(q, v, cache.key, cache.value, dense_slots, prefill.dense[0], scale)
+    out = torch.empty_like(q[:tokens])
+    first, decodes = prefill.first, batch.num_decodes
+    if batch.decode is not None:  # before the others: rows of padding are zeros, which these then replace
+        _decode(q[:decodes], batch, cache, scale, window, options, out[:decodes])
+    if prefill.rest:  # before the dense prompts, of which it makes zeros
         paged_prefill(
-            q[first:], cache.key, cache.value, prefill.block_tables, prefill.cu_query, prefill.kv_lens,
+            q[first:tokens], cache.key, cache.value, prefill.block_tables, prefill.cu_query, prefill.kv_lens,
             prefill.max_query, prefill.max_kv, scale, window, out=out[first:], memo=prefill.memo, options=options,
         )  # fmt: skip
+    for call in prefill.dense:
+        assert dense_slots is not None
+        at = first + call.first
+        real, rows = slice(at, at + call.tokens), slice(at, at + call.rows)
+        out[real] = dense_prefill(q[rows], v[real], cache.key, cache.value, dense_slots[rows], call, scale)
     return out
 
 
