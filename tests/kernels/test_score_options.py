@@ -22,6 +22,11 @@ OPTIONS = {
 }
 
 
+def options_on(device: torch.device, name: str) -> ScoreOptions:
+    soft_cap, slopes, sinks = OPTIONS[name].soft_cap, OPTIONS[name].slopes, OPTIONS[name].sinks
+    return ScoreOptions(soft_cap, *(None if t is None else t.to(device) for t in (slopes, sinks)))
+
+
 def expected(case, options: ScoreOptions) -> torch.Tensor:
     """One query, one head, one key at a time."""
     out, row = torch.zeros_like(case.q), 0
@@ -40,7 +45,7 @@ def expected(case, options: ScoreOptions) -> torch.Tensor:
                         score += float(options.slopes[head]) * (position - at)
                     scores.append(math.exp(score))
                 total = sum(scores) + (0.0 if options.sinks is None else math.exp(options.sinks[head]))
-                weights = torch.tensor(scores) / total
+                weights = torch.tensor(scores, device=case.q.device) / total
                 out[row, head] = weights @ values[first : at + 1, kv]
             row += 1
     return out
@@ -48,8 +53,8 @@ def expected(case, options: ScoreOptions) -> torch.Tensor:
 
 @pytest.mark.parametrize("window", [0, 7])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_scores_are_changed_as_the_formulas_say(make_case, name: str, window: int) -> None:
-    options = OPTIONS[name]
+def test_scores_are_changed_as_the_formulas_say(make_case, device: torch.device, name: str, window: int) -> None:
+    options = options_on(device, name)
     case = make_case([(3, 3), (1, 20), (2, 17)], HEADS, 2, 8, window=window)
     tensors = (case.q, case.key_cache, case.value_cache, case.block_tables)
     out = paged_prefill_reference(*tensors, case.cu_query, case.kv_lens, case.scale, window, options=options)
