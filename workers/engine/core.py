@@ -169,6 +169,7 @@ class Engine:
         planned = self._scheduler.plan(began)
         if planned is not None:
             self._in_flight = _InFlight(planned, self._executor.submit(planned.plan))
+            self.roster.cache.settle()
             if not self.config.step_ahead:
                 previous, self._in_flight = self._in_flight, None
         if previous is not None:

@@ -3,7 +3,8 @@
 A block is registered once it is full, its tokens are known and a plan says to compute it; it is never written again.
 Plans run in their order, and in every layer a step stores all its keys and values before any of its queries reads some:
 so a sequence may hit, even in the same step, what another one is about to compute, and a prefix that many requests
-bring at once is computed once.
+bring at once is computed once. The hashes of what a plan computes are made only when somebody looks for a prefix, or
+once the step is submitted: some 2 us a block that the device need not wait for.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class PrefixCache:
         self._block_size = block_size
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
+        self._planned: list[tuple[Sequence, int]] = []  # arguments of `plan`, not yet registered
         self.journal = CacheJournal(self._block_of.keys, 4 * pool.num_blocks)
         pool.on_evict.append(self._evicted)
 
@@ -37,12 +39,24 @@ class PrefixCache:
         hits: list[int] = []
         if not self.enabled:
             return hits
+        self.settle()
         for index in range((len(sequence.token_ids) - 1) // self._block_size):
             block = self._block_of.get(self._hash(sequence, index))
             if block is None:
                 break
             hits.append(block)
         return hits
+
+    def plan(self, sequence: Sequence, planned: int) -> None:
+        """As `register`, at the latest with the next call of `settle`, until when the sequence must keep its blocks."""
+        if self.enabled:
+            self._planned.append((sequence, planned))
+
+    def settle(self) -> None:
+        """All that was planned is registered."""
+        for sequence, planned in self._planned:
+            self.register(sequence, planned)
+        self._planned.clear()
 
     def register(self, sequence: Sequence, planned: int) -> None:
         """The full blocks among the first `planned` positions can be hit. A hash keeps the block that it has."""

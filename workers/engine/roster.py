@@ -70,7 +70,7 @@ class Roster:
         """
         if sequence.phase is Phase.PREFILL:
             self.backlog -= len(sequence.token_ids) - sequence.planned
-        self.residents.leave(sequence)
+        self._leave(sequence)
         sequence.preemptions += 1
         self.stats.preemptions += 1
         sequence.phase = Phase.WAITING
@@ -100,7 +100,7 @@ class Roster:
         else:
             if sequence.phase is Phase.PREFILL:
                 self.backlog -= len(sequence.token_ids) - sequence.planned
-            self.residents.leave(sequence)
+            self._leave(sequence)
             sequence.phase = Phase.FINISHED
             del flow.residents[sequence]
         if self.ordering is not None:
@@ -120,6 +120,10 @@ class Roster:
             executed_decode=sequence.executed_decode,
             preemptions=sequence.preemptions,
         )
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.cache.settle()  # ahead of its blocks' release
+        self.residents.leave(sequence)
 
     def _wait(self, sequence: Sequence) -> None:
         self.backlog += len(sequence.token_ids)

@@ -131,7 +131,7 @@ class Scheduler:
         if count <= 0:
             return 0
         new_blocks = self._residents.grow(sequence, count)
-        self._roster.cache.register(sequence, start + count)  # before it is run: see PrefixCache
+        self._roster.cache.plan(sequence, start + count)  # before it is run: see PrefixCache
         self._roster.backlog -= count
         emit = int(start + count == total)
         if emit:
