@@ -1,6 +1,6 @@
 """Which replica, on a running cluster: speeds 1:2:4, the quickest turns ten times slower half-way, strategies in turns.
 
-    python benchmarks/dispatch_live.py [--rounds 8] [--seconds 16] [--rate 8] [--json FILE]
+    python benchmarks/dispatch_live.py [--rounds 8] [--first-round 0] [--seconds 16] [--rate 8] [--json FILE]
 
 The demo model over HTTP. Each rank computes its steps and then waits until they have taken what a device of its speed
 takes (`live/paced.py`): without that, replicas that share one machine have no speed of their own. How many steps the
@@ -191,7 +191,7 @@ def _named(name: str) -> dict[str, str]:
 
 async def contest(arena: Contest, given: argparse.Namespace) -> list[Figure]:
     """All rounds, and their figures."""
-    for number in range(given.rounds):
+    for number in range(given.first_round, given.first_round + given.rounds):
         work = jobs(100 + number, given.rate, given.seconds)
         order = [*given.strategies]
         Random(number).shuffle(order)
@@ -240,6 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--first-round", type=int, default=0, help="its number: runs beside each other take others")
     parser.add_argument("--seconds", type=float, default=16.0, help="of arrivals, for each strategy and round")
     parser.add_argument("--rate", type=float, default=8.0, help="of arrivals, a second")
     parser.add_argument("--json", type=Path)
