@@ -56,15 +56,19 @@ def _gemv_kernel(
 
 
 def gemv(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, tuning: GemvTuning | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    tuning: GemvTuning | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """`linear` of one token by the kernel: x [1, K], weight [N, K], channels adjacent.
 
-    tuning: how the launch is cut, None for what the device's table says.
+    tuning: how the launch is cut, None for what the device's table says. dtype: of the result, None for that of x.
     """
     outputs, inputs = weight.shape
     tuning = tuning or table_of(x.device).gemv[outputs, inputs]
-    out = torch.empty((1, outputs), dtype=x.dtype, device=x.device)
+    out = torch.empty((1, outputs), dtype=dtype or x.dtype, device=x.device)
     _gemv_kernel[(-(-outputs // tuning.rows),)](
         *(x, weight, out if bias is None else bias, out, outputs, weight.stride(0)),
         *(inputs, bias is not None, tuning.rows, next_power_of_two(inputs)),
@@ -76,6 +80,23 @@ def gemv(
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [T, K] times weight [N, K] transposed, plus bias [N] -> [T, N] in the dtype of x; sums in fp32."""
-    if len(x) == 1 and x.element_size() == 2 and weight.shape[1] <= _MOST_INPUTS and use_triton(x) and not INTERPRETED:
-        return gemv(x, weight, bias)
-    return F.linear(x, weight, bias)
+    return gemv(x, weight, bias) if _is_gemv(x, weight) else F.linear(x, weight, bias)
+
+
+def linear_wide(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`linear` whose result [T, N] is fp32, not rounded to the dtype of x."""
+    if x.dtype == torch.float32:
+        return F.linear(x, weight, bias)
+    if _is_gemv(x, weight):
+        return gemv(x, weight, bias, dtype=torch.float32)
+    if x.is_cuda:
+        out = torch.mm(x, weight.t(), out_dtype=torch.float32)
+        return out if bias is None else out + bias.float()
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+
+
+def _is_gemv(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the kernel takes this product."""
+    return (
+        len(x) == 1 and x.element_size() == 2 and weight.shape[1] <= _MOST_INPUTS and use_triton(x) and not INTERPRETED
+    )

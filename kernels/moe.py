@@ -1,7 +1,8 @@
 """Products of tokens with the matrices of the experts that they were sent to.
 
-The (token, choice) entries are sorted by expert. Each expert's entries are cut into tiles; the tiles of all experts are
-numbered through, so that one launch of a size known on the host does every product, however the tokens were spread.
+The (token, choice) entries are sorted by expert (`kernels.routing`). Each expert's entries are cut into tiles; those of
+all experts are numbered through, so that one launch of a size known on the host does every product, however the tokens
+were spread. A single token has kernels of its own (`kernels.expert_gemv`).
 
 Shapes: T tokens, K experts a token, E experts, M = T * K entries, I input channels, O output channels.
 Source: Gale et al., MegaBlocks, 2022.
@@ -17,23 +18,32 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from kernels.backend import WIDEN_DOT, constexpr, next_power_of_two, tensor, tl, triton_jit_for_any, use_triton
+from kernels.backend import (
+    WIDEN_DOT,
+    begin,
+    constexpr,
+    early_start,
+    next_power_of_two,
+    tensor,
+    tl,
+    triton_jit_for_any,
+    use_triton,
+)
+from kernels.expert_gemv import expert_rows, expert_sum, fits
+from kernels.routing import Routing, route
+
+_TILES = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
-class Routing:
-    """order [M] int64: entries (token * K + choice) by expert; starts [E + 1] int32: where each expert's begin."""
+class Cut:
+    """How a launch of `grouped_linear` is cut: entries, output and input channels of a tile, warps, stages."""
 
-    order: torch.Tensor
-    starts: torch.Tensor
-    choices: int
-
-
-def route(experts: torch.Tensor, count: int) -> Routing:
-    """The routing of `experts` [T, K], the experts of each token, out of `count`. It does not wait for the device."""
-    by_expert, order = experts.flatten().sort(stable=True)
-    bounds = torch.arange(count + 1, dtype=by_expert.dtype, device=experts.device)
-    return Routing(order, torch.searchsorted(by_expert, bounds, out_int32=True), experts.shape[1])
+    rows: int
+    channels: int
+    depth: int
+    warps: int
+    stages: int
 
 
 def grouped_linear_reference(
@@ -82,8 +92,10 @@ def _grouped_kernel(
     BLOCK_M: constexpr,
     BLOCK_N: constexpr,
     BLOCK_K: constexpr,
+    EARLY: constexpr,
 ) -> None:
     """BLOCK_M entries of one expert times BLOCK_N of its output channels a program."""
+    begin(EARLY)
     tile = tl.program_id(0)
     # Expert e has its first tile at start // BLOCK_M + e: room for every tile, without a sum over the counts.
     index = tl.arange(0, BLOCK_E)
@@ -111,10 +123,10 @@ def _grouped_kernel(
     matrix = weight_ptr + expert.to(tl.int64) * weight_expert
     weight_at = matrix + (channel.to(tl.int64) * weight_row)[None, :] + depth[:, None]
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for begin in tl.range(0, INPUTS, BLOCK_K):
-        inside = begin + depth < INPUTS
-        x = tl.load(x_at + begin, mask=real[:, None] & inside[None, :], other=0.0)
-        weight = tl.load(weight_at + begin, mask=wanted[None, :] & inside[:, None], other=0.0)
+    for at in tl.range(0, INPUTS, BLOCK_K):
+        inside = at + depth < INPUTS
+        x = tl.load(x_at + at, mask=real[:, None] & inside[None, :], other=0.0)
+        weight = tl.load(weight_at + at, mask=wanted[None, :] & inside[:, None], other=0.0)
         if WIDEN_DOT:
             x = x.to(tl.float32)
             weight = weight.to(tl.float32)
@@ -130,8 +142,20 @@ def _grouped_kernel(
 
 
 def _tile(entries: int, experts: int) -> int:
-    """Rows of a tile: as many as an expert has entries when they are spread evenly."""
-    return min(128, max(16, next_power_of_two(-(-entries // experts))))
+    """Rows of a tile: half as many again as an expert has entries when they are spread evenly.
+
+    An expert of two tiles has its matrix read twice.
+    """
+    return min(_TILES[-1], max(_TILES[0], next_power_of_two(-(-3 * entries // (2 * experts)))))
+
+
+def cut_of(rows: int, itemsize: int) -> Cut:
+    """The cut of tiles of so many rows: of few, all that matters is that many matrices are under way."""
+    if itemsize == 4:
+        return Cut(rows, 64, 32, 8 if rows == 128 else 4, 3)
+    if rows <= 32:
+        return Cut(rows, 64, 128, 4, 4)
+    return Cut(rows, 128, 64, 4, 4) if rows == 64 else Cut(rows, 128, 64, 8, 3)
 
 
 def _launch(
@@ -140,20 +164,20 @@ def _launch(
     bias: torch.Tensor | None,
     routing: Routing,
     shares: torch.Tensor | None,
-    block_m: int,
+    cut: Cut,
 ) -> torch.Tensor:
     entries, (experts, outputs, inputs) = len(routing.order), weight.shape
     out = torch.empty((entries, outputs), dtype=x.dtype, device=x.device)
     if not entries:
         return out
-    block_n, block_k = (64, 32) if x.element_size() == 4 else (128, 64)
-    _grouped_kernel[(entries // block_m + experts, -(-outputs // block_n))](
+    _grouped_kernel[(entries // cut.rows + experts, -(-outputs // cut.channels))](
         *(x, weight, bias, out, routing.order, routing.starts, shares, entries),
         *(x.stride(0), weight.stride(0), weight.stride(1)),
         *(experts, routing.choices, inputs, outputs),
-        *(next_power_of_two(experts), block_m, block_n, block_k),
-        num_warps=8 if block_m == 128 else 4,
-        num_stages=3,
+        *(next_power_of_two(experts), cut.rows, cut.channels, cut.depth),
+        num_warps=cut.warps,
+        num_stages=cut.stages,
+        **early_start(x),
     )
     return out
 
@@ -164,14 +188,17 @@ def grouped_linear(
     bias: torch.Tensor | None,
     routing: Routing,
     shares: torch.Tensor | None = None,
+    cut: Cut | None = None,
 ) -> torch.Tensor:
     """Each entry's row times its expert's matrix: weight [E, O, I], channels adjacent, bias [E, O] or None.
 
     Without `shares`, x is [T, I] and the result [M, O] has the entries by expert. With them ([T, K]: how much each
     choice counts), x is [M, I] with the entries by expert, and the result [M, O] has them in order, multiplied.
+    cut: how the launch is cut, None for what suits the number of entries.
     """
     if use_triton(x):
-        return _launch(x, weight, bias, routing, shares, _tile(len(routing.order), len(weight)))
+        cut = cut or cut_of(_tile(len(routing.order), len(weight)), x.element_size())
+        return _launch(x, weight, bias, routing, shares, cut)
     return grouped_linear_reference(x, weight, bias, routing, shares)
 
 
@@ -186,14 +213,14 @@ def launches_of(
     experts, _, inputs = weight.shape
     most = _tile(tokens * choices, experts)
 
-    def launch(block_m: int) -> None:
+    def launch(rows: int) -> None:
         nothing = torch.zeros(experts + 1, dtype=torch.int32, device=weight.device)
         routing = Routing(torch.zeros(1, dtype=torch.int64, device=weight.device), nothing, choices)
         x = torch.empty((1, inputs), dtype=weight.dtype, device=weight.device)
         shares = torch.zeros((1, 1), dtype=torch.float32, device=weight.device) if shared else None
-        _launch(x, weight, bias, routing, shares, block_m)
+        _launch(x, weight, bias, routing, shares, cut_of(rows, weight.element_size()))
 
-    return [partial(launch, block_m) for block_m in (16, 32, 64, 128) if block_m <= most]
+    return [partial(launch, rows) for rows in _TILES if rows <= most]
 
 
 def mixture(
@@ -210,6 +237,8 @@ def mixture(
 
     gate makes [M, N] out of [M, 2 * N]. Returns [T, C] in the dtype of x.
     """
+    if fits(x, gate_up, down):
+        return expert_sum(gate(expert_rows(x, gate_up, gate_up_bias, experts)), down, down_bias, experts, shares)
     routing = route(experts, len(gate_up))
     inner = gate(grouped_linear(x, gate_up, gate_up_bias, routing))
     out = grouped_linear(inner, down, down_bias, routing, shares)

@@ -49,9 +49,12 @@ def load_rank(
     layers: int = 0,
     threads: int | None = None,
     threaded: bool = False,
+    random: bool = False,
 ) -> Rank:
-    """The one rank of `model`: `demo`, a folder, or `llama-8b` with random weights."""
-    load_format = "dummy" if model == RANDOM_8B else "safetensors"
+    """The one rank of `model`: `demo`, a folder, or `llama-8b`, which has random weights; `random`: so has a folder, of
+    which only the config is read.
+    """
+    load_format = "dummy" if random or model == RANDOM_8B else "safetensors"
     folder = str(folder_of(model, layers=layers))
     config = ReplicaConfig(ModelConfig(folder, model, load_format=load_format, dtype=dtype), engine)
     rank = Rank(config, threads=threads, threaded=threaded)

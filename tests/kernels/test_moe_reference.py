@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from kernels.activation import silu_and_mul_reference
-from kernels.moe import mixture, route
+from kernels.moe import mixture
+from kernels.routing import route
 
 
 def test_routing_has_every_entry_once_by_expert() -> None:

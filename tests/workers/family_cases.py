@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from thread_ranks import on_ranks
 from tiny import BASE, added, plan_logits, prompt, replica, run
 
+from workers.api.config import ReplicaConfig
 from workers.engine.plan import StepPlan
 from workers.parallel.group import Groups
 from workers.rank import Rank
@@ -280,14 +281,19 @@ def _fill(name: str, tensor: torch.Tensor, generator: torch.Generator) -> None:
         tensor.normal_(0.0, 0.3 if tensor.dim() == 1 else 0.2, generator=generator)
 
 
+def implementation_of(case: Case) -> str:
+    """The attention of transformers to compare with: the plain one knows soft caps and sinks, but adds Falcon's ALiBi
+    twice.
+    """
+    return "sdpa" if case.model == "Falcon" else "eager"
+
+
 @functools.cache
 def _transformers(name: str) -> transformers.PreTrainedModel:
     case = CASES[name]
     config = getattr(transformers, f"{case.model}{'TextConfig' if case.model == 'Gemma3' else 'Config'}")(**case.config)
-    # The plain implementation knows soft caps and sinks, but adds Falcon's ALiBi twice.
-    implementation = "sdpa" if case.model == "Falcon" else "eager"
     model_class = getattr(transformers, f"{case.model}ForCausalLM")
-    model = model_class._from_config(config, attn_implementation=implementation).eval()
+    model = model_class._from_config(config, attn_implementation=implementation_of(case)).eval()
     generator = _seed(name)
     with torch.no_grad():
         for key, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -376,12 +382,16 @@ def wanted(name: str) -> dict[str, torch.Tensor]:
     return {"prefill": whole, "chunked": whole[: len(long) - 3], "decode": whole[-3:], "ragged": ragged}
 
 
+def config_of(name: str, folder: Path, tensor_parallel: int) -> ReplicaConfig:
+    """Ours on the CPU in fp32, over `folder`."""
+    limits = {"num_blocks": 16, "max_num_seqs": 4, "max_num_batched_tokens": 128, "cuda_graphs": False}
+    config = replica(folder, tensor_parallel=tensor_parallel, **limits)
+    return replace(config, model=replace(config.model, max_model_len=CASES[name].max_model_len))
+
+
 def got(name: str, tensor_parallel: int) -> dict[str, torch.Tensor]:
     """What the ranks give; every rank has the same bits."""
-    limits = {"num_blocks": 16, "max_num_seqs": 4, "max_num_batched_tokens": 128}
-    config = replica(checkpoint(name), tensor_parallel=tensor_parallel, **limits)
-    model = replace(config.model, max_model_len=CASES[name].max_model_len)
-    config = replace(config, model=model)
+    config = config_of(name, checkpoint(name), tensor_parallel)
 
     def work(rank: int, groups: Groups) -> dict[str, torch.Tensor]:
         return logits(name, Rank(config, rank=rank, groups=groups), *prompts(name))

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from kernels.linear import linear, linear_wide
 from kernels.moe import launches_of, mixture
+from kernels.routing import choose
 from workers.api.errors import ConfigError
 from workers.layers.activation import GateAndMul
 from workers.layers.build import Build, divide
@@ -48,20 +49,15 @@ class Choice:
 
     def choose(self, logits: torch.Tensor, correction: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [T, E] -> experts [T, K] int64 and shares [T, K] fp32; `correction` [E] changes who is chosen only."""
-        scores = logits.float()
-        scores = scores.softmax(dim=-1) if self.scores == "softmax" else scores.sigmoid()
-        ranked = scores if correction is None else scores + correction
-        if self.groups > 1:
-            by_group = ranked.unflatten(1, (self.groups, -1))
-            worth = by_group.topk(self.group_top, dim=-1).values.sum(dim=-1)
-            best = worth.topk(self.top_groups, dim=-1, sorted=False).indices
-            kept = torch.zeros_like(worth).scatter_(1, best, 1.0).unsqueeze(-1) > 0
-            ranked = by_group.masked_fill(~kept, 0.0 if correction is None else -torch.inf).flatten(1)
-        experts = ranked.topk(self.top_k, dim=-1, sorted=False).indices
-        shares = scores.gather(1, experts)
-        if self.normalize:
-            shares = shares / (shares.sum(dim=-1, keepdim=True) + (1e-20 if self.scores == "sigmoid" else 0.0))
-        return experts, shares * self.scale if self.scale != 1.0 else shares
+        return choose(
+            logits,
+            correction,
+            self.top_k,
+            sigmoid=self.scores == "sigmoid",
+            normalize=self.normalize,
+            scale=self.scale,
+            groups=(self.groups, self.top_groups, self.group_top),
+        )
 
 
 class Router(nn.Module):
@@ -82,10 +78,8 @@ class Router(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x [T, C] -> experts [T, K] int64, shares [T, K] fp32."""
-        if self.choice.wide and x.dtype != torch.float32:
-            logits = F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
-        else:
-            logits = F.linear(x, self.weight, self.bias)
+        product = linear_wide if self.choice.wide else linear
+        logits = product(x, self.weight, self.bias)
         return self.choice.choose(logits, self.e_score_correction_bias)
 
 

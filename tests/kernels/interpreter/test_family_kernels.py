@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from kernels.activation import gelu_and_mul, gelu_and_mul_reference
-from kernels.moe import grouped_linear, grouped_linear_reference, launches_of, route
+from kernels.expert_gemv import fits
+from kernels.moe import grouped_linear, grouped_linear_reference, launches_of, mixture
 from kernels.norms import rms_norm, rms_norm_reference
 from kernels.rotary import rotary_and_store, rotary_and_store_reference, rotary_embed, rotary_embed_reference
+from kernels.routing import choose, choose_reference, route, route_reference
 
 
 def randn(*shape: int, device: torch.device, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -43,6 +45,59 @@ def test_launches_for_the_compiler_are_those_of_all_steps_and_multiply_nothing(d
     assert [len(found) for found in launches] == [1, 1, 3, 3, 4, 4]  # 16 rows; up to 64; up to 128
     for launch in launches[-1]:
         launch()
+
+
+@pytest.mark.parametrize(("tokens", "experts", "choices"), [(1, 3, 2), (33, 5, 2), (150, 64, 6)])
+def test_routing(device, tokens, experts, choices):
+    random = torch.Generator().manual_seed(tokens)
+    chosen = torch.stack([torch.randperm(experts - 1, generator=random)[:choices] for _ in range(tokens)]).to(device)
+    got, wanted = route(chosen, experts), route_reference(chosen, experts)
+    assert torch.equal(got.order, wanted.order)
+    assert torch.equal(got.starts, wanted.starts)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize(("experts", "choices", "normalize", "corrected"),
+                         [(4, 2, True, False), (64, 6, False, True), (6, 6, True, True)])  # fmt: skip
+def test_choices(device, experts, choices, normalize, corrected, sigmoid):
+    logits = randn(9, experts, device=device, dtype=torch.bfloat16)
+    correction = randn(experts, device=device) if corrected else None
+    options = {"sigmoid": sigmoid, "normalize": normalize, "scale": 1.5}
+    found = []
+    for function in (choose, choose_reference):
+        chosen, shares = function(logits, correction, choices, **options)
+        assert chosen.dtype == torch.int64
+        found.append(torch.zeros_like(logits, dtype=torch.float32).scatter_(1, chosen, shares))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_choices_of_logits_that_are_no_numbers_are_experts(device):
+    chosen, _ = choose(torch.full((2, 5), torch.nan, device=device), None, 3, sigmoid=False, normalize=True, scale=1.0)
+    assert chosen.min() >= 0
+    assert chosen.max() < 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_single_token_has_the_mixture_that_it_has_among_others(device, with_bias, dtype):
+    tokens, experts, choices, channels, inner = 3, 5, 2, 40, 24
+    x = randn(tokens, channels, device=device, dtype=dtype)
+    gate_up = randn(experts, 2 * inner, channels, device=device, dtype=dtype)
+    down = randn(experts, channels, inner, device=device, dtype=dtype)
+    biases = [randn(experts, n, device=device, dtype=dtype) if with_bias else None for n in (2 * inner, channels)]
+    chosen = torch.tensor([[4, 0], [1, 3], [3, 4]], device=device)
+    shares = torch.rand(tokens, choices, generator=torch.Generator().manual_seed(1)).to(device)
+
+    def gate(rows: torch.Tensor) -> torch.Tensor:
+        return rows[:, :inner] * rows[:, inner:]
+
+    wanted = mixture(x, gate_up, down, chosen, shares, gate, *biases)
+    for i in range(tokens):
+        one = slice(i, i + 1)
+        assert fits(x[one], gate_up, down)
+        got = mixture(x[one], gate_up, down, chosen[one].contiguous(), shares[one].contiguous(), gate, *biases)
+        atol, rtol = (1e-3, 1e-4) if dtype == torch.float32 else (4.0, 0.03)
+        torch.testing.assert_close(got, wanted[one], atol=atol, rtol=rtol)
 
 
 @pytest.mark.parametrize("rotated", [10, 24])
