@@ -69,12 +69,16 @@ def serve(
     implementation: Annotated[
         str | None, typer.Option(help="native, transformers (its modules, patched), or auto: native if there is one.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run modelling code that lies in the checkpoint.")
+    ] = None,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C or `echelon stop`."""
     from cluster.serving import cluster_config, note_path, run_until_stopped
 
     given: dict[str, Any] = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name}
     given |= {"no_auth": no_auth, "nodes": nodes, "implementation": implementation}
+    given |= {"trust_remote_code": trust_remote_code}
     if model_file:
         given["model_files"] = tuple(str(file.absolute()) for file in model_file)
     files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key, "qos": qos_config_path}
@@ -198,12 +202,14 @@ def align(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     implementation: Annotated[str, typer.Option(help="auto, native, or transformers.")] = "auto",
     model_file: Annotated[list[Path] | None, typer.Option(help="As for serve.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="As for serve.")] = False,
 ) -> None:
     """Run a model beside transformers, layer by layer, and name the first module that differs; then exit code 1."""
     from cluster.models_command import run_align
 
     files = [str(file.absolute()) for file in model_file or ()]
-    raise typer.Exit(0 if run_align(model, tp=tp, implementation=implementation, files=files, as_json=as_json) else 1)
+    section = {"implementation": implementation, "model_files": files, "trust_remote_code": trust_remote_code}
+    raise typer.Exit(0 if run_align(model, section, tp=tp, as_json=as_json) else 1)
 
 
 @app.command(name="list")

@@ -66,6 +66,7 @@ class ModelSection(Section):
     revision: str | None = None  # of a hub id
     implementation: Literal["auto", "native", "transformers"] = "auto"  # auto: native where there is a native one
     model_files: tuple[str, ...] = ()  # Python files that register models or rewrites, the same path on every node
+    trust_remote_code: bool = False  # run modelling code that lies in the checkpoint's folder
     step_timeout: Annotated[float, Field(gt=0)] = 10.0  # seconds: a rank silent, or in one step, for so long is hung
     start_timeout: Seconds = 600.0  # a rank whose start stands still for so long is hung; a download counts as one step
     drain_timeout: Annotated[float, Field(ge=0)] = 30.0  # seconds that a replica may finish in; the rest is moved
@@ -239,6 +240,7 @@ class ClusterConfig(Section):
                 seed=m.seed,
                 implementation=m.implementation,
                 model_files=m.model_files,
+                trust_remote_code=m.trust_remote_code,
             ),
             engine=EngineConfig(**self.engine.model_dump()),
             tensor_parallel=m.tensor_parallel,
@@ -272,8 +274,10 @@ def checked_config(values: Any, source: str) -> ClusterConfig:
         raise ConfigError(f"{source}: {places}") from e
 
 
-def resolve_model(path: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint: the embedded model, a folder, or a hub id (downloaded). Raises ConfigError."""
+def resolve_model(path: str, revision: str | None = None, *, code: bool = False) -> Path:
+    """The local folder of a checkpoint: the embedded model, a folder, or a hub id (downloaded, with `code` its Python
+    files too). Raises ConfigError.
+    """
     if path == DEMO_MODEL:
         return Path(str(importlib.resources.files("configs") / "demo-model"))
     folder = Path(path).expanduser()
@@ -287,7 +291,8 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        wanted = ["*.json", "*.safetensors", "*.jinja", *(["*.py"] if code else [])]
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise ConfigError(f"cannot get {path!r} from the model hub: {e}. A local folder works without it.") from e
 

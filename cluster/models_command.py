@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import typer
 
@@ -12,13 +13,16 @@ from cluster.config import checked_config, resolve_model
 from cluster.environment import prepare_torch
 
 
-def run_align(model: str, *, tp: int, implementation: str, files: Sequence[str], as_json: bool) -> bool:
-    """Print what `workers.align.align` finds; whether nothing differs. Raises what it raises."""
+def run_align(model: str, settings: Mapping[str, Any], *, tp: int, as_json: bool) -> bool:
+    """Print what `workers.align.align` finds; whether nothing differs. `settings`: more of the model section.
+
+    Raises what it raises.
+    """
     prepare_torch()
     from workers.align.align import align  # torch
 
-    section = {"path": str(resolve_model(model)), "name": model, "implementation": implementation, "model_files": files}
-    config = checked_config({"model": section}, "the command line")
+    path = resolve_model(model, code=bool(settings.get("trust_remote_code")))
+    config = checked_config({"model": {**settings, "path": str(path), "name": model}}, "the command line")
     report = align(config.replica_config("auto"), ranks=tp)
     typer.echo(json.dumps(report.to_json()) if as_json else "\n".join(report.lines()))
     return report.difference is None

@@ -108,7 +108,8 @@ class RankActor:
 
     def _start(self, meeting: Meeting | None) -> Started:
         self._stage = "looking for the checkpoint"
-        folder = resolve_model(self._config.model.path, self._revision)
+        model = self._config.model
+        folder = resolve_model(model.path, self._revision, code=model.trust_remote_code)
         self._config = replace(self._config, model=replace(self._config.model, path=str(folder)))
         self._stage = "imports"
         prepare_torch()

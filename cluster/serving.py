@@ -31,7 +31,7 @@ HTTP_FILES = ("api_keys", "tls_cert", "tls_key")
 HTTP_FLAGS = ("host", "port", "no_auth", *HTTP_FILES)
 DISPATCH_FLAGS = ("qos",)
 PLACEMENT_FLAGS = ("nodes",)
-MODEL_FLAGS = ("replicas", "tensor_parallel", "name", "implementation", "model_files")
+MODEL_FLAGS = ("replicas", "tensor_parallel", "name", "implementation", "model_files", "trust_remote_code")
 
 
 def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:

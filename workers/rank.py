@@ -75,7 +75,7 @@ class Rank:
             source = read_config(config.model.path)
             for file in config.model.model_files:
                 import_model_file(file)
-            model_class = find(source, config.model.implementation)
+            model_class = find(source, config.model.implementation, trusted_folder=config.model.trusted_folder)
             trained = model_class.context_length(source)
             self.max_model_len = config.model.max_model_len or trained
             longest = max(trained, model_class.longest_context(source))

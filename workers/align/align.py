@@ -20,6 +20,7 @@ from workers.api.errors import ConfigError
 from workers.context import ForwardContext, forward_context
 from workers.models.base import CausalModel, read_config
 from workers.models.registry import import_model_file
+from workers.models.remote_code import remote_file, remote_model
 from workers.models.transformers_model import TransformersForCausalLM, causal_class, making
 from workers.parallel.group import Groups
 from workers.parallel.local import run_ranks
@@ -40,10 +41,14 @@ class Reference:
     rows: Rows
 
 
-def reference(folder: str, device: torch.device) -> Reference:
-    """Load and run transformers' model in fp32. Raises ConfigError where transformers does not have it."""
+def reference(folder: str, device: torch.device, *, trusted: bool = False) -> Reference:
+    """Load and run transformers' model in fp32; with `trusted` that of the checkpoint's own code, if it has some.
+
+    Raises ConfigError where there is none.
+    """
     config = read_config(folder)
-    cls = causal_class(config)
+    own = trusted and remote_file(config) is not None
+    cls = remote_model(config, folder).causal_class if own else causal_class(config)
     if cls is None:
         raise ConfigError(
             f"transformers has no causal model for {config.get('architectures')}: nothing to compare with"
@@ -72,7 +77,7 @@ def align(
         import_model_file(file)
     source = read_config(config.model.path)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    against = against or reference(config.model.path, device)
+    against = against or reference(config.model.path, device, trusted=config.model.trust_remote_code)
     engine = EngineConfig(
         block_size=BLOCK_SIZE, max_num_seqs=4, max_num_batched_tokens=256, num_blocks=blocks_needed(BLOCK_SIZE),
         prefix_caching=False, cuda_graphs=False,

@@ -20,6 +20,7 @@ class ModelConfig:
     `dtype`: "auto" is the checkpoint's on a GPU and float32 on the CPU.
     `implementation`: "native", "transformers" (its own modules, rewritten by the patch map), or "auto": native where
     there is one. `model_files` are Python files that register models or rewrites; every rank imports them.
+    `trust_remote_code`: code that lies in the checkpoint's folder may be run, where there is no native model.
     """
 
     path: str
@@ -30,6 +31,7 @@ class ModelConfig:
     seed: int = 0
     implementation: str = "auto"
     model_files: tuple[str, ...] = ()
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.implementation not in IMPLEMENTATIONS:
@@ -38,6 +40,11 @@ class ModelConfig:
             raise ConfigError(f"dtype {self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
         if self.load_format not in ("safetensors", "dummy"):
             raise ConfigError(f"load_format {self.load_format!r} is not one of safetensors, dummy")
+
+    @property
+    def trusted_folder(self) -> str | None:
+        """The folder whose code may be run, if any."""
+        return self.path if self.trust_remote_code else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,10 +73,14 @@ def architectures() -> tuple[str, ...]:
     return tuple(sorted({*_models, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))}))
 
 
-def find(config: Mapping[str, Any], implementation: str = "auto") -> type[CausalModel]:
-    """The class for the first known entry of config["architectures"]; failing that, transformers' own modules.
+def find(
+    config: Mapping[str, Any], implementation: str = "auto", *, trusted_folder: str | None = None
+) -> type[CausalModel]:
+    """The class for the first known entry of config["architectures"]; failing that, the checkpoint's own code or
+    transformers' modules.
 
-    `implementation`: see `ModelConfig`. Raises ConfigError where there is none.
+    `implementation`: see `ModelConfig`. `trusted_folder`: the checkpoint's, where its code may be run. Raises
+    ConfigError where there is none.
     """
     names = config.get("architectures") or []
     if implementation != "transformers":
@@ -86,12 +90,21 @@ def find(config: Mapping[str, Any], implementation: str = "auto") -> type[Causal
             for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
                 return _load(name, point.load())
     if implementation != "native":
+        from workers.models.remote_code import remote_file, remote_model
         from workers.models.transformers_model import TransformersForCausalLM, causal_class
 
+        if trusted_folder is not None and (file := remote_file(config)) is not None:
+            log.warning("%s runs through code of the checkpoint, %s", ", ".join(names), file)
+            return remote_model(config, trusted_folder)
         if causal_class(config) is not None:
             if implementation == "auto":
                 log.info("no native model for %s: it runs through transformers' modules", ", ".join(names))
             return TransformersForCausalLM
+        if trusted_folder is None and (file := remote_file(config)) is not None:
+            raise ConfigError(
+                f"the code of {', '.join(names)} lies in the checkpoint, in {file}: it runs only with "
+                f"trust_remote_code (--trust-remote-code), and may then do whatever this process may"
+            )
     raise ConfigError(
         f"no model for architectures {list(names)}: not natively ({', '.join(architectures())}), and transformers has "
         f"no such causal model"
