@@ -76,6 +76,15 @@ class Handle:
         return Call(self.actor.generate, self.key)
 
     @property
+    def get_ppl(self) -> Call:
+        """`get_ppl.remote(prompt_or_prompts, model=None)` -> ObjectRef of the mean loss, nats a token, of each prompt.
+
+        As LMDeploy's it is the cross entropy: the perplexity is exp of it. A prompt is a text or token ids, at most one
+        token shorter than the context; of a list there comes a list. `ray.get` raises as for `generate`.
+        """
+        return Call(self.actor.get_ppl, self.key)
+
+    @property
     def reply(self) -> Call:
         """`reply.remote(route, body)` -> ObjectRef of a `router.service.Reply`: what HTTP would answer, in JSON."""
         return Call(self.actor.reply, self.key)

@@ -25,6 +25,7 @@ from cluster.served_model import served_model
 from router.dispatch.client import DispatcherClient
 from router.engine_link import EngineLinks
 from router.metrics_page import FrontMetrics
+from router.perplexity import get_ppl
 from router.remote_stories import RemoteStories
 from router.request_context import enter
 from router.service import Reply, Service, refused
@@ -109,6 +110,20 @@ class Gateway:
             raise EngineFault(f"the gateway failed: {type(e).__name__}") from None
         choices = zip(answer.choices, answer.token_ids, strict=True)
         return Generated(tuple(GeneratedChoice(c.text, ids, c.finish) for c, ids in choices), answer.usage)
+
+    async def get_ppl(self, key: str | None, prompts: Any, /, model: str | None = None) -> float | list[float]:
+        """How badly the model predicts `prompts` (text or token ids, or a list of them): see `Handle.get_ppl`.
+
+        Raises EchelonError.
+        """
+        try:
+            identity = self._keys.identity(_bytes(key))
+            return await get_ppl(self._open(), identity, prompts, model or self._model.name)
+        except EchelonError as e:
+            raise e.with_traceback(None) from None
+        except Exception as e:
+            logging.getLogger("echelon.gateway").exception("a request failed")
+            raise EngineFault(f"the gateway failed: {type(e).__name__}") from None
 
     async def reply(self, key: str | None, route: str, body: bytes) -> Reply:
         """What HTTP would answer to a POST of `body` (JSON) to `route`: status, headers, body."""

@@ -6,7 +6,7 @@ from router.protocol.answers import ShownToken
 from router.text.detokenizer import Detokenizer
 from router.text.stops import StopFinder
 from workers.api.errors import EngineFault
-from workers.api.request import Delta, FinishReason
+from workers.api.request import Delta, FinishReason, TokenLogprobs
 
 
 class Choice:
@@ -24,6 +24,7 @@ class Choice:
         stops: tuple[str, ...] = (),
         min_tokens: int = 0,
         wants_logprobs: bool = False,
+        wants_prompt: bool = False,
         offset: int = 0,
     ) -> None:
         self.index = index
@@ -31,13 +32,14 @@ class Choice:
         self.token_count = 0
         self.cached_tokens = 0
         self.characters = 0  # shown so far
+        self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's tokens from the second on
         self._detokenizer = detokenizer
         self._finder = StopFinder(stops) if stops else None
         self._min_tokens = min_tokens
         self._offset = offset
         self._made = 0  # characters detokenized so far, shown or held
         self._waiting: list[ShownToken] | None = [] if wants_logprobs else None
-        self._is_plain = not stops and not wants_logprobs  # and is not over
+        self._is_plain = not (stops or wants_logprobs or wants_prompt)  # and is not over
 
     def is_over(self) -> bool:
         """Whether `finish` is set."""
@@ -61,6 +63,7 @@ class Choice:
             raise EngineFault(delta.error or "The engine failed.")
         if delta.finish is FinishReason.ABORT:
             raise EngineFault("The request was aborted by the server.")
+        self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
         ids = delta.token_ids
         if delta.finish is FinishReason.STOP:
             ids = ids[:-1]

@@ -10,7 +10,7 @@ from router.generation import GenerationRequest
 from router.http.choice import Choice
 from router.http.config import FrontConfig, ServedModel
 from router.http.identity import Identity
-from router.protocol.answers import ChatFormat, CompletionFormat, Format
+from router.protocol.answers import ChatFormat, CompletionFormat, Format, PromptShown
 from router.protocol.errors import HttpRefusal
 from router.protocol.interactive import InteractiveBody, InteractiveFormat
 from router.protocol.openai import ChatBody, Common, CompletionBody
@@ -101,7 +101,11 @@ class JobMaker:
             echoes=echoes,
             usage_in_chunks=_usage_wanted(body),
         )
-        return self._job(body, model, identity, prompts, form, "/v1/completions", "prompt", echoes)
+        job = self._job(body, model, identity, prompts, form, "/v1/completions", "prompt", echoes)
+        if body.asked_prompt_logprobs is not None:
+            ids_of = [request.prompt_ids for request in job.requests for _ in range(n)]
+            form.prompt_shown = PromptShown(ids_of, body.prompt_logprobs, body.logprobs if body.echo else None)
+        return job
 
     async def _rendered(self, body: ChatBody, model: ServedModel, route: str) -> tuple[int, ...]:
         chat = model.tokenizer.chat
@@ -148,7 +152,7 @@ class JobMaker:
             if not ids:
                 raise InvalidRequest(f"Invalid '{param}': it has no tokens.", param=param, code="invalid_value")
             max_tokens = room(body, len(ids), n * len(prompts), facts, limits, param)
-            params = samplings(body, max_tokens, self._draw_seed(), facts, limits)
+            params = samplings(body, len(ids), max_tokens, self._draw_seed(), facts, limits)
             requests.append(
                 GenerationRequest(
                     id=unique_id(),
@@ -182,6 +186,7 @@ class JobMaker:
             stops=body.stop,
             min_tokens=body.min_tokens or 0,
             wants_logprobs=body.asked_logprobs is not None,
+            wants_prompt=body.asked_prompt_logprobs is not None,
             offset=len(echoes[index]) if index < len(echoes) else 0,
         )
 

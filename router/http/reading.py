@@ -76,10 +76,15 @@ class Reading:
 
         await generate_all(generator, job.requests, take)
         self.check_finished()
+        n = len(job.requests[0].samplings)
         return Answer(
             tuple(
                 ChoiceAnswer(
-                    c.index, "".join(texts[c.index]), c.finish or "", tokens[c.index] if job.logprobs else None
+                    c.index,
+                    "".join(texts[c.index]),
+                    c.finish or "",
+                    tokens[c.index] if job.logprobs else None,
+                    job.choices[c.index - c.index % n].prompt_logprobs,
                 )
                 for c in job.choices
             ),

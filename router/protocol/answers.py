@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from router.protocol.sse import CONTENT_TYPE, DONE, dumps, error_event, quoted
@@ -47,6 +48,18 @@ class ChoiceAnswer:
     text: str
     finish: str
     tokens: Sequence[ShownToken] | None
+    prompt: Sequence[TokenLogprobs] = ()  # of the prompt's tokens from the second on, where they were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class PromptShown:
+    """What is shown of the prompts' log-probabilities: how many alternatives as vLLM writes them, and how many before
+    the answer's own, for an echo; None: not there. `ids_of[i]` is the prompt of choice i.
+    """
+
+    ids_of: Sequence[tuple[int, ...]]
+    own: int | None
+    echoed: int | None
 
 
 class Format(Protocol):
@@ -193,6 +206,7 @@ class CompletionFormat(_Events):
         self._envelope = _Envelope("text_completion", id, created, model, usage_in_chunks)
         self._token_bytes = token_bytes
         self._echoes = echoes
+        self.prompt_shown: PromptShown | None = None
         self._head, self._tail = self._envelope._head, self._envelope._tail
         self._plain_tail = ',"logprobs":null,"finish_reason":null' + self._tail
         self._text_heads = _Heads(self._head, '"text":')
@@ -227,7 +241,34 @@ class CompletionFormat(_Events):
             }
             for c in choices
         ]
+        if self.prompt_shown is not None:
+            for one, choice in zip(shown, choices, strict=True):
+                self._show_prompt(one, choice, self.prompt_shown)
         return dumps({**self._envelope._fields, "choices": shown, "usage": usage.as_json()}).encode("ascii")
+
+    def _show_prompt(self, shown: dict[str, Any], choice: ChoiceAnswer, what: PromptShown) -> None:
+        """vLLM's `prompt_logprobs`, and for an echo the prompt's tokens before the answer's. The first has none."""
+        ids = what.ids_of[choice.index]
+        if what.own is not None:
+            shown["prompt_logprobs"] = [None, *(self._by_id(p, what.own) for p in choice.prompt)]
+        if what.echoed is None or shown["logprobs"] is None:
+            return
+        decoder, offsets, at = getincrementaldecoder("utf-8")("replace"), [], 0
+        for token in ids:
+            offsets.append(at)
+            at += len(decoder.decode(self._token_bytes(token)))
+        first = {"tokens": [self._text(ids[0])], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [0]}
+        rest = [replace(p, top=p.top[: what.echoed]) for p in choice.prompt]
+        more = self._logprobs([ShownToken(p, at) for p, at in zip(rest, offsets[1:], strict=True)])
+        shown["logprobs"] = {key: first[key] + more[key] + own for key, own in shown["logprobs"].items()}
+
+    def _by_id(self, p: TokenLogprobs, top: int) -> dict[str, Any]:
+        every = {i: (logprob, rank) for rank, (i, logprob) in enumerate(p.top[:top], 1)}
+        every = {p.token_id: (p.logprob, p.rank), **every}
+        return {
+            str(i): {"logprob": finite(logprob), "rank": rank, "decoded_token": self._text(i)}
+            for i, (logprob, rank) in every.items()
+        }
 
     def _logprobs(self, tokens: Sequence[ShownToken]) -> dict[str, Any]:
         return {

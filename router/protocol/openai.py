@@ -5,8 +5,8 @@ this server does not do yet is refused by name, unless its value asks for nothin
 Accepted without effect on the answer: `user` (it divides its owner's turn in the queue), `metadata`,
 `safety_identifier`, `prompt_cache_key`, `store: false`, `service_tier: auto|default`. Beyond OpenAI, with the names
 that vLLM's users know: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`,
-`skip_special_tokens`, `allowed_token_ids`, `truncate_prompt_tokens`, `request_id`, `cache_salt`, and for chat
-`add_generation_prompt`, `continue_final_message`.
+`skip_special_tokens`, `allowed_token_ids`, `truncate_prompt_tokens`, `request_id`, `cache_salt`, for chat
+`add_generation_prompt`, `continue_final_message`, for completions `prompt_logprobs`.
 """
 
 from __future__ import annotations
@@ -164,6 +164,11 @@ class Common(Strict):
         """Alternatives wanted beside each drawn token; None = no log-probabilities at all."""
         raise NotImplementedError
 
+    @property
+    def asked_prompt_logprobs(self) -> int | None:
+        """The same of the prompt's tokens."""
+        return None
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.stream_options is not None and not self.stream:
@@ -245,7 +250,7 @@ class CompletionBody(Common):
     """POST /v1/completions. Without `max_tokens` an answer has at most 16 tokens, as OpenAI documents."""
 
     not_done = {
-        **dict.fromkeys(("suffix", "response_format", "bad_words", "prompt_logprobs"), is_nothing),
+        **dict.fromkeys(("suffix", "response_format", "bad_words"), is_nothing),
         "best_of": lambda v: v is None or (v == 1 and v is not True),
         "store": is_false,
     }
@@ -253,6 +258,7 @@ class CompletionBody(Common):
     prompt: Prompt
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @property
     def asked_tokens(self) -> int | None:
@@ -264,12 +270,19 @@ class CompletionBody(Common):
         """Of each token drawn."""
         return self.logprobs
 
+    @property
+    def asked_prompt_logprobs(self) -> int | None:
+        """As asked for, or as many as of the answer where the prompt is echoed."""
+        asked = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((n for n in asked if n is not None), default=None)
+
     @model_validator(mode="after")
     def _agree_completion(self) -> Self:
-        if self.echo and self.logprobs is not None:
+        if self.stream and self.asked_prompt_logprobs is not None:
+            name = "prompt_logprobs" if self.prompt_logprobs is not None else "echo"
             raise Refused(
-                "Unsupported parameter: 'echo' together with 'logprobs' is not supported by this server.",
+                "Unsupported parameter: log-probabilities of the prompt ('{param}') are not streamed.",
                 code="unsupported_parameter",
-                at=("echo",),
+                at=(name,),
             )
         return self

@@ -91,9 +91,12 @@ def room(body: Common, prompt_tokens: int, choices: int, model: ModelFacts, limi
 
 
 def samplings(
-    body: Common, max_tokens: int, seed: int, model: ModelFacts, limits: RequestLimits
+    body: Common, prompt_tokens: int, max_tokens: int, seed: int, model: ModelFacts, limits: RequestLimits
 ) -> tuple[SamplingParams, ...]:
-    """One `SamplingParams` for each of the n choices of a prompt; `seed` is the drawn one, the body's own wins."""
+    """One `SamplingParams` for each of the n choices of a prompt; `seed` is the drawn one, the body's own wins.
+
+    Log-probabilities of the prompt are the first choice's.
+    """
     check_ids(body.stop_token_ids, model.vocab_size, "stop_token_ids")
     check_ids(body.allowed_token_ids, model.vocab_size, "allowed_token_ids")
     check_ids(tuple(i for i, _ in body.logit_bias), model.vocab_size, "logit_bias")
@@ -109,6 +112,14 @@ def samplings(
         raise InvalidRequest(
             f"Invalid 'logprobs': n x max_tokens x alternatives is over {limits.max_logprobs}; ask for fewer.",
             param="top_logprobs" if "top_logprobs" in body.model_fields_set else "logprobs",
+            code="invalid_value",
+        )
+    of_prompt = body.asked_prompt_logprobs
+    if of_prompt is not None and prompt_tokens * (of_prompt + 1) > limits.max_logprobs:
+        raise InvalidRequest(
+            f"Invalid 'prompt_logprobs': tokens of the prompt x alternatives is over {limits.max_logprobs}; ask for "
+            "fewer.",
+            param="prompt_logprobs" if "prompt_logprobs" in body.model_fields_set else "logprobs",
             code="invalid_value",
         )
     stop_ids = body.stop_token_ids if body.ignore_eos else (*model.eos_ids, *body.stop_token_ids)
@@ -129,6 +140,7 @@ def samplings(
             stop_ids=tuple(dict.fromkeys(stop_ids)),
             min_tokens=min(body.min_tokens or 0, max_tokens),
             logprobs=top,
+            prompt_logprobs=None if choice else of_prompt,
         )
         for choice in range(n)
     )

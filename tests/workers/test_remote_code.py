@@ -1,4 +1,4 @@
-"""Checkpoints whose modelling code lies beside the weights: trusted or not, patched by abbreviation, what is refused."""
+"""Checkpoints whose modelling code lies beside the weights: trusted or not, patched by abbreviation, refused."""
 
 from __future__ import annotations
 

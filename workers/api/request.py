@@ -43,6 +43,7 @@ class SamplingParams:
     stop_ids: tuple[int, ...] = ()
     min_tokens: int = 0  # stop ids are masked before this many tokens were emitted
     logprobs: int | None = None  # None = none; k = the drawn token's and the k most likely ones'
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens; nothing of it is then taken from the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class Delta:
     executed_prefill: int = 0  # prefill tokens run for this sequence (last delta only)
     executed_decode: int = 0
     preemptions: int = 0  # of this sequence (last delta only)
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's tokens from the second on (first delta only)
 
 
 @dataclass(frozen=True, slots=True)

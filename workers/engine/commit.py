@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from workers.api.errors import EngineFault
 from workers.api.request import Delta, FinishReason
@@ -44,6 +44,8 @@ class Committer:
         _check_result(step.plan, result)
         self._roster.in_flight -= 1
         tally = _Tally()
+        if result.prompts:
+            _take_prompts(step, result)
         count = step.num_decodes
         self._commit_decodes(step.sequences[:count], step.plan.scheduled[:count], result.slots[:count], tally)
         answers = iter(result.slots[count:])
@@ -94,7 +96,11 @@ class Committer:
         if sequence.phase is not Phase.WAITING:  # else it was preempted meanwhile: its blocks are gone
             self._roster.cache.register(sequence, end)
         if answer is not None:
-            tally.deltas.append(self._take(sequence, answer))
+            delta = self._take(sequence, answer)
+            if sequence.prompt_logprobs is not None and delta.error is None:
+                delta = replace(delta, prompt_logprobs=tuple(sequence.prompt_logprobs))
+                sequence.prompt_logprobs = None
+            tally.deltas.append(delta)
 
     def _charge(self, flow: Flow, tally: _Tally, prefill: int, decode: int, kv_read: int, overhead: int) -> None:
         tally.prefill += prefill
@@ -123,6 +129,16 @@ class Committer:
             if reason is not None:
                 return roster.finish(sequence, reason, token_ids=drawn[:taken], logprobs=answer.logprobs[:taken])
         return _delta(sequence.id, sequence.num_emitted - len(drawn), drawn, answer.logprobs)
+
+
+def _take_prompts(step: PlannedStep, result: StepResult) -> None:
+    """What is known of prompts goes to their sequences; one that was preempted is told the same again."""
+    of_slot = {run.slot: sequence for sequence, run in zip(step.sequences, step.plan.scheduled, strict=True)}
+    for one in result.prompts:
+        known = of_slot[one.slot].prompt_logprobs
+        if known is not None:
+            del known[one.start - 1 :]
+            known.extend(one.logprobs)
 
 
 def _executed(sequence: Sequence, count: int, end: int) -> tuple[int, int, int, int]:

@@ -73,12 +73,25 @@ class SlotResult:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Log-probabilities of the prompt's tokens at positions `start`, `start` + 1, ... of the sequence in `slot`."""
+
+    slot: int
+    start: int
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
-    """One entry for each scheduled sequence with emit > 0, in the plan's order. `seconds`: device time of the step."""
+    """One entry for each scheduled sequence with emit > 0, in the plan's order. `seconds`: device time of the step.
+
+    `prompts`: of sequences that want log-probabilities of their prompt, those whose tokens before were run.
+    """
 
     step: int
     slots: tuple[SlotResult, ...]
     seconds: float
+    prompts: tuple[PromptLogprobs, ...] = ()
 
 
 class StepHandle(Protocol):

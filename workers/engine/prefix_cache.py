@@ -34,10 +34,11 @@ class PrefixCache:
     def match(self, sequence: Sequence) -> list[int]:
         """The blocks that hold the longest known prefix, first to last; never all of it: one token is left to run.
 
-        Takes no reference.
+        Takes no reference. Nothing is found for a sequence whose prompt's log-probabilities are wanted: they come of
+        tokens that are run.
         """
         hits: list[int] = []
-        if not self.enabled:
+        if not self.enabled or sequence.prompt_logprobs is not None:
             return hits
         self.settle()
         for index in range((len(sequence.token_ids) - 1) // self._block_size):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from workers.api.request import EngineRequest
+from workers.api.request import EngineRequest, TokenLogprobs
 
 if TYPE_CHECKING:
     from workers.engine.queue import Flow
@@ -43,6 +43,7 @@ class Sequence:
         "phase",
         "planned",
         "preemptions",
+        "prompt_logprobs",
         "registered",
         "request",
         "slot",
@@ -70,6 +71,9 @@ class Sequence:
         # starts behind its last token: the replica before has run (and charged) the others.
         self.accounted = len(self.token_ids) - 1 if request.resumed_ids else 0
         self.first_accounted = self.accounted
+        # Of the prompt's tokens from the second on, as far as they are known; None where nobody waits for them.
+        wanted = request.sampling.prompt_logprobs is not None and not request.resumed_ids
+        self.prompt_logprobs: list[TokenLogprobs] | None = [] if wanted else None
         self.cached = 0  # prompt tokens below `accounted` that were found in the cache, not run
 
     @property

@@ -197,7 +197,7 @@ class BatchState:
             if len(new.token_ids) >= self.width:
                 raise EngineFault(f"a sequence of {len(new.token_ids)} tokens is over the context of {self.width - 1}")
             self._held[new.slot] = 0
-            self.sampling.add(new.slot, new.sampling, new.num_prompt)
+            self.sampling.add(new.slot, new.sampling, new.num_prompt, len(new.token_ids))
             tokens.append((new.slot * self.width, new.token_ids))
             if new.blocks:
                 blocks.append((self._append(new.slot, new.blocks), new.blocks))

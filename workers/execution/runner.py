@@ -24,8 +24,9 @@ from workers.engine.plan import SlotResult, StepHandle, StepPlan, StepResult
 from workers.execution.flat import FlatStep
 from workers.execution.graphs import CapturedStep, StepGraphs
 from workers.execution.inputs import BatchState, StepInputs
+from workers.execution.prompt_scores import PromptScores, score_prompts
 from workers.execution.sampler import FAULTS, Logprobs, Sampled, sample
-from workers.execution.sampling_state import GREEDY, SamplingBatch, WantedLogprobs
+from workers.execution.sampling_state import GREEDY, PromptRows, SamplingBatch, WantedLogprobs
 from workers.models.base import CausalModel
 
 
@@ -37,6 +38,7 @@ class _Launched:
     wanted: WantedLogprobs | None
     sampled: Sampled | None
     lent: list[torch.Tensor]
+    prompts: Sequence[PromptScores] = ()
 
 
 class _Deferred:
@@ -165,28 +167,35 @@ class Runner:
     def _launch(self, plan: StepPlan) -> _Launched:
         """Queue the step on the device: inputs, forward, draw, token table, copy to the host."""
         flat = self.state.flatten(plan)
-        captured = None if self._graphs is None else self._graphs.find(flat)
+        rows = self.state.sampling.prompt_rows(plan)
+        captured = None if self._graphs is None or rows else self._graphs.find(flat)
+        prompts: Sequence[PromptScores] = ()
         if captured is None:
-            sampling, sampled = self._run_eagerly(self.state.upload(flat))
+            sampling, sampled, prompts = self._run_eagerly(self.state.upload(flat), rows)
         else:
             sampling, sampled = self._replay(captured, flat)
         if sampled is None or not self._collect:
-            return _Launched((), None, None, self.state.host.take())
+            return _Launched((), None, None, self.state.host.take(), prompts if self._collect else ())
         on_host = self._to_host(sampled)
-        return _Launched(tuple(flat.emit_slots.tolist()), sampling.logprobs, on_host, self.state.host.take())
+        return _Launched(tuple(flat.emit_slots.tolist()), sampling.logprobs, on_host, self.state.host.take(), prompts)
 
-    def _run_eagerly(self, inputs: StepInputs) -> tuple[SamplingBatch, Sampled | None]:
+    def _run_eagerly(
+        self, inputs: StepInputs, rows: Sequence[PromptRows]
+    ) -> tuple[SamplingBatch, Sampled | None, Sequence[PromptScores]]:
+        """`rows`: those of which log-probabilities of the prompt are wanted; the last thing returned."""
         context = ForwardContext((inputs.attention,) * len(self.caches), self.caches)
+        table, logits_of = self.state.token_table, self.model.compute_logits
         with forward_context(context):
             hidden = self.model(inputs.input_ids, inputs.positions)
+            prompts = score_prompts(hidden, rows, table, logits_of, self._bring) if rows else ()
             if not len(inputs.emit_at):
-                return GREEDY, None
+                return GREEDY, None, prompts
             if inputs.emit_index is not None:
                 hidden = hidden.index_select(0, inputs.emit_index)
-            logits = self.model.compute_logits(hidden)
-        sampled = sample(logits, inputs.sampling, self.state.token_table)
+            logits = logits_of(hidden)
+        sampled = sample(logits, inputs.sampling, table)
         self.state.write_tokens(inputs.emit_at, sampled.tokens)
-        return inputs.sampling, sampled
+        return inputs.sampling, sampled, prompts
 
     def _replay(self, captured: CapturedStep, flat: FlatStep) -> tuple[SamplingBatch, Sampled | None]:
         """The captured draw is greedy. Where more is asked for, its tokens are replaced before anything reads them."""
@@ -212,14 +221,17 @@ class Runner:
         )
 
     def _bring(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy to the host, under way."""
+        """A copy to the host, under way; on the CPU the tensor itself."""
+        if self.device.type == "cpu":
+            return tensor
         host = self.state.host.lend(tensor.numel(), tensor.dtype)
         return host.view(tensor.shape).copy_(tensor, non_blocking=True)
 
     def _result(self, plan: StepPlan, launched: _Launched, seconds: float) -> StepResult:
         sampled, wanted = launched.sampled, launched.wanted
+        prompts = tuple([one.read() for one in launched.prompts]) if launched.prompts else ()
         if sampled is None:
-            return StepResult(plan.step, (), seconds)
+            return StepResult(plan.step, (), seconds, prompts)
         tokens = sampled.tokens.tolist()
         logprobs: dict[int, TokenLogprobs] = {}
         if sampled.logprobs is not None and wanted is not None:
@@ -230,7 +242,7 @@ class Runner:
             else SlotResult(slot, (), fault=FAULTS[token])
             for row, (slot, token) in enumerate(zip(launched.emit_slots, tokens, strict=True))
         )
-        return StepResult(plan.step, slots, seconds)
+        return StepResult(plan.step, slots, seconds, prompts)
 
     def _fault(self, plan: StepPlan, error: Exception) -> EngineFault:
         where = f"rank {self.rank}, step {plan.step} ({len(plan.scheduled)} sequences, {plan.num_tokens} tokens)"

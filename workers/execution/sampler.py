@@ -96,11 +96,17 @@ def _filter(work: torch.Tensor, f: Filters) -> None:
     work.index_copy_(0, f.rows, rows.masked_fill_(kept.isneginf(), -torch.inf))
 
 
+def score(logits: torch.Tensor, tokens: torch.Tensor, top: int) -> Logprobs:
+    """Of `tokens` [n] under logits [n, V], with the `top` most likely ones."""
+    logprobs = logits.float().log_softmax(dim=-1)
+    chosen = logprobs.gather(1, tokens.unsqueeze(1))
+    rank = (logprobs > chosen).sum(dim=-1) + 1
+    found, ids = logprobs.topk(min(top, logits.shape[1]), dim=-1)
+    return Logprobs(chosen.squeeze(1), rank, found, ids)
+
+
 def _logprobs(logits: torch.Tensor, drawn: torch.Tensor, wanted: WantedLogprobs | None) -> Logprobs | None:
     if wanted is None:
         return None
-    logprobs = logits[wanted.rows].float().log_softmax(dim=-1)
-    chosen = logprobs.gather(1, drawn[wanted.rows].clamp(min=0).unsqueeze(1))  # a fault's are not looked at
-    rank = (logprobs > chosen).sum(dim=-1) + 1
-    top, top_ids = logprobs.topk(min(max(wanted.counts), logits.shape[1]), dim=-1)
-    return Logprobs(chosen.squeeze(1), rank, top, top_ids)
+    # A fault's are not looked at.
+    return score(logits[wanted.rows], drawn[wanted.rows].clamp(min=0), max(wanted.counts))

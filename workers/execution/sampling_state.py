@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from workers.api.request import SamplingParams
+from workers.engine.plan import StepPlan
 from workers.execution.upload import Array
 
 Give = Callable[[Array], int]  # takes an array into the step's upload, returns its place there
@@ -83,6 +84,20 @@ class WantedLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptRows:
+    """`count` rows of the step from `first` on; the tokens after them stand at `start`, ... of the sequence in `slot`.
+
+    `top`: how many of the most likely tokens are reported.
+    """
+
+    slot: int
+    first: int
+    start: int
+    count: int
+    top: int
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingBatch:
     """What the sampler does in one step; None where no row needs a stage. All None: one argmax."""
 
@@ -107,10 +122,15 @@ class SamplingState:
         self._num_prompt = np.zeros(max_num_seqs, np.int64)
         # greedy and nothing else: the one flag that most steps look at
         self._plain = np.ones(max_num_seqs, np.bool_)
+        self._scored: set[int] = set()  # slots of which log-probabilities of the prompt are still to come
 
-    def add(self, slot: int, params: SamplingParams, num_prompt: int) -> None:
-        """A sequence enters `slot`."""
+    def add(self, slot: int, params: SamplingParams, num_prompt: int, num_known: int = 0) -> None:
+        """A sequence of `num_known` tokens enters `slot`. Where some were emitted, its prompt was looked at before."""
         self._params[slot], self._num_prompt[slot] = params, num_prompt
+        if params.prompt_logprobs is not None and num_known <= num_prompt:
+            self._scored.add(slot)
+        elif self._scored:
+            self._scored.discard(slot)
         self._plain[slot] = not (
             params.temperature > 0
             or params.logprobs is not None
@@ -119,6 +139,22 @@ class SamplingState:
             or params.min_tokens > 0
             or _penalized(params)
         )
+
+    def prompt_rows(self, plan: StepPlan) -> Sequence[PromptRows]:
+        """The rows of the step after which a token of a prompt stands whose log-probability is wanted."""
+        if not self._scored:
+            return ()
+        found, first = [], 0
+        for run in plan.scheduled:
+            params = self._params[run.slot]
+            if run.slot in self._scored and params is not None:
+                count = min(run.start + run.count, int(self._num_prompt[run.slot]) - 1) - run.start
+                if count > 0:
+                    found.append(PromptRows(run.slot, first, run.start + 1, count, params.prompt_logprobs or 0))
+                if run.start + run.count >= self._num_prompt[run.slot]:
+                    self._scored.discard(run.slot)
+            first += run.count
+        return found
 
     def select(self, slots: Array, positions: Array, give: Give) -> Finish:
         """Stages for the rows in `slots` [E], which draw the tokens at `positions` [E].
