@@ -165,6 +165,7 @@ class FakeGenerator:
                     self._logprobs(ids, sampling.logprobs),
                     finish=None if self.drop_finish else finish,
                     cached_tokens=self.cached if finish else 0,
+                    prompt_logprobs=() if at else self._logprobs(request.prompt_ids[1:], sampling.prompt_logprobs),
                 )
                 if self.error_delta and self.steps > self.fail_after:
                     delta = Delta(delta.request_id, at, finish=FinishReason.ERROR, error="rank 0: the step failed")

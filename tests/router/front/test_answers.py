@@ -166,6 +166,40 @@ async def test_completions_prompts_and_echo(client, tokenizer, generator):
     ]
 
 
+async def test_log_probabilities_of_prompts(client, tokenizer, generator):
+    body = {"model": "m", "prompt": ["hello wörld", "the end"], "n": 2, "max_tokens": 2, "prompt_logprobs": 1}
+    r = await client.post("/v1/completions", json=body)
+    choices = r.json()["choices"]
+    for i, text in enumerate(("hello wörld", "the end")):
+        ids = tokenizer.encode(text)
+        first, *rest = choices[2 * i]["prompt_logprobs"]
+        assert first is None
+        # The fake finds the token itself the likeliest, each time.
+        assert rest == [
+            {str(t): {"logprob": -0.5, "rank": 1, "decoded_token": tokenizer.token_bytes(t).decode("utf-8", "replace")}}
+            for t in ids[1:]
+        ]
+        assert choices[2 * i + 1]["prompt_logprobs"] == choices[2 * i]["prompt_logprobs"]
+        assert choices[2 * i]["logprobs"] is None
+    assert [s.prompt_logprobs for s in generator.requests[0].samplings] == [1, None]
+
+
+async def test_an_echo_has_log_probabilities_of_the_prompt_before_those_of_the_answer(client, tokenizer, generator):
+    body = {"model": "m", "prompt": "hello wörld", "max_tokens": 2, "echo": True, "logprobs": 2}
+    choice = (await client.post("/v1/completions", json=body)).json()["choices"][0]
+    shown, ids = choice["logprobs"], [*tokenizer.encode("hello wörld"), *tokenizer.encode(ANSWER)[:2]]
+    assert shown["tokens"] == [tokenizer.token_bytes(t).decode("utf-8", "replace") for t in ids]
+    assert shown["token_logprobs"] == [None, *[-0.5] * (len(ids) - 1)]
+    assert shown["top_logprobs"][0] is None
+    assert all(len(top) <= 2 for top in shown["top_logprobs"][1:])
+    assert "prompt_logprobs" not in choice
+    # Where a token's text begins: whole characters before it.
+    pieces = [tokenizer.token_bytes(t) for t in ids]
+    begins = [len(b"".join(pieces[:i]).decode("utf-8", "ignore")) for i in range(len(ids))]
+    assert shown["text_offset"] == begins
+    assert choice["text"][shown["text_offset"][-1] :].startswith(shown["tokens"][-1])
+
+
 async def test_completions_of_ids_stream(client, generator):
     r = await client.post(
         "/v1/completions", json={"model": "m", "prompt": [[40, 41], [42]], "max_tokens": 100, "stream": True}

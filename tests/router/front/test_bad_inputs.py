@@ -216,7 +216,14 @@ RANGES = [
         bad(f"logprobs {v}", {"logprobs": v}, "integer_above_max_value", "logprobs", path=COMPLETION)
         for v in (6, 10**6)
     ),
-    bad("echo and logprobs", {"echo": True, "logprobs": 1}, "unsupported_parameter", "echo", path=COMPLETION),
+    good("echo and logprobs", {"echo": True, "logprobs": 1}, path=COMPLETION),
+    bad("echo and logprobs in a stream", {"echo": True, "logprobs": 1, "stream": True}, "unsupported_parameter",
+        "echo", path=COMPLETION),
+    good("prompt_logprobs", {"prompt_logprobs": 20}, path=COMPLETION),
+    bad("prompt_logprobs in a stream", {"prompt_logprobs": 0, "stream": True}, "unsupported_parameter",
+        "prompt_logprobs", path=COMPLETION),
+    bad("prompt_logprobs 21", {"prompt_logprobs": 21}, "integer_above_max_value", "prompt_logprobs", path=COMPLETION),
+    bad("prompt_logprobs of a chat", {"prompt_logprobs": 1}, "unknown_parameter", "prompt_logprobs"),
     bad("best_of 10^6", {"best_of": 10**6}, "unsupported_parameter", "best_of", path=COMPLETION),
     bad("best_of true", {"best_of": True}, "unsupported_parameter", "best_of", path=COMPLETION),
     bad("stream_options alone", {"stream_options": {}}, None, "stream_options",

@@ -11,6 +11,7 @@ import pytest
 
 from router.http.config import FrontConfig, ServedModel
 from router.http.identity import Identity
+from router.perplexity import get_ppl
 from router.protocol.errors import HttpRefusal, answer_for
 from router.service import Service
 from workers.api.errors import (
@@ -53,6 +54,15 @@ async def test_a_reply_is_what_http_answers(client: httpx.AsyncClient, service: 
     http = await client.post(route, json=body)
     reply = await service.reply(route, json.dumps(body).encode(), Identity())
     assert (reply.status, reply.body) == (http.status_code, http.content)
+
+
+async def test_the_loss_of_prompts(service: Service) -> None:
+    for prompts, want in (("hello there", 0.5), ([40, 41, 42], 0.5), (["hello there", "the end"], [0.5, 0.5])):
+        assert await get_ppl(service, Identity(), prompts, "m") == want
+    with pytest.raises(InvalidRequest, match="nothing to predict"):
+        await get_ppl(service, Identity(), [[40, 41], [40]], "m")
+    with pytest.raises(ContextLengthExceeded):
+        await get_ppl(service, Identity(), [40] * 256, "m")
 
 
 @pytest.mark.parametrize(
