@@ -72,13 +72,22 @@ def serve(
     trust_remote_code: Annotated[
         bool | None, typer.Option("--trust-remote-code", help="Run modelling code that lies in the checkpoint.")
     ] = None,
+    session_len: Annotated[
+        int | None,
+        typer.Option(min=2, help="Longest context (prompt and answer) in tokens; default: the checkpoint's."),
+    ] = None,
+    rope_scaling_factor: Annotated[
+        float | None,
+        typer.Option(help="Dynamic NTK: rotations for contexts of up to so many times the trained one."),
+    ] = None,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C or `echelon stop`."""
     from cluster.serving import cluster_config, note_path, run_until_stopped
 
     given: dict[str, Any] = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name}
     given |= {"no_auth": no_auth, "nodes": nodes, "implementation": implementation}
-    given |= {"trust_remote_code": trust_remote_code}
+    given |= {"trust_remote_code": trust_remote_code, "max_model_len": session_len}
+    given |= {"rope_scaling_factor": rope_scaling_factor}
     if model_file:
         given["model_files"] = tuple(str(file.absolute()) for file in model_file)
     files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key, "qos": qos_config_path}

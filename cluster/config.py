@@ -66,6 +66,7 @@ class ModelSection(Section):
     revision: str | None = None  # of a hub id
     implementation: Literal["auto", "native", "transformers"] = "auto"  # auto: native where there is a native one
     model_files: tuple[str, ...] = ()  # Python files that register models or rewrites, the same path on every node
+    rope_scaling_factor: Annotated[float, Field(gt=1, le=1024)] | None = None  # dynamic NTK: max_model_len may grow so
     trust_remote_code: bool = False  # run modelling code that lies in the checkpoint's folder
     step_timeout: Annotated[float, Field(gt=0)] = 10.0  # seconds: a rank silent, or in one step, for so long is hung
     start_timeout: Seconds = 600.0  # a rank whose start stands still for so long is hung; a download counts as one step
@@ -241,6 +242,7 @@ class ClusterConfig(Section):
                 implementation=m.implementation,
                 model_files=m.model_files,
                 trust_remote_code=m.trust_remote_code,
+                rope_scaling_factor=m.rope_scaling_factor,
             ),
             engine=EngineConfig(**self.engine.model_dump()),
             tensor_parallel=m.tensor_parallel,

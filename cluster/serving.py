@@ -31,7 +31,10 @@ HTTP_FILES = ("api_keys", "tls_cert", "tls_key")
 HTTP_FLAGS = ("host", "port", "no_auth", *HTTP_FILES)
 DISPATCH_FLAGS = ("qos",)
 PLACEMENT_FLAGS = ("nodes",)
-MODEL_FLAGS = ("replicas", "tensor_parallel", "name", "implementation", "model_files", "trust_remote_code")
+MODEL_FLAGS = (
+    "replicas", "tensor_parallel", "name", "implementation", "model_files", "trust_remote_code", "max_model_len",
+    "rope_scaling_factor",
+)  # fmt: skip
 
 
 def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:

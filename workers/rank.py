@@ -30,6 +30,7 @@ from workers.execution.runner import Runner
 from workers.layers.attention import Attention
 from workers.layers.build import Build
 from workers.layers.moe import Experts
+from workers.layers.rotary import with_dynamic_scaling
 from workers.models.base import CausalModel, read_config
 from workers.models.loader import Progress, load_model
 from workers.models.registry import find, import_model_file
@@ -73,12 +74,17 @@ class Rank:
         with self._phase("config"):
             self.device = _device(config.device, rank)
             source = read_config(config.model.path)
+            factor = config.model.rope_scaling_factor
+            if factor is not None:
+                source = with_dynamic_scaling(source, factor)
             for file in config.model.model_files:
                 import_model_file(file)
             model_class = find(source, config.model.implementation, trusted_folder=config.model.trusted_folder)
             trained = model_class.context_length(source)
             self.max_model_len = config.model.max_model_len or trained
             longest = max(trained, model_class.longest_context(source))
+            if factor is not None and longest < int(trained * factor):
+                raise ConfigError(f"{model_class.__name__} takes no rope_scaling_factor")
             if self.max_model_len > longest:
                 raise ConfigError(f"max_model_len {self.max_model_len} is over the checkpoint's {longest} tokens")
             dtype = _dtype(config.model.dtype, source, self.device)

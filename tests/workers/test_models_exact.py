@@ -137,6 +137,32 @@ def test_dynamic_rope_is_that_of_the_context_it_is_made_for() -> None:
     assert (LlamaForCausalLM.context_length(source), LlamaForCausalLM.longest_context(source)) == (256, 1024)
 
 
+def test_a_scaling_factor_of_the_operator_is_that_of_a_config() -> None:
+    source = read_config(checkpoint("llama"))
+    rope = {**source["rope_parameters"], "rope_type": "dynamic", "factor": 2.0}
+    assert with_dynamic_scaling(source, 2.0) == {**source, "rope_parameters": rope}
+    old = with_dynamic_scaling({"rope_theta": 500.0, "max_position_embeddings": 8}, 4.0)
+    assert RopeSettings.from_config(old) == RopeSettings(500.0, 8, "dynamic", {"factor": 4.0})
+    with pytest.raises(ConfigError, match="not scaled"):
+        with_dynamic_scaling(read_config(checkpoint("llama-rope-llama3")), 2.0)
+
+    def rank(factor: float | None, length: int) -> Rank:
+        config = replica(checkpoint("llama"))
+        model = replace(config.model, max_model_len=length, rope_scaling_factor=factor)
+        return Rank(replace(config, model=model))
+
+    long = rank(2.0, 512)
+    assert long.max_model_len == 512
+    want = RopeSettings.from_config(source | {"rope_parameters": rope}).frequencies(16, 512)
+    assert isinstance(long.model, LlamaForCausalLM)
+    table = long.model.model.rotary.cos_sin
+    torch.testing.assert_close(table[1, : len(want)], want.cos())
+    with pytest.raises(ConfigError, match="513 is over the checkpoint's 512"):
+        rank(2.0, 513)
+    with pytest.raises(ConfigError, match="over 1"):
+        rank(1.0, 256)
+
+
 def test_registry_finds_registered_models_and_names_the_rest() -> None:
     assert "Qwen3ForCausalLM" in architectures()
     with pytest.raises(ConfigError, match=r"NoSuchModel.*LlamaForCausalLM"):

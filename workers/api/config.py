@@ -20,6 +20,7 @@ class ModelConfig:
     `dtype`: "auto" is the checkpoint's on a GPU and float32 on the CPU.
     `implementation`: "native", "transformers" (its own modules, rewritten by the patch map), or "auto": native where
     there is one. `model_files` are Python files that register models or rewrites; every rank imports them.
+    `rope_scaling_factor`: rotations are scaled (dynamic NTK) for contexts of up to so many times the trained length.
     `trust_remote_code`: code that lies in the checkpoint's folder may be run, where there is no native model.
     """
 
@@ -32,6 +33,7 @@ class ModelConfig:
     implementation: str = "auto"
     model_files: tuple[str, ...] = ()
     trust_remote_code: bool = False
+    rope_scaling_factor: float | None = None
 
     def __post_init__(self) -> None:
         if self.implementation not in IMPLEMENTATIONS:
@@ -40,6 +42,8 @@ class ModelConfig:
             raise ConfigError(f"dtype {self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
         if self.load_format not in ("safetensors", "dummy"):
             raise ConfigError(f"load_format {self.load_format!r} is not one of safetensors, dummy")
+        if self.rope_scaling_factor is not None and not 1.0 < self.rope_scaling_factor <= 1024.0:
+            raise ConfigError(f"rope_scaling_factor must be over 1 and at most 1024, got {self.rope_scaling_factor}")
 
     @property
     def trusted_folder(self) -> str | None:

@@ -154,6 +154,19 @@ def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
+def with_dynamic_scaling(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """A config.json whose rope is scaled by the context's length, up to `factor` times the trained one.
+
+    Raises ConfigError where it says how its rope is scaled itself.
+    """
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    given = dict(config.get(key) or {})
+    kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
+    if kind != "default" or any(isinstance(value, Mapping) for value in given.values()):
+        raise ConfigError(f"rope_scaling_factor is for ropes that are not scaled; the checkpoint's is ({key})")
+    return {**config, key: {**given, "rope_type": "dynamic", "factor": factor}}
+
+
 class RotaryEmbedding(nn.Module):
     """The table of one model, shared by its layers: cos_sin [P, R] fp32, cosines first.
 
