@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import FAMILY, added, checkpoint, generate, plan_logits, prompt, rank_of, reference, replica, request, run
@@ -10,7 +12,7 @@ from workers.api.errors import ConfigError
 from workers.engine.core import Engine
 from workers.engine.plan import StepPlan
 from workers.layers.activation import GateAndMul
-from workers.layers.rotary import RopeSettings
+from workers.layers.rotary import RopeSettings, RotaryEmbedding, with_dynamic_scaling
 from workers.models.base import read_config
 from workers.models.llama import LlamaForCausalLM
 from workers.models.registry import architectures, find, register
@@ -155,7 +157,7 @@ def test_a_scaling_factor_of_the_operator_is_that_of_a_config() -> None:
     assert long.max_model_len == 512
     want = RopeSettings.from_config(source | {"rope_parameters": rope}).frequencies(16, 512)
     assert isinstance(long.model, LlamaForCausalLM)
-    table = long.model.model.rotary.cos_sin
+    table = next(m for m in long.model.modules() if isinstance(m, RotaryEmbedding)).cos_sin
     torch.testing.assert_close(table[1, : len(want)], want.cos())
     with pytest.raises(ConfigError, match="513 is over the checkpoint's 512"):
         rank(2.0, 513)
