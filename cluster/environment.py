@@ -227,6 +227,16 @@ SCALED_ENV = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
 RANK_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
+# Ranks that write each other's memory must see each other's GPUs; Ray alone would show each its own.
+GANG_ENV = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+
+
+def gpu_index(name: str) -> int:
+    """Which of the GPUs that this process sees Ray calls `name`: an entry of $CUDA_VISIBLE_DEVICES, if that is set."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return seen.split(",").index(name) if seen else int(name)
+
+
 def prepare_torch() -> None:
     """Set what torch's libraries read when they are loaded. Call before `import torch`; what the user has set stays."""
     if "GOMP_SPINCOUNT" not in os.environ:

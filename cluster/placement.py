@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.environment import GANG_ENV
 from workers.api.config import ReplicaConfig
 
 Bundle = Mapping[str, float]  # amounts by resource: CPU, GPU
@@ -139,12 +140,15 @@ def replica_demands(config: ReplicaConfig, replicas: int) -> list[Demand]:
 
 def rank_options(config: ReplicaConfig) -> dict[str, Any]:
     """Options of a rank's actor; `run` holds one of its two threads, `stop` needs the other."""
-    return {
+    options = {
         "num_cpus": 1,
         "num_gpus": 1 if config.device == "cuda" else 0,
         "max_restarts": 0,
         "max_concurrency": 2,
     }
+    if config.device == "cuda" and config.tensor_parallel > 1:
+        options["runtime_env"] = {"env_vars": GANG_ENV}
+    return options
 
 
 @dataclass(slots=True)

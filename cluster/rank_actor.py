@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from cluster.config import resolve_model
-from cluster.environment import free_port, prepare_torch, set_collective_interface
+from cluster.environment import free_port, gpu_index, prepare_torch, set_collective_interface
 from cluster.logs import set_up_logs
 from cluster.starved import StepWatch
 from cluster.step_qos import StepQos
@@ -119,10 +119,13 @@ class RankActor:
         from workers.rank import Rank
         from workers.replica import EngineServer
 
-        groups = None
+        groups = gpu = None
         if meeting is not None:
             self._stage = "meeting the other ranks"
             set_collective_interface(self._host)
+            if self._config.device == "cuda":
+                (assigned,) = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+                gpu = gpu_index(assigned)
             groups = connect(
                 rank=self._rank,
                 tensor_parallel=self._config.tensor_parallel,
@@ -134,6 +137,7 @@ class RankActor:
             self._config,
             rank=self._rank,
             groups=groups,
+            gpu=gpu,
             threads=self._threads,
             progress=self._loaded,
             entered=self._enter,

@@ -33,6 +33,16 @@ def add_rms_norm_reference(
 
 
 @triton_jit
+def scaled_norm(x: tensor, weight: tensor, eps: tensor, CHANNELS: constexpr) -> tensor:
+    """A whole row, zeros behind its channels, normalized and scaled."""
+    x32 = x.to(tl.float32)
+    normed = x32 * tl.rsqrt(tl.sum(x32 * x32, axis=0) / CHANNELS + eps)
+    if weight.dtype == x.dtype:
+        normed = normed.to(x.dtype).to(tl.float32)
+    return (normed * weight.to(tl.float32)).to(x.dtype)
+
+
+@triton_jit
 def _norm_kernel(
     x_ptr: tensor,
     residual_ptr: tensor,
@@ -58,12 +68,7 @@ def _norm_kernel(
         residual = tl.load(residual_ptr + row * residual_stride + channel, mask=real, other=0.0)
         x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
         tl.store(total_ptr + row * CHANNELS + channel, x, mask=real)
-    x32 = x.to(tl.float32)
-    normed = x32 * tl.rsqrt(tl.sum(x32 * x32, axis=0) / CHANNELS + eps)
-    if weight_ptr.dtype.element_ty == x_ptr.dtype.element_ty:
-        normed = normed.to(x.dtype).to(tl.float32)
-    scaled = normed * weight.to(tl.float32)
-    tl.store(out_ptr + row * CHANNELS + channel, scaled.to(x.dtype), mask=real)
+    tl.store(out_ptr + row * CHANNELS + channel, scaled_norm(x, weight, eps, CHANNELS), mask=real)
 
 
 def _launch_norm(

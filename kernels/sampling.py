@@ -254,10 +254,15 @@ def _pick_kernel(best_ptr: tensor, token_ptr: tensor, out_ptr: tensor, parts: te
 
 def greedy_reference(logits: torch.Tensor) -> torch.Tensor:
     """`greedy` in torch."""
+    return greedy_with_score_reference(logits)[0]
+
+
+def greedy_with_score_reference(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`greedy_with_score` in torch."""
     drawn = logits.argmax(dim=-1)
     # argmax takes a NaN for the greatest, so a row with one shows it here.
-    best = logits.gather(1, drawn.unsqueeze(1)).squeeze(1)
-    return torch.where(best.isfinite(), drawn, -1)
+    best = logits.gather(1, drawn.unsqueeze(1)).squeeze(1).float()
+    return torch.where(best.isfinite(), drawn, -1), torch.where(best.isnan(), torch.inf, best)
 
 
 @triton_jit
@@ -285,9 +290,16 @@ def _best_kernel(
 
 @triton_jit
 def _pick_finite_kernel(
-    best_ptr: tensor, token_ptr: tensor, out_ptr: tensor, parts: tensor, BLOCK_P: constexpr, EARLY: constexpr
+    best_ptr: tensor,
+    token_ptr: tensor,
+    out_ptr: tensor,
+    score_ptr: tensor,
+    parts: tensor,
+    SCORE: constexpr,
+    BLOCK_P: constexpr,
+    EARLY: constexpr,
 ) -> None:
-    """The best of its parts, or -1, one row a program."""
+    """The best of its parts, or -1, and its logit, one row a program."""
     begin(EARLY)
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, BLOCK_P)
@@ -295,6 +307,8 @@ def _pick_finite_kernel(
     best, index = tl.max(score, axis=0, return_indices=True, return_indices_tie_break_left=True)
     token = tl.load(token_ptr + row * parts + index)
     tl.store(out_ptr + row, tl.where(tl.abs(best) < float("inf"), token, -1).to(tl.int64))
+    if SCORE:
+        tl.store(score_ptr + row, best)
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
@@ -304,6 +318,18 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
     """
     if not use_triton(logits):
         return greedy_reference(logits)
+    return _launch_greedy(logits, None)
+
+
+def greedy_with_score(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`greedy`, and the greatest logit of each row [B] fp32, +inf where one is not a number."""
+    if not use_triton(logits):
+        return greedy_with_score_reference(logits)
+    score = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    return _launch_greedy(logits, score), score
+
+
+def _launch_greedy(logits: torch.Tensor, score: torch.Tensor | None) -> torch.Tensor:
     batch, vocab = logits.shape
     parts = -(-vocab // _BLOCK_GREEDY)
     out = torch.empty(batch, dtype=torch.int64, device=logits.device)
@@ -313,7 +339,8 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
         early = early_start(logits)
         grid, block = (batch, parts), next_power_of_two(parts)
         _best_kernel[grid](logits, best, token, logits.stride(0), vocab, _BLOCK_GREEDY, num_warps=4, **early)
-        _pick_finite_kernel[(batch,)](best, token, out, parts, block, num_warps=1, **early)
+        scores = best if score is None else score
+        _pick_finite_kernel[(batch,)](best, token, out, scores, parts, score is not None, block, num_warps=1, **early)
     return out
 
 

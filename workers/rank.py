@@ -35,6 +35,7 @@ from workers.models.base import CausalModel, read_config
 from workers.models.loader import Progress, load_model
 from workers.models.registry import find, import_model_file
 from workers.parallel.group import Groups
+from workers.parallel.peer_memory import share_memory
 
 log = logging.getLogger("echelon.rank")
 
@@ -44,10 +45,11 @@ _COMPILERS = 8  # threads
 class Rank:
     """A loaded, warmed-up rank.
 
-    `groups` come from `workers.parallel.group.connect`; without them the rank is alone. `threads` is for
-    torch.set_num_threads (None leaves it). `threaded`: on the CPU, run steps in a worker thread. `progress` is called
-    with (tensors loaded, tensors in all), `entered` with the name of each phase as it begins. Raises ConfigError,
-    WeightError or OutOfMemory.
+    `groups` come from `workers.parallel.group.connect`; without them the rank is alone. `gpu` is the index of its
+    device where several are seen (None: by its number). `threads` is for torch.set_num_threads (None leaves it).
+    `threaded`: on the CPU, run steps in a worker thread. `peer_memory`: sum through the ranks' memory where that is
+    possible. `progress` is called with (tensors loaded, tensors in all), `entered` with the name of each phase as it
+    begins. Raises ConfigError, WeightError or OutOfMemory.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class Rank:
         *,
         rank: int = 0,
         groups: Groups | None = None,
+        gpu: int | None = None,
         threads: int | None = None,
         threaded: bool = False,
+        peer_memory: bool = True,
         progress: Progress | None = None,
         entered: Callable[[str], None] | None = None,
     ) -> None:
@@ -72,7 +76,9 @@ class Rank:
         if threads is not None:
             torch.set_num_threads(threads)
         with self._phase("config"):
-            self.device = _device(config.device, rank)
+            self.device = _device(config.device, rank if gpu is None else gpu)
+            if peer_memory:
+                self.groups = replace(self.groups, tp=share_memory(self.groups.tp, self.device))
             source = read_config(config.model.path)
             factor = config.model.rope_scaling_factor
             if factor is not None:
@@ -113,7 +119,7 @@ class Rank:
                 self._compile_kernels(caches)
         if self._captures:
             with self._phase("graphs"):
-                self.runner.capture(config.engine.max_num_batched_tokens)
+                self.runner.capture(config.engine.max_num_batched_tokens, self.groups.tp)
         per_block = block_bytes(self.specs, config.engine.block_size)
         log.info(
             "rank %d: %s on %s in %s, %s of weights, %d KV blocks (%s), context %d; %s",
@@ -147,13 +153,8 @@ class Rank:
 
     @property
     def _captures(self) -> bool:
-        """Whether steps become CUDA graphs. Not with several ranks: collectives in graphs were never tried."""
-        return (
-            self.config.engine.cuda_graphs
-            and self.model.captures
-            and self.device.type == "cuda"
-            and self.groups.tp.size == 1
-        )
+        """Whether steps become CUDA graphs; the same on all ranks."""
+        return self.config.engine.cuda_graphs and self.model.captures and self.device.type == "cuda"
 
     def _make_runner(self, caches: list[LayerCache], *, threaded: bool) -> Runner:
         state = BatchState(
@@ -179,11 +180,7 @@ class Rank:
 
     def _same_everywhere(self, blocks: int) -> int:
         """The least count of all ranks: one plan must fit every one."""
-        tp = self.groups.tp
-        if tp.size == 1:
-            return blocks
-        mine = torch.tensor([blocks], dtype=torch.int64, device=self.device)
-        return int(tp.all_gather(mine).min())
+        return min(count for (count,) in self.groups.tp.agree([blocks], self.device))
 
     def _profile(self) -> None:
         """The largest step: max_num_batched_tokens over as many sequences as there may be, sampled with filters."""
@@ -273,14 +270,13 @@ def _run(runner: Runner, plan: StepPlan) -> StepResult:
     return result
 
 
-def _device(wanted: str, rank: int) -> torch.device:
+def _device(wanted: str, number: int) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise ConfigError("device is cuda, but torch finds no CUDA device here")
     if wanted == "cpu" or not available:
         return torch.device("cpu")
-    # Ranks that Ray starts see their own GPU only; those of one process tree see all.
-    index = rank % torch.cuda.device_count()
+    index = number % torch.cuda.device_count()  # a rank that sees its own GPU only has it, whatever its number
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

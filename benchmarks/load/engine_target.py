@@ -18,6 +18,8 @@ from load.work import Pacing, Work
 from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
 from workers.api.errors import InvalidRequest
 from workers.api.request import EngineRequest, FinishReason, SamplingParams
+from workers.engine.core import Engine
+from workers.engine.plan import Executor
 from workers.rank import Rank
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo-model"
@@ -65,12 +67,17 @@ def load_rank(
 class EngineTarget:
     """A fresh engine for every run, so that no run finds another one's prefixes."""
 
-    def __init__(self, rank: Rank) -> None:
-        self.rank = rank
+    def __init__(self, rank: Rank, executor: Executor | None = None) -> None:
+        """`executor`: what runs the steps of all ranks; without it `rank` is alone."""
+        self.rank, self._executor = rank, executor
+
+    def engine(self) -> Engine:
+        """A fresh one."""
+        return self.rank.make_engine(self._executor)
 
     def run(self, work: Sequence[Work], pacing: Pacing, done: Callable[[], None]) -> Run:
         """One repeat in this thread; ledgers are checked at the end."""
-        engine = self.rank.make_engine()
+        engine = self.engine()
         records = [Record(len(w.prompt)) for w in work]
         waiting = list(zip(range(len(work)), pacing.arrivals(len(work)), strict=True))[::-1]
         limit = pacing.concurrency or len(work)

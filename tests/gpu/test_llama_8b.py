@@ -65,7 +65,7 @@ def drawn(rank: Rank, asked: list[EngineRequest], monkeypatch: pytest.MonkeyPatc
     names: dict[int, str] = {}
     rows: dict[str, list[torch.Tensor]] = {one.id: [] for one in asked}
     emits: list[int] = []
-    flatten, compute = rank.runner.state.flatten, rank.model.compute_logits
+    flatten, compute = rank.runner.state.flatten, rank.model.own_logits
 
     def flattened(plan: StepPlan) -> Any:
         names.update({new.slot: by_prompt[tuple(new.token_ids)] for new in plan.added})
@@ -80,7 +80,7 @@ def drawn(rank: Rank, asked: list[EngineRequest], monkeypatch: pytest.MonkeyPatc
         return logits
 
     monkeypatch.setattr(rank.runner.state, "flatten", flattened)
-    monkeypatch.setattr(rank.model, "compute_logits", computed)
+    monkeypatch.setattr(rank.model, "own_logits", computed)
     engine = rank.make_engine()
     tokens = run_to_completion(engine, asked)
     engine.check_ledgers()

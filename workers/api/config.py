@@ -63,7 +63,7 @@ class EngineConfig:
     cache_bytes_cpu: int = 256 << 20  # KV cache on the CPU
     prefix_caching: bool = True
     step_ahead: bool = True  # plan step N+1 while N runs
-    cuda_graphs: bool = True  # on a GPU without tensor parallelism: capture steps at the start, replay them
+    cuda_graphs: bool = True  # on a GPU: capture steps at the start, replay them
 
     def __post_init__(self) -> None:
         if self.block_size < 1 or self.block_size & (self.block_size - 1):

@@ -24,6 +24,7 @@ from workers.execution.padded import PaddedInputs, PaddedStep, StepShape
 from workers.layers.embedding import ParallelLMHead
 from workers.layers.linear import ParallelLinear
 from workers.models.base import CausalModel
+from workers.parallel.group import Group
 
 MOST_TOKENS = 1024  # of a captured step
 # How far apart shapes are: a row more costs little while the weights' reading is what takes the time, more from 256 on.
@@ -53,6 +54,12 @@ def worth_capturing(ladder: list[int], cost: Callable[[int], float | None]) -> l
             kept.append(size)
             least = least if found is None else found
     return kept[::-1]
+
+
+def kept_by_any(ladder: list[int], kept: list[int], group: Group, device: torch.device) -> list[int]:
+    """The sizes of `ladder` that some rank keeps: devices of several kinds have several tables."""
+    flags = group.agree([int(size in kept) for size in ladder], device)
+    return [size for size, *said in zip(ladder, *flags, strict=True) if any(said)]
 
 
 def _products_of(model: CausalModel, device: torch.device) -> Callable[[int], float | None]:
@@ -87,14 +94,23 @@ class CapturedStep:
 
 
 class StepGraphs:
-    """The captured steps of one runner, by shape. `limit`: tokens of the longest step that may come."""
+    """The captured steps of one runner, by shape. `limit`: tokens of the longest step that may come.
 
-    def __init__(self, model: CausalModel, caches: Sequence[LayerCache], state: BatchState, limit: int) -> None:
+    All ranks of `group` make and capture the same ones in the same order: collectives meet in them.
+    """
+
+    def __init__(
+        self, model: CausalModel, caches: Sequence[LayerCache], state: BatchState, limit: int, group: Group
+    ) -> None:
         self._model, self._caches, self._state = model, caches, state
         seqs, most = state.max_num_seqs, min(limit, MOST_TOKENS)
         cost = _products_of(model, state.device)
-        decodes = worth_capturing(sizes(min(seqs, MOST_TOKENS), _DECODE_STEPS), cost)
-        mixed = worth_capturing([n for n in sizes(most, _MIXED_STEPS) if n >= 16 or n == most], cost)
+
+        def chosen(ladder: list[int]) -> list[int]:
+            return kept_by_any(ladder, worth_capturing(ladder, cost), group, state.device)
+
+        decodes = chosen(sizes(min(seqs, MOST_TOKENS), _DECODE_STEPS))
+        mixed = chosen([n for n in sizes(most, _MIXED_STEPS) if n >= 16 or n == most])
         self.decode_shapes = [StepShape.decode(n) for n in decodes]
         self.mixed_shapes = [StepShape.mixed(n, seqs) for n in mixed]
         self._captured: dict[StepShape, CapturedStep] = {}

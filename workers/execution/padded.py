@@ -3,7 +3,7 @@
 What a step has less than its shape is padding: such tokens are read from, and written to, the tables' last row, which
 is nobody's; their keys are not stored, and their sequences have no length.
 
-Shapes: T tokens, D decodes, P longer sequences, E emitting rows, V vocabulary.
+Shapes: T tokens, D decodes, P longer sequences, E emitting rows.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from workers.context import (
 )
 from workers.execution.flat import FlatStep
 from workers.execution.inputs import BatchState
-from workers.execution.sampler import sample
-from workers.execution.sampling_state import GREEDY
 from workers.execution.upload import Array
 from workers.models.base import CausalModel
 
@@ -138,10 +136,11 @@ class PaddedInputs:
 class PaddedStep:
     """Model, greedy draw and write to the token table, all in the inputs' fixed tensors.
 
-    `logits` [E, V] and `tokens` [E] int64 are those of the last `run`, or of the last replay of its capture.
+    `own_logits` (of this rank, see `CausalModel`) and `tokens` [E] int64 are those of the last `run`, or of the last
+    replay of its capture.
     """
 
-    logits: torch.Tensor
+    own_logits: torch.Tensor
     tokens: torch.Tensor
 
     def __init__(
@@ -171,6 +170,6 @@ class PaddedStep:
             hidden = self._model(state.flat_tokens.index_select(0, t["token_at"]), t["positions"])
             if self.shape.prefills:
                 hidden = hidden.index_select(0, t["emit_index"])
-            self.logits = self._model.compute_logits(hidden)
-        self.tokens = sample(self.logits, GREEDY, state.token_table).tokens
+            self.own_logits = self._model.own_logits(hidden)
+        self.tokens = self._model.greedy_tokens(self.own_logits)
         state.write_tokens(t["emit_at"], self.tokens)

@@ -25,9 +25,10 @@ from workers.execution.flat import FlatStep
 from workers.execution.graphs import CapturedStep, StepGraphs
 from workers.execution.inputs import BatchState, StepInputs
 from workers.execution.prompt_scores import PromptScores, score_prompts
-from workers.execution.sampler import FAULTS, Logprobs, Sampled, sample
+from workers.execution.sampler import FAULTS, Logprobs, Sampled, sample_own
 from workers.execution.sampling_state import GREEDY, PromptRows, SamplingBatch, WantedLogprobs
 from workers.models.base import CausalModel
+from workers.parallel.group import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,12 @@ class Runner:
             else None
         )
 
-    def capture(self, max_num_batched_tokens: int) -> None:
+    def capture(self, max_num_batched_tokens: int, group: Group) -> None:
         """CUDA only: from now on steps are replayed where they can be. Waits for the device; takes seconds.
 
-        Raises OutOfMemory.
+        All ranks of `group` at once, with the same arguments. Raises OutOfMemory.
         """
-        graphs = StepGraphs(self.model, self.caches, self.state, max_num_batched_tokens)
+        graphs = StepGraphs(self.model, self.caches, self.state, max_num_batched_tokens, group)
         try:
             graphs.capture()
         except torch.OutOfMemoryError as e:
@@ -192,8 +193,8 @@ class Runner:
                 return GREEDY, None, prompts
             if inputs.emit_index is not None:
                 hidden = hidden.index_select(0, inputs.emit_index)
-            logits = logits_of(hidden)
-        sampled = sample(logits, inputs.sampling, table)
+            own = self.model.own_logits(hidden)
+        sampled = sample_own(self.model, own, inputs.sampling, table)
         self.state.write_tokens(inputs.emit_at, sampled.tokens)
         return inputs.sampling, sampled, prompts
 
@@ -206,7 +207,7 @@ class Runner:
             return sampling, None
         if sampling is GREEDY:
             return sampling, Sampled(step.tokens[:emits])
-        sampled = sample(step.logits[:emits], sampling, self.state.token_table)
+        sampled = sample_own(self.model, step.own_logits[:emits], sampling, self.state.token_table)
         self.state.write_tokens(step.inputs.on_device["emit_at"][:emits], sampled.tokens)
         return sampling, sampled
 

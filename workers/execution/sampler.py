@@ -13,7 +13,16 @@ from dataclasses import dataclass
 import torch
 
 from kernels.sampling import apply_penalties, apply_top_k_top_p_min_p, greedy, gumbel_argmax
-from workers.execution.sampling_state import Allowed, Draws, Filters, Penalties, SamplingBatch, WantedLogprobs
+from workers.execution.sampling_state import (
+    GREEDY,
+    Allowed,
+    Draws,
+    Filters,
+    Penalties,
+    SamplingBatch,
+    WantedLogprobs,
+)
+from workers.models.base import CausalModel
 
 NOT_FINITE, NOTHING_ALLOWED = -1, -2  # the first is also what `greedy` says
 FAULTS = {
@@ -38,6 +47,13 @@ class Sampled:
 
     tokens: torch.Tensor
     logprobs: Logprobs | None = None
+
+
+def sample_own(model: CausalModel, own: torch.Tensor, batch: SamplingBatch, token_table: torch.Tensor) -> Sampled:
+    """`sample` of the logits of which the ranks have parts `own`, see `CausalModel`; gathered where that is needed."""
+    if batch is GREEDY:
+        return Sampled(model.greedy_tokens(own))
+    return sample(model.gather_logits(own), batch, token_table)
 
 
 def sample(logits: torch.Tensor, batch: SamplingBatch, token_table: torch.Tensor) -> Sampled:

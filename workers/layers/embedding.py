@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kernels.linear import linear
+from kernels.sampling import greedy, greedy_with_score
 from workers.context import embedding_override
 from workers.layers.build import Build
 from workers.quant.method import Part, Span
@@ -80,8 +81,29 @@ class ParallelLMHead(VocabShard):
         self.bias = None if zeros is None else nn.Parameter(zeros, requires_grad=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [T, C] -> logits [T, V] on every rank, in the model's dtype, without the padding."""
-        return self.group.all_gather(linear(hidden, self.weight, self.bias))[:, : self.vocab_size]
+        """hidden [T, C] -> logits [T, P] of this rank's rows, in the model's dtype, with the padding."""
+        return linear(hidden, self.weight, self.bias)
+
+    def gather(self, logits: torch.Tensor) -> torch.Tensor:
+        """What each rank has [T, P] -> logits [T, V] on every rank, without the padding."""
+        return self.group.all_gather(logits)[:, : self.vocab_size]
+
+    def greedy(self, logits: torch.Tensor) -> torch.Tensor:
+        """`kernels.sampling.greedy` of what `gather` would make of `logits` [T, P] -> [T] int64, on every rank.
+
+        Each rank looks at its own rows and tells the others the best one: no vocabulary travels.
+        """
+        group = self.group
+        if group.size == 1 or self.rows * (group.size - 1) >= self.vocab_size:  # the last rank may have nothing
+            return greedy(self.gather(logits))
+        token, score = greedy_with_score(logits[:, : self.vocab_size - self.start])
+        # A column for each rank, in which the others have zeros. Ids are whole numbers of fp32.
+        said = torch.zeros(len(logits), 2 * group.size, dtype=torch.float32, device=logits.device)
+        said[:, group.rank] = score
+        said[:, group.size + group.rank] = token + self.start
+        scores, tokens = group.all_reduce(said).chunk(2, dim=1)
+        best, whose = scores.max(dim=1, keepdim=True)  # of equals the first: the lowest id
+        return torch.where(best.isfinite(), tokens.gather(1, whose), -1.0).squeeze(1).long()
 
 
 class NormalizedLMHead(ParallelLMHead):

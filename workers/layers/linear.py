@@ -154,7 +154,12 @@ class ReplicatedLinear(ParallelLinear):
 
 
 class RowParallelLinear(ParallelLinear):
-    """A linear whose inputs are split over the ranks; the outputs are summed, so every rank has all of them."""
+    """A linear whose inputs are split over the ranks; the outputs are summed, so every rank has all of them.
+
+    `deferred`: the sum is left to what comes behind (`RMSNorm.sum_first`).
+    """
+
+    deferred = False
 
     def __init__(self, name: str, inputs: int, outputs: int, *, bias: bool, build: Build) -> None:
         self.group = build.groups.tp
@@ -171,4 +176,5 @@ class RowParallelLinear(ParallelLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, inputs of this rank] -> [T, outputs]."""
-        return self.group.all_reduce(self.method.apply(self, x))
+        out = self.method.apply(self, x)
+        return out if self.deferred else self.group.all_reduce(out)

@@ -10,6 +10,7 @@ from torch import nn
 
 from kernels.norms import add_rms_norm, rms_norm
 from workers.layers.build import Build, divide
+from workers.parallel.group import Group
 from workers.quant.method import Part, Span
 
 
@@ -21,6 +22,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
         ones = torch.ones(channels, dtype=build.dtype, device=build.device)
         self.weight = nn.Parameter(ones, requires_grad=False)
+        self._group: Group | None = None
+
+    def sum_first(self, group: Group) -> None:
+        """From now on `add` gets each rank's part of x, and sums them over `group` before anything else."""
+        self._group = group
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., C] -> the same shape."""
@@ -30,6 +36,8 @@ class RMSNorm(nn.Module):
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm(x + residual), x + residual), each [T, C]."""
+        if self._group is not None:
+            return self._group.add_rms_norm(x, residual, self.weight, self.eps)
         return add_rms_norm(x, residual, self.weight, self.eps)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kernels.sampling import greedy
 from workers.api.config import KVCacheSpec
 from workers.api.errors import ConfigError
 from workers.layers.build import Build
@@ -107,7 +108,19 @@ class CausalModel(nn.Module):
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [T, C] -> logits [T, V], on every rank."""
+        return self.gather_logits(self.own_logits(hidden))
+
+    def own_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [T, C] -> the part of the logits that this rank computes [T, P]."""
         raise NotImplementedError
+
+    def gather_logits(self, own: torch.Tensor) -> torch.Tensor:
+        """The ranks' parts [T, P] -> logits [T, V], on every rank."""
+        return own
+
+    def greedy_tokens(self, own: torch.Tensor) -> torch.Tensor:
+        """`kernels.sampling.greedy` of the logits of which the ranks have parts [T, P] -> [T], on every rank."""
+        return greedy(self.gather_logits(own))
 
     def read_tensors(self, folder: Path) -> Iterable[tuple[Path, str, Any]] | None:
         """(file, name, view) of the checkpoint's tensors, where they are not simply those of its safetensors files."""

@@ -9,7 +9,7 @@ Shapes: T tokens, C channels, V vocabulary, H query heads, K KV heads, D head si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -25,6 +25,7 @@ from workers.layers.rotary import RopeSettings, RotaryEmbedding
 from workers.models.base import CausalModel
 from workers.models.feed_forward import make_feed_forward
 from workers.models.settings import BlockKind, DecoderSettings
+from workers.parallel.group import Group
 
 Norm: TypeAlias = RMSNorm | LayerNorm
 
@@ -41,6 +42,7 @@ def make_norm(s: DecoderSettings, channels: int, *, build: Build) -> Norm:
 class DecoderAttention(nn.Module):
     """q, k and v by one product, attention, output projection."""
 
+    ends_with: ClassVar[str] = "o_proj"
     logn: torch.Tensor
 
     def __init__(
@@ -198,6 +200,32 @@ class ParallelNormsBlock(Block):
         return self.self_attn(x, positions) + self.mlp(self.post_attention_layernorm(residual)), residual
 
 
+def defer_sums(blocks: Iterable[nn.Module], last: nn.Module, group: Group) -> None:
+    """Leave sums over `group` to the root mean square norms behind them, where nothing stands between the two.
+
+    `last` is the norm behind the last of `blocks`. Modules whose output is that of a product name it: `ends_with`.
+    """
+    waiting: nn.Module | None = None  # the product that the next norm may sum
+    for block in blocks:
+        if type(block) is not Block or block.scale != 1.0:
+            waiting = None
+            continue
+        _defer(waiting, block.input_layernorm, group)
+        _defer(_last_product(block.self_attn), block.post_attention_layernorm, group)
+        waiting = _last_product(block.mlp)
+    _defer(waiting, last, group)
+
+
+def _last_product(module: nn.Module) -> nn.Module | None:
+    return getattr(module, getattr(module, "ends_with", ""), None)
+
+
+def _defer(product: nn.Module | None, norm: nn.Module, group: Group) -> None:
+    if isinstance(product, RowParallelLinear) and isinstance(norm, RMSNorm):
+        product.deferred = True
+        norm.sum_first(group)
+
+
 BLOCKS: dict[BlockKind, type[Block]] = {
     "sequential": Block,
     "sandwich": SandwichBlock,
@@ -229,6 +257,8 @@ class Stack(nn.Module):
             mlp = family.make_mlp(f"{name}.mlp", i, s, build=build)
             self.layers.append(BLOCKS[s.block](s, attention, mlp, build=build))
         self.norm = make_norm(s, s.hidden, build=build)
+        if build.groups.tp.fuses:
+            defer_sums(self.layers, self.norm, build.groups.tp)
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """[T], [T] -> [T, C]."""
@@ -281,12 +311,20 @@ class DecoderModel(CausalModel):
         """See `CausalModel`."""
         return self.model(input_ids, positions)
 
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def own_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `CausalModel`."""
         s, logits = self.settings, self.lm_head(hidden)
         if s.logit_scale != 1.0:
             logits = logits * s.logit_scale
         return torch.tanh(logits / s.logit_soft_cap) * s.logit_soft_cap if s.logit_soft_cap else logits
+
+    def gather_logits(self, own: torch.Tensor) -> torch.Tensor:
+        """See `CausalModel`."""
+        return self.lm_head.gather(own)
+
+    def greedy_tokens(self, own: torch.Tensor) -> torch.Tensor:
+        """See `CausalModel`."""
+        return self.lm_head.greedy(own)
 
     def kv_cache_specs(self) -> tuple[KVCacheSpec, ...]:
         """One group for each window."""

@@ -10,7 +10,7 @@ Sources: Dai et al., DeepSeekMoE, 2024; DeepSeek-V2, 2024; DeepSeek-V3, 2024.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,8 @@ class DeepseekForCausalLM(LlamaForCausalLM):
 
 class LatentAttention(nn.Module):
     """Attention whose keys and values come out of one small vector a token, expanded before they are cached."""
+
+    ends_with: ClassVar[str] = "o_proj"
 
     def __init__(
         self, name: str, layer: int, s: DecoderSettings, rotary: RotaryEmbedding | None, max_len: int, *, build: Build

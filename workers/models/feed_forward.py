@@ -6,6 +6,7 @@ Shapes: T tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from workers.models.settings import DecoderSettings, MoESettings
 
 class GatedMLP(nn.Module):
     """The feed-forward layer with a gate."""
+
+    ends_with: ClassVar[str] = "down_proj"
 
     def __init__(
         self, name: str, s: DecoderSettings, *, build: Build, intermediate: int = 0, bias: bool | None = None
@@ -40,6 +43,8 @@ class GatedMLP(nn.Module):
 
 class PlainMLP(nn.Module):
     """The feed-forward layer without a gate."""
+
+    ends_with: ClassVar[str] = "down_proj"
 
     def __init__(self, name: str, s: DecoderSettings, *, build: Build) -> None:
         super().__init__()

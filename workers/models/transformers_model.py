@@ -115,8 +115,8 @@ class TransformersForCausalLM(CausalModel):
         )  # fmt: skip
         return out.last_hidden_state[0]
 
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """See `CausalModel`; with all that transformers does to them, such as soft caps and scales."""
+    def own_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See `CausalModel`; all of them on every rank, with what transformers does to them: soft caps, scales."""
         self._hidden.value = hidden[None]
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         try:

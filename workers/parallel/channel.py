@@ -59,7 +59,7 @@ def _read_line(sock: socket.socket) -> list[str]:
     return line[:-1].decode().split("\0")
 
 
-def _boot_id() -> str:
+def host_id() -> str:
     """Equal for processes that share a kernel and its /dev/shm, as far as a host can tell."""
     with open("/proc/sys/kernel/random/boot_id") as f:
         shm = os.stat("/dev/shm")
@@ -112,7 +112,7 @@ class PlanSender:
         secret, boot_id, name = _read_line(sock)
         if not hmac.compare_digest(secret.encode(), self.secret.encode()):
             raise WireError("wrong secret")
-        _write_line(sock, path if boot_id == _boot_id() else "")
+        _write_line(sock, path if boot_id == host_id() else "")
         mapped = _read_line(sock) == ["mapped"]
         sock.settimeout(None)
         self._names[sock] = name
@@ -172,7 +172,7 @@ class PlanReceiver:
         self._sock = socket.create_connection(address, timeout=ATTACH_SECONDS)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._ring: mmap.mmap | None = None
-        _write_line(self._sock, secret, _boot_id(), name)
+        _write_line(self._sock, secret, host_id(), name)
         try:
             (path,) = _read_line(self._sock)
         except (EOFError, ConnectionError) as e:

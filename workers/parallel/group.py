@@ -8,13 +8,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
+from kernels.norms import add_rms_norm
 from workers.api.errors import ConfigError
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
+
+
+class Exchange(Protocol):
+    """A way to sum that is faster than the process group's, for some tensors; every rank gets the same bits."""
+
+    def takes(self, x: torch.Tensor) -> bool:
+        """Whether it is for `x`: the same answer on every rank."""
+
+    def all_reduce(self, x: torch.Tensor) -> None:
+        """Sum `x` over the ranks, in place."""
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Group.add_rms_norm`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +42,7 @@ class Group:
     rank: int = 0
     size: int = 1
     handle: dist.ProcessGroup | None = None
+    exchange: Exchange | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -34,9 +52,26 @@ class Group:
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of `x` over the ranks, in place; every rank gets the same bits."""
-        if self.size > 1:
+        if self.size == 1:
+            return x
+        if self.exchange is not None and self.exchange.takes(x):
+            self.exchange.all_reduce(x)
+        else:
             dist.all_reduce(x, group=self.handle)
         return x
+
+    @property
+    def fuses(self) -> bool:
+        """Whether a sum costs less together with the norm behind it."""
+        return self.exchange is not None
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`kernels.norms.add_rms_norm` of the sum of `x` [T, C] over the ranks; what `x` holds then is undefined."""
+        if self.exchange is not None and self.exchange.takes(x):
+            return self.exchange.add_rms_norm(x, residual, weight, eps)
+        return add_rms_norm(self.all_reduce(x), residual, weight, eps)
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """The ranks' `x` [..., C] beside each other: [..., size * C], in the order of the ranks."""
@@ -45,6 +80,13 @@ class Group:
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
         dist.all_gather(parts, x.contiguous(), group=self.handle)
         return torch.cat(parts, dim=-1)
+
+    def agree(self, values: list[int], device: torch.device) -> list[list[int]]:
+        """What every rank says, each as many numbers; `device` is one that the group's collectives know."""
+        if self.size == 1:
+            return [values]
+        said = self.all_gather(torch.tensor(values, dtype=torch.int64, device=device))
+        return [row.tolist() for row in said.view(self.size, -1)]
 
     def barrier(self) -> None:
         """Wait until every rank of the group is here."""
