@@ -19,8 +19,6 @@ from pathlib import Path
 
 from load.ranks import run_together
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 MOST_WORDS = 256
 TORCH_MOST = 4096  # rows that torch's symmetric memory is asked for
@@ -130,6 +128,8 @@ def measure_rank(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     for rows in args.rows:
         for way, call in ways_of(rows).items():
             found.setdefault(way, {})[str(rows)] = timed(call)
+            if args.rank == 0:
+                print(f"{rows} rows, {way}: {found[way][str(rows)]:.1f} us", flush=True)
     dist.barrier(group=group.handle)
     return found
 

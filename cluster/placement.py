@@ -140,7 +140,7 @@ def replica_demands(config: ReplicaConfig, replicas: int) -> list[Demand]:
 
 def rank_options(config: ReplicaConfig) -> dict[str, Any]:
     """Options of a rank's actor; `run` holds one of its two threads, `stop` needs the other."""
-    options = {
+    options: dict[str, Any] = {
         "num_cpus": 1,
         "num_gpus": 1 if config.device == "cuda" else 0,
         "max_restarts": 0,

@@ -50,7 +50,7 @@ def run_padded(rank: Rank, shape_of: Any) -> list[list[int]]:
             step = PaddedStep(rank.model, rank.runner.caches, state, shape, buffer_for(shape))
             step.inputs.fill(flat)
             step.run()
-        assert step.logits.shape == (shape.emits, rank.vocab_size)
+        assert rank.model.gather_logits(step.own_logits).shape == (shape.emits, rank.vocab_size)
         out.append(step.tokens[: len(flat.emit_at)].tolist())
     return out
 
@@ -121,7 +121,7 @@ def test_no_size_is_captured_for_which_a_greater_one_is_as_quick() -> None:
 def test_a_step_finds_the_least_shape_that_holds_it() -> None:
     rank = rank_of("llama", max_num_seqs=20)
     state = rank.runner.state
-    graphs = StepGraphs(rank.model, rank.runner.caches, state, limit=64)
+    graphs = StepGraphs(rank.model, rank.runner.caches, state, limit=64, group=rank.groups.tp)
     found = [graphs.shape_for(state.flatten(plan)) for plan in plans()]
     # 17 tokens of two prompts; 18; a decode that draws nothing; 13, of them two prompts; decodes alone
     want = [StepShape.mixed(n, 20) for n in (32, 32, 16, 32)] + [StepShape.decode(4)] * 2
@@ -134,7 +134,7 @@ def test_a_step_finds_the_least_shape_that_holds_it() -> None:
 def test_many_short_prompts_fit_no_shape() -> None:
     rank = rank_of("llama", max_num_seqs=20)
     state = rank.runner.state
-    graphs = StepGraphs(rank.model, rank.runner.caches, state, limit=64)
+    graphs = StepGraphs(rank.model, rank.runner.caches, state, limit=64, group=rank.groups.tp)
     new = tuple(added(i, prompt(3, seed=i), (i,)) for i in range(5))
     flat = state.flatten(StepPlan(0, (), new, tuple(run(i, 0, 3) for i in range(5))))
     assert graphs.shape_for(flat) is None

@@ -36,6 +36,7 @@ class PeerMemory:
     """
 
     def __init__(self, group: Group, device: torch.device) -> None:
+        assert group.handle is not None, "a group of several ranks has one"
         self._handle, self._rank, self._size, self._device = group.handle, group.rank, group.size, device
         self._most_sent = MOST_SENT.get(group.size, MOST_SENT_TO_SEVERAL)
         self._inboxes: dict[tuple[int, torch.dtype], Inboxes] = {}

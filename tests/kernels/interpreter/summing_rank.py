@@ -1,9 +1,8 @@
-"""What each of several processes runs in test_all_reduce_kernel.py: a module of its own, spawn imports it again."""
+"""What each of several processes runs in test_all_reduce_kernel.py."""
 
 from __future__ import annotations
 
 import mmap
-import sys
 import time
 from multiprocessing.synchronize import Barrier
 
@@ -24,6 +23,7 @@ def main(
     rank: int, size: int, folder: str, channels: int, dtype: torch.dtype, rows: tuple[int, ...], ready: Barrier
 ) -> None:
     """Every sum of `rows` rows, alone and with addition and norm; the results go to `folder`."""
+    torch.set_num_threads(1)
     layout = Layout(size, channels, dtype.itemsize, word_rows=2)
     maps = []
     for one in range(size):  # each inbox is a file that all map
@@ -44,7 +44,3 @@ def main(
         results.append((x, normed, total))
     torch.save(results, f"{folder}/results{rank}")
     ready.wait()
-
-
-if __name__ == "__main__":
-    sys.exit("imported by test_all_reduce_kernel.py only")

@@ -15,19 +15,19 @@ from summing_rank import EPS, main, parts_of
 from kernels.all_reduce import ROWS, WORD_ROWS, Layout, all_reduce_reference
 from kernels.norms import add_rms_norm_reference
 
-TURNS = (1, 3, 2, 1, 5, 1, 2, 4)  # rows; up to two travel as words
+TURNS = (1, 3, 1, 1, 3, 2)  # rows; up to two travel as words
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs memory that processes share: see tests/gpu on a GPU")
-@pytest.mark.parametrize(("size", "channels", "dtype"), [(2, 12, torch.float32), (3, 40, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(("size", "channels", "dtype"), [(2, 12, torch.float32), (3, 40, torch.float16)], ids=str)
 def test_ranks_sum(size: int, channels: int, dtype: torch.dtype, tmp_path: Path) -> None:
     layout = Layout(size, channels, dtype.itemsize, word_rows=2)
     for rank in range(size):
         (tmp_path / f"inbox{rank}").write_bytes(bytes(layout.total))
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Barrier(size)
+    fork = multiprocessing.get_context("fork")  # in no time: the ranks have one thread each, and no tensor of ours
+    ready = fork.Barrier(size)
     arguments = (size, str(tmp_path), channels, dtype, TURNS, ready)
-    ranks = [spawn.Process(target=main, args=(rank, *arguments)) for rank in range(size)]
+    ranks = [fork.Process(target=main, args=(rank, *arguments)) for rank in range(size)]
     for one in ranks:
         one.start()
     for one in ranks:
