@@ -117,7 +117,8 @@ def measure(target: EngineTarget, args: argparse.Namespace) -> dict[str, Any]:
             work = make_work(name, rep=rep, divide=SMALL_DIVIDE if args.small else 1, vocab=target.rank.vocab_size)
             runs.append(target.run(work[: SMALL_REQUESTS if args.small else None], Pacing(), lambda: None))
             complain(runs[-1:])
-            print(f"tp={args.tp[0]} {name} {rep}: {len(runs[-1].records) / runs[-1].seconds:.2f} requests/s", flush=True)
+            rate = len(runs[-1].records) / runs[-1].seconds
+            print(f"tp={args.tp[0]} {name} {rep}: {rate:.2f} requests/s", flush=True)
         rows[name] = summary(runs[args.warm_up :])
     return {"rows": rows, "steps": profile(target, args) if args.profile else {}}
 
