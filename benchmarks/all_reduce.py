@@ -3,8 +3,8 @@
     python benchmarks/all_reduce.py --size 2 --json FILE      # GPUs that reach each other's memory; about 20 s
 
 Rows of --channels bf16. Each way runs --calls times in a CUDA graph, which is replayed; microseconds a call, the median
-of replays on rank 0. `words` and `rows` are the two ways in which ours travel, `+ norm` the sum with addition and norm
-behind it. Sums are compared with torch's bit for bit before anything is timed.
+of replays on rank 0. `+ norm` is the sum with addition and norm behind it. Sums are compared with torch's bit for bit
+before anything is timed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from load.ranks import run_together
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-MOST_WORDS = 256
 TORCH_MOST = 4096  # rows that torch's symmetric memory is asked for
 
 
@@ -47,18 +46,13 @@ def measure_rank(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     device = torch.device("cuda", args.rank)
     group = connect(rank=args.rank, tensor_parallel=args.size, init_method=f"file://{args.meet}", backend="nccl").tp
     assert group.handle is not None
-    channels, kept = args.channels, []
-
-    def inboxes(word_rows: int) -> Inboxes:
-        layout = Layout(args.size, channels, 2, word_rows)
-        box = symmetric_memory.empty(layout.total, dtype=torch.uint8, device=device).zero_()
-        torch.cuda.synchronize()
-        peers = symmetric_memory.rendezvous(box, group.handle)
-        kept.append((box, peers))
-        addresses = [peers.get_buffer(r, (layout.total,), torch.uint8).data_ptr() for r in range(args.size)]
-        return Inboxes.at(addresses, args.rank, layout, device)
-
-    by_words, by_rows = inboxes(MOST_WORDS), inboxes(0)
+    channels = args.channels
+    layout = Layout(args.size, channels, 2)
+    box = symmetric_memory.empty(layout.total, dtype=torch.uint8, device=device).zero_()
+    torch.cuda.synchronize()
+    peers = symmetric_memory.rendezvous(box, group.handle)
+    addresses = [peers.get_buffer(r, (layout.total,), torch.uint8).data_ptr() for r in range(args.size)]
+    boxes = Inboxes.at(addresses, args.rank, layout, device)
     staging = symmetric_memory.empty(TORCH_MOST * channels, dtype=torch.bfloat16, device=device)
     symmetric_memory.rendezvous(staging, group.handle)
     name = group.handle.group_name
@@ -73,15 +67,14 @@ def measure_rank(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         if rows > max(args.rows):
             continue
         exact = all_reduce_reference([part[:rows] for part in whole])
-        for boxes in (by_words, by_rows) if rows <= MOST_WORDS else (by_rows,):
-            for _ in range(3):
-                x = mine[:rows].clone()
-                all_reduce(x, boxes)
-                out, total = all_reduce_add_rms_norm(mine[:rows], residual[:rows], weight, 1e-5, boxes)
-                normed, added = add_rms_norm_reference(exact, residual[:rows], weight, 1e-5)
-                assert torch.equal(x, exact), f"{rows} rows: the sum is wrong"
-                assert torch.equal(total, added), f"{rows} rows: the sum with its residual is wrong"
-                torch.testing.assert_close(out, normed, atol=2e-2, rtol=2e-2)
+        for _ in range(3):
+            x = mine[:rows].clone()
+            all_reduce(x, boxes)
+            out, total = all_reduce_add_rms_norm(mine[:rows], residual[:rows], weight, 1e-5, boxes)
+            normed, added = add_rms_norm_reference(exact, residual[:rows], weight, 1e-5)
+            assert torch.equal(x, exact), f"{rows} rows: the sum is wrong"
+            assert torch.equal(total, added), f"{rows} rows: the sum with its residual is wrong"
+            torch.testing.assert_close(out, normed, atol=2e-2, rtol=2e-2)
 
     def timed(call: Callable[[], object]) -> float:
         """Microseconds of one call."""
@@ -112,12 +105,9 @@ def measure_rank(args: argparse.Namespace) -> dict[str, dict[str, float]]:
             "NCCL": lambda: dist.all_reduce(x, group=group.handle),
             "NCCL + norm": lambda: add_rms_norm(group.all_reduce(x), rest, weight, 1e-5),
             "norm": lambda: add_rms_norm(x, rest, weight, 1e-5),
-            "rows": lambda: all_reduce(x, by_rows),
-            "rows + norm": lambda: all_reduce_add_rms_norm(x, rest, weight, 1e-5, by_rows),
+            "ours": lambda: all_reduce(x, boxes),
+            "ours + norm": lambda: all_reduce_add_rms_norm(x, rest, weight, 1e-5, boxes),
         }
-        if rows <= MOST_WORDS:
-            ways["words"] = lambda: all_reduce(x, by_words)
-            ways["words + norm"] = lambda: all_reduce_add_rms_norm(x, rest, weight, 1e-5, by_words)
         if rows <= TORCH_MOST:
             staged = staging[: rows * channels].view(rows, channels).zero_()
             ways["two_shot"] = lambda: torch.ops.symm_mem.two_shot_all_reduce_(staged, "sum", name)

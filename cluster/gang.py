@@ -121,25 +121,29 @@ class Gang:
         pulses = {number: asyncio.ensure_future(self._pulse(number)) for number in runs}
         try:
             await asyncio.wait([*runs.values(), *pulses.values()], return_when=asyncio.FIRST_COMPLETED)
-            if len(runs) > 1:
-                await asyncio.wait(runs.values(), timeout=LINGER_SECONDS)
+            others = [n for n in runs if not (runs[n].done() or pulses[n].done())]
+            linger = LINGER_SECONDS if len(runs) > 1 else 0.0
+            mute, _ = await asyncio.gather(self._silent(others), asyncio.wait(runs.values(), timeout=linger))
             hung = {number: pulse.result() for number, pulse in pulses.items() if pulse.done()}
         finally:
             for pulse in pulses.values():
                 pulse.cancel()
         ended = {number: run.exception() for number, run in runs.items() if run.done()}
         dead = [f"rank {n}: its process died" for n, e in ended.items() if isinstance(e, ray.exceptions.RayActorError)]
-        asked = [n for n in runs if n not in ended and n not in hung]
-        silent = [f"rank {n} does not answer" for n in await self._silent(asked)]
+        silent = [f"rank {n} does not answer" for n in mute if n not in ended and n not in hung]
+        silent += [told for answers, told in hung.values() if not answers]
+        stuck = [told for answers, told in hung.values() if answers]  # may be in wait of a silent one
         failed = [
             f"rank {n} ended: {_cause(e)}"
             for n, e in ended.items()
             if not isinstance(e, ray.exceptions.RayActorError)
         ]  # fmt: skip
-        return "; ".join([*dead, *hung.values(), *silent, *failed])
+        return "; ".join([*dead, *silent, *stuck, *failed])
 
-    async def _pulse(self, number: int) -> str:
-        """Returns when rank `number` is silent, or in one step, for too long. Its death is for `run` to see.
+    async def _pulse(self, number: int) -> tuple[bool, str]:
+        """Returns when rank `number` is silent, or in one step, for too long: whether it answers, and what it did.
+
+        Its death is for `run` to see.
 
         Time in which the machine gave it no processor is not its own: having too much to do is no reason to end it.
         """
@@ -156,9 +160,9 @@ class Gang:
                     log.warning("replica %s rank %d (pid %d) is silent for %g s", self._id, number, pid, limit)
                     named = True
             if not ping.done():
-                return f"rank {number} (pid {pid}) has not answered for {self._patience:g} s"
+                return False, f"rank {number} (pid {pid}) has not answered for {self._patience:g} s"
             if ping.exception() is None and ping.result() > self._patience:
-                return f"rank {number} (pid {pid}) is in one step for {ping.result():.0f} s"
+                return True, f"rank {number} (pid {pid}) is in one step for {ping.result():.0f} s"
             await asyncio.sleep(PULSE_SECONDS)
 
     def _delays(self, number: int) -> Delays:

@@ -5,11 +5,11 @@ the inbox and a count of its sums, its epoch; sums take the places in turn. A ra
 read what the others sent for the sum in between, and that they sent after they had read the place: nobody waits for
 readers.
 
-Few rows travel as words of 64 bits, a value beside the epoch, which are there whole or not at all: no fence, no flag.
-Many rows travel as they are, with one flag a row behind them.
+Behind each row comes its flag, the epoch: the row is there when the flag is.
 
-All ranks must make the same sums of the same shapes in the same order. A rank that does not come is waited for without
-end. Sums are taken in fp32 in the order of the ranks and rounded once, so that every rank has the same bits.
+All ranks must make the same sums of the same shapes in the same order. A rank that does not come is waited for as long
+as `patience` says; then the waiting one's CUDA context ends with an error, which its next call of CUDA raises. Sums are
+taken in fp32 in the order of the ranks and rounded once, so that every rank has the same bits.
 
 Shapes: T tokens, C channels, R ranks.
 """
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.backend import begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit
+from kernels.backend import INTERPRETED, begin, constexpr, early_start, next_power_of_two, tensor, tl, triton_jit
 from kernels.norms import scaled_norm
 
 ROWS = 1024  # of one launch; longer tensors take several
-WORD_ROWS = 16  # up to so many rows travel as words
-_WORD_BYTES, _FLAG_BYTES, _ALIGN = 8, 4, 256
+_FLAG_BYTES, _ALIGN = 4, 256
+_WITHOUT_END = 1 << 62
 
 
 def all_reduce_reference(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -38,52 +38,64 @@ def all_reduce_reference(parts: list[torch.Tensor]) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where things stand in a rank's inbox: words, rows, flags of rows; each by place (0, 1), sender, row."""
+    """Where things stand in a rank's inbox: rows, then flags of rows; each by place (0, 1), sender, row."""
 
     size: int
     channels: int
     itemsize: int
-    word_rows: int = WORD_ROWS
-
-    @property
-    def rows_at(self) -> int:
-        """Bytes before the rows."""
-        return self._aligned(2 * self.size * self.word_rows * self.channels * _WORD_BYTES)
 
     @property
     def flags_at(self) -> int:
         """Bytes before the flags."""
-        return self.rows_at + self._aligned(2 * self.size * ROWS * self.channels * self.itemsize)
+        rows = 2 * self.size * ROWS * self.channels * self.itemsize
+        return -(-rows // _ALIGN) * _ALIGN
 
     @property
     def total(self) -> int:
         """Bytes of an inbox."""
         return self.flags_at + 2 * self.size * ROWS * _FLAG_BYTES
 
-    @staticmethod
-    def _aligned(count: int) -> int:
-        return -(-count // _ALIGN) * _ALIGN
-
 
 @dataclass(frozen=True, slots=True)
 class Inboxes:
     """The inboxes of a group for rows of one width, as one rank sees them.
 
-    addresses [R] int64: where each rank's inbox begins, in this process; all bytes are 0 at first. Sums so far of each
-    row, 0 at first: word_epochs and row_epochs [ROWS] int32.
+    addresses [R] int64: where each rank's inbox begins, in this process; all bytes are 0 at first. epochs [ROWS] int32:
+    sums so far of each row, 0 at first. patience [1] int64: nanoseconds that a sum waits for a rank; on the device, for
+    kernels in graphs read it as well.
     """
 
     rank: int
     layout: Layout
     addresses: torch.Tensor
-    word_epochs: torch.Tensor
-    row_epochs: torch.Tensor
+    epochs: torch.Tensor
+    patience: torch.Tensor
 
     @classmethod
     def at(cls, addresses: list[int], rank: int, layout: Layout, device: torch.device) -> Inboxes:
-        """Of a group whose ranks' zeroed memory lies at `addresses`."""
-        epochs = torch.zeros(2, ROWS, dtype=torch.int32, device=device)
-        return cls(rank, layout, torch.tensor(addresses, dtype=torch.int64, device=device), *epochs.unbind())
+        """Of a group whose ranks' zeroed memory lies at `addresses`; they wait without end."""
+        places = torch.tensor(addresses, dtype=torch.int64, device=device)
+        epochs = torch.zeros(ROWS, dtype=torch.int32, device=device)
+        patience = torch.full((1,), _WITHOUT_END, dtype=torch.int64, device=device)
+        return cls(rank, layout, places, epochs, patience)
+
+    def wait_at_most(self, seconds: float) -> None:
+        """From the next sum on."""
+        self.patience.fill_(int(seconds * 1e9))
+
+
+@triton_jit
+def _wait(flag_ptr: tensor, epoch: tensor, patience: tensor, TIMED: constexpr) -> None:
+    """Until the flag is `epoch`, and what was written ahead of it is there."""
+    if TIMED:
+        if tl.atomic_add(flag_ptr, 0, sem="acquire", scope="sys") != epoch:
+            began = tl.extra.cuda.globaltimer()
+            while tl.atomic_add(flag_ptr, 0, sem="acquire", scope="sys") != epoch:
+                if tl.extra.cuda.globaltimer() - began > patience:
+                    tl.inline_asm_elementwise("trap; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+    else:
+        while tl.atomic_add(flag_ptr, 0, sem="acquire", scope="sys") != epoch:
+            pass
 
 
 @triton_jit
@@ -95,6 +107,7 @@ def _sum_kernel(
     total_ptr: tensor,
     address_ptr: tensor,
     epoch_ptr: tensor,
+    patience_ptr: tensor,
     x_stride: tensor,
     residual_stride: tensor,
     eps: tensor,
@@ -103,10 +116,9 @@ def _sum_kernel(
     CHANNELS: constexpr,
     BLOCK_C: constexpr,
     ROWS: constexpr,
-    ROWS_AT: constexpr,
     FLAGS_AT: constexpr,
-    WORDS: constexpr,
     NORM: constexpr,
+    TIMED: constexpr,
     EARLY: constexpr,
 ) -> None:
     """One row a program."""
@@ -118,46 +130,29 @@ def _sum_kernel(
     begin(EARLY)
     x = tl.load(x_ptr + row * x_stride + channel, mask=real, other=0.0)
     epoch = tl.load(epoch_ptr + row) + 1
+    patience = tl.load(patience_ptr)
     place = (epoch & 1).to(tl.int64) * SIZE
     sent = ((place + RANK) * ROWS + row) * CHANNELS + channel
+    for to in tl.static_range(SIZE):
+        if to != RANK:
+            rows = tl.load(address_ptr + to).to(tl.pointer_type(x.dtype))
+            tl.store(tl.multiple_of(rows, 16) + sent, x, mask=real)
+    tl.debug_barrier()  # the flag's release is one thread's, and counts for what all have written
+    for to in tl.static_range(SIZE):
+        if to != RANK:
+            flags = (tl.load(address_ptr + to) + FLAGS_AT).to(tl.pointer_type(tl.int32))
+            tl.atomic_xchg(flags + (place + RANK) * ROWS + row, epoch, sem="release", scope="sys")
     own = tl.load(address_ptr + RANK)
-    if WORDS:
-        bits = x.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
-        word = (epoch.to(tl.int64) << 32) | bits
-        for to in tl.static_range(SIZE):
-            if to != RANK:
-                words = tl.multiple_of(tl.load(address_ptr + to).to(tl.pointer_type(tl.int64)), 16)
-                tl.store(words + sent, word, mask=real)
-        tl.debug_barrier()
-    else:
-        for to in tl.static_range(SIZE):
-            if to != RANK:
-                rows = (tl.load(address_ptr + to) + ROWS_AT).to(tl.pointer_type(x.dtype))
-                tl.store(tl.multiple_of(rows, 16) + sent, x, mask=real)
-        tl.debug_barrier()  # the flag's release is one thread's, and counts for what all have written
-        for to in tl.static_range(SIZE):
-            if to != RANK:
-                flags = (tl.load(address_ptr + to) + FLAGS_AT).to(tl.pointer_type(tl.int32))
-                tl.atomic_xchg(flags + (place + RANK) * ROWS + row, epoch, sem="release", scope="sys")
     summed = tl.zeros([BLOCK_C], tl.float32)
     for sender in tl.static_range(SIZE):
         if sender == RANK:
             summed += x.to(tl.float32)
         else:
-            came = ((place + sender) * ROWS + row) * CHANNELS + channel
-            if WORDS:
-                at = tl.multiple_of(own.to(tl.pointer_type(tl.int64)), 16) + came
-                got = tl.load(at, mask=real, other=0, volatile=True)
-                while tl.max(tl.where(real & ((got >> 32).to(tl.int32) != epoch), 1, 0), axis=0) > 0:
-                    got = tl.load(at, mask=real, other=0, volatile=True)
-                summed += got.to(tl.int32).to(tl.float32, bitcast=True)
-            else:
-                flag = (own + FLAGS_AT).to(tl.pointer_type(tl.int32)) + (place + sender) * ROWS + row
-                while tl.atomic_add(flag, 0, sem="acquire", scope="sys") != epoch:
-                    pass
-                rows = (own + ROWS_AT).to(tl.pointer_type(x.dtype))
-                part = tl.load(tl.multiple_of(rows, 16) + came, mask=real, other=0.0)
-                summed += part.to(tl.float32)
+            _wait(
+                (own + FLAGS_AT).to(tl.pointer_type(tl.int32)) + (place + sender) * ROWS + row, epoch, patience, TIMED
+            )
+            came = tl.multiple_of(own.to(tl.pointer_type(x.dtype)), 16) + ((place + sender) * ROWS + row) * CHANNELS
+            summed += tl.load(came + channel, mask=real, other=0.0).to(tl.float32)
     x = summed.to(x.dtype)
     if NORM:
         residual = tl.load(residual_ptr + row * residual_stride + channel, mask=real, other=0.0)
@@ -181,18 +176,16 @@ def _launch(
     norm: bool,
 ) -> None:
     """In slices of ROWS rows: a row's place in the inbox is its place in the slice."""
-    layout, words = inboxes.layout, len(x) <= inboxes.layout.word_rows
-    epochs, most = (inboxes.word_epochs, layout.word_rows) if words else (inboxes.row_epochs, ROWS)
+    layout = inboxes.layout
     block = next_power_of_two(layout.channels)
-    warps = min(max(block // (256 if words else 512), 1), 16)
     for first in range(0, len(x), ROWS):
         rows = slice(first, first + ROWS)
         part = x[rows]
         _sum_kernel[(len(part),)](
-            *(part, residual[rows], weight, out[rows], total[rows], inboxes.addresses, epochs),
-            *(x.stride(0), residual.stride(0), eps, inboxes.rank, layout.size, layout.channels, block),
-            *(most, layout.rows_at, layout.flags_at, words, norm),
-            num_warps=warps,
+            *(part, residual[rows], weight, out[rows], total[rows]),
+            *(inboxes.addresses, inboxes.epochs, inboxes.patience, x.stride(0), residual.stride(0), eps),
+            *(inboxes.rank, layout.size, layout.channels, block, ROWS, layout.flags_at, norm, not INTERPRETED),
+            num_warps=min(max(block // 512, 1), 16),
             **early_start(x),
         )
 

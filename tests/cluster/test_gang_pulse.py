@@ -117,6 +117,13 @@ async def test_a_rank_in_one_step_for_too_long_is_named() -> None:
     assert await run == "rank 0 (pid 100) is in one step for 7 s"
 
 
+async def test_a_silent_rank_is_named_before_the_one_that_waits_for_it() -> None:
+    ranks = Rank(), Rank()
+    run = await running(gang_of(*ranks, patience=5.0), *ranks)
+    ranks[1].stopped, ranks[0].step_age = True, 7.0
+    assert await run == "rank 1 does not answer; rank 0 (pid 100) is in one step for 7 s"
+
+
 async def test_a_rank_that_ends_is_told_by_its_end() -> None:
     ranks = Rank(), Rank()
     run = await running(gang_of(*ranks, patience=60.0), *ranks)

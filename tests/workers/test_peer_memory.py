@@ -133,6 +133,22 @@ def test_inboxes_are_made_for_some_widths_only(memory: PeerMemory) -> None:
     assert taken == [True] * MOST_WIDTHS + [False] * 2
 
 
+def test_a_timeout_is_for_all_inboxes_also_those_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = PeerMemory(SimpleNamespace(handle="", rank=0, size=2), CPU)  # type: ignore[arg-type]
+    buffers = SimpleNamespace(get_buffer=lambda rank, shape, dtype: torch.empty(shape, dtype=dtype))
+    monkeypatch.setattr(peer_memory.symmetric_memory, "empty", torch.empty)
+    monkeypatch.setattr(peer_memory.symmetric_memory, "rendezvous", lambda inbox, handle: buffers)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    made.prepare(8, torch.float32)
+    endless = made._inboxes[8, torch.float32].patience.item()
+    group = Group("tp", 0, 2, "", exchange=made)  # type: ignore[arg-type]
+    monkeypatch.setattr(dist.distributed_c10d, "_set_pg_timeout", lambda timeout, handle: None)
+    Groups(tp=group).set_timeout(2.5)
+    made.prepare(16, torch.float32)
+    assert [inboxes.patience.item() for inboxes in made._inboxes.values()] == [2.5e9, 2.5e9]
+    assert endless > 365 * 86400e9
+
+
 def test_sums_are_left_to_the_norms_behind_them() -> None:
     config = replica(checkpoint("llama"), tensor_parallel=2)
 

@@ -33,6 +33,9 @@ class Exchange(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Group.add_rms_norm`."""
 
+    def set_timeout(self, seconds: float) -> None:
+        """See `Groups.set_timeout`; before, a rank that does not come is waited for without end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -103,8 +106,10 @@ class Groups:
     ep: Group = field(default_factory=lambda: Group("ep"))
 
     def set_timeout(self, seconds: float) -> None:
-        """From now on a collective that takes longer raises (gloo), or ends the process (NCCL)."""
+        """From now on a collective that takes longer raises (gloo, an exchange), or ends the process (NCCL)."""
         for group in (self.tp, self.pp, self.ep):
+            if group.exchange is not None:
+                group.exchange.set_timeout(seconds)
             if group.handle is not None:
                 # Not public, but the way from the patience of a start to that of a step without groups made twice.
                 dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group.handle)

@@ -39,6 +39,7 @@ class PeerMemory:
         assert group.handle is not None, "a group of several ranks has one"
         self._handle, self._rank, self._size, self._device = group.handle, group.rank, group.size, device
         self._most_sent = MOST_SENT.get(group.size, MOST_SENT_TO_SEVERAL)
+        self._timeout: float | None = None
         self._inboxes: dict[tuple[int, torch.dtype], Inboxes] = {}
         self._kept: list[object] = []  # the memory lives as long as these
 
@@ -65,6 +66,12 @@ class PeerMemory:
         """See `Exchange`."""
         return all_reduce_add_rms_norm(x, residual, weight, eps, self._inboxes[x.shape[-1], x.dtype])
 
+    def set_timeout(self, seconds: float) -> None:
+        """See `Exchange`."""
+        self._timeout = seconds
+        for inboxes in self._inboxes.values():
+            inboxes.wait_at_most(seconds)
+
     def prepare(self, channels: int, dtype: torch.dtype) -> None:
         """Make the inboxes for rows of this width; all ranks at once. Raises RuntimeError where it cannot be done."""
         layout = Layout(self._size, channels, dtype.itemsize)
@@ -72,7 +79,9 @@ class PeerMemory:
         torch.cuda.synchronize(self._device)  # zeros are there before the others know of it
         peers = symmetric_memory.rendezvous(inbox, self._handle)
         addresses = [peers.get_buffer(r, (layout.total,), torch.uint8).data_ptr() for r in range(self._size)]
-        self._inboxes[channels, dtype] = Inboxes.at(addresses, self._rank, layout, self._device)
+        inboxes = self._inboxes[channels, dtype] = Inboxes.at(addresses, self._rank, layout, self._device)
+        if self._timeout is not None:
+            inboxes.wait_at_most(self._timeout)
         self._kept.append((inbox, peers))
 
 

@@ -24,7 +24,7 @@ def main(
 ) -> None:
     """Every sum of `rows` rows, alone and with addition and norm; the results go to `folder`."""
     torch.set_num_threads(1)
-    layout = Layout(size, channels, dtype.itemsize, word_rows=2)
+    layout = Layout(size, channels, dtype.itemsize)
     maps = []
     for one in range(size):  # each inbox is a file that all map
         with open(f"{folder}/inbox{one}", "r+b") as file:
