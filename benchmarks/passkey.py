@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,13 +98,14 @@ def make_prompt(tokenizer: Any, story: str, length: int, depth: float, rng: Rand
     while count < length:  # a little too many, since a turn alone has a beginning and an end of its own
         fillers.append(filler(rng))
         count += len(tokenizer(" ".join(m["content"] for m in fillers[-1]))["input_ids"])
-    while True:
-        at = round(depth * len(fillers))
-        turns = [*fillers[:at], told(case), *fillers[at:], talk(case.question)]
-        ids = encode([message for turn in turns for message in turn])
-        if len(ids) <= length or not fillers:
-            return tuple(ids), case.key
-        fillers.pop()
+
+    def of(number: int) -> list[int]:
+        at = round(depth * number)
+        turns = [*fillers[:at], told(case), *fillers[at:number], talk(case.question)]
+        return encode([message for turn in turns for message in turn])
+
+    fitting = bisect_right(range(1, len(fillers) + 1), length, key=lambda number: len(of(number)))
+    return tuple(of(fitting)), case.key
 
 
 def measure(rank: Rank, tokenizer: Any, args: argparse.Namespace) -> list[dict[str, Any]]:

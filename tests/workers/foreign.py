@@ -147,6 +147,12 @@ def step_logits(folder: Path, plans: list[StepPlan], *, size: int = 1, **model: 
     return ranks[0]
 
 
+def assert_logits(got: list[torch.Tensor], name: str, long: tuple[int, ...], short: tuple[int, ...]) -> None:
+    """`step_logits` of the steps of `steps_of` are transformers'."""
+    for one, want in zip(got, wanted_logits(name, long, short), strict=True):
+        torch.testing.assert_close(one, want, atol=1e-4, rtol=1e-4)
+
+
 def wanted_logits(name: str, long: tuple[int, ...], short: tuple[int, ...]) -> list[torch.Tensor]:
     """transformers' logits for the steps of `steps_of`."""
     with torch.inference_mode():

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from foreign import VOCAB, checkpoint, rank_over, step_logits, steps_of, wanted_logits
+from foreign import VOCAB, assert_logits, checkpoint, rank_over, step_logits, steps_of
 from tiny import prompt
 from torch import nn
 
@@ -54,8 +54,7 @@ def test_a_rewrite_sees_the_step_the_original_and_the_weights(monkeypatch: pytes
     monkeypatch.setitem(MODULE_MAP, MLP, CountingMLP)
     CountingMLP.seen.clear()
     got = step_logits(checkpoint("llama"), steps_of(LONG, SHORT), size=size)
-    for one, want in zip(got, wanted_logits("llama", LONG, SHORT), strict=True):
-        torch.testing.assert_close(one, want, atol=1e-4, rtol=1e-4)
+    assert_logits(got, "llama", LONG, SHORT)
     # Two layers; after those of the start, the longest piece of each step.
     last = [length for _, length in CountingMLP.seen[-6 * size :]]
     assert sorted(last) == sorted([14, 14, 9, 9, 1, 1] * size)

@@ -31,7 +31,7 @@ from typing import Any
 import pytest
 import torch
 from add_a_model import blocks, muse_checkpoint
-from foreign import VOCAB, checkpoint, rank_over, reference, step_logits, steps_of, wanted_logits
+from foreign import VOCAB, assert_logits, checkpoint, rank_over, reference, step_logits, steps_of
 from tiny import generate, prompt, request
 from torch import nn
 
@@ -117,8 +117,7 @@ class SplitMLP(nn.Module):
 
 def assert_equal_to_transformers(size: int = 1) -> None:
     got = step_logits(checkpoint("llama"), steps_of(LONG, SHORT), size=size)
-    for one, want in zip(got, wanted_logits("llama", LONG, SHORT), strict=True):
-        torch.testing.assert_close(one, want, atol=1e-4, rtol=1e-4)
+    assert_logits(got, "llama", LONG, SHORT)
 
 
 def test_lmdeploy_1_the_stack_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign import FOREIGN, VOCAB, checkpoint, rank_over, reference, step_logits, steps_of, wanted_logits
+from foreign import FOREIGN, VOCAB, assert_logits, checkpoint, rank_over, reference, step_logits, steps_of
 from safetensors.torch import load_file, save_file
 from tiny import generate, prompt, request
 
@@ -26,8 +26,7 @@ LONG, SHORT = prompt(24, vocab=VOCAB), prompt(6, vocab=VOCAB)
 @pytest.mark.parametrize("name", FOREIGN)
 def test_chunks_ragged_steps_and_decodes_give_the_logits_of_transformers(name: str, size: int) -> None:
     got = step_logits(checkpoint(name), steps_of(LONG, SHORT), size=size)
-    for one, want in zip(got, wanted_logits(name, LONG, SHORT), strict=True):
-        torch.testing.assert_close(one, want, atol=1e-4, rtol=1e-4)
+    assert_logits(got, name, LONG, SHORT)
 
 
 @pytest.mark.parametrize("name", ["llama", "gptj"])
