@@ -59,15 +59,22 @@ class Heard:
 
 
 def rank_pids() -> set[int]:
-    """The processes of all ranks on this machine that are not dead."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    """The ranks among this process's descendants that are not dead."""
+    parents, ranks = {}, set()
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            if path.read_bytes().startswith(b"ray::RankActor") and ") Z " not in (path.parent / "stat").read_text():
-                found.add(int(path.parent.name))
-        except OSError:
+            name = (path / "cmdline").read_bytes()
+            state, parent = (path / "stat").read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it ended meanwhile
             continue
-    return found
+        parents[int(path.name)] = int(parent)
+        if name.startswith(b"ray::RankActor") and state != "Z":
+            ranks.add(int(path.name))
+
+    def is_ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
+
+    return {pid for pid in ranks if is_ours(pid)}
 
 
 async def listen(session: aiohttp.ClientSession, url: str, number: int, tokens: int, heard: Heard) -> None:

@@ -19,7 +19,7 @@ import logging
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,9 @@ def run_rank(args: argparse.Namespace) -> None:
     sender = PlanSender("127.0.0.1", size - 1) if args.rank == 0 else None
     if sender is not None:
         plans.tell(sender.address, sender.secret)
-    config = ReplicaConfig(model, limits(small=args.small), tensor_parallel=size, device=device)
+    engine = limits(small=args.small)
+    engine = replace(engine, max_num_seqs=args.sequences or engine.max_num_seqs)
+    config = ReplicaConfig(model, engine, tensor_parallel=size, device=device)
     rank = Rank(config, rank=args.rank, groups=groups, peer_memory=args.sums == PEERS)
     gc.freeze()
     if sender is None:
@@ -159,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tp", type=int, nargs="+", default=[1, 2], help="numbers of ranks")
     parser.add_argument("--model", choices=list(SHAPES), default="llama-8b")
+    parser.add_argument("--sequences", type=int, help="in a step at most; fewer make fewer graphs and a faster start")
     parser.add_argument("--sums", choices=(PEERS, PROCESS_GROUP), default=PEERS)
     parser.add_argument("--workload", nargs="+", default=["W1", "W3"], choices=list(workloads.ALL))
     parser.add_argument("--repeat", type=int, default=3)

@@ -27,6 +27,7 @@ PULSE_SECONDS = 1.0
 SHORTEST_LOOK = 0.1
 NAMED_SECONDS = 1.5  # a rank silent for so long is named in the log; with a pulse a second, 2.5 s after it stopped
 LINGER_SECONDS = 0.3  # the death of one rank fails the others: all are heard before one is blamed
+BLAME_SECONDS = 0.5  # who does not answer for so long when others have ended is named ahead of them
 ANSWER_SECONDS = 1.0
 
 log = logging.getLogger("ray.serve")  # Serve routes this one to the replica's log file
@@ -172,7 +173,7 @@ class Gang:
         if not numbers:
             return []
         pings = {n: asyncio.ensure_future(self.ranks[n].ping.remote()) for n in numbers}
-        await asyncio.wait(pings.values(), timeout=ANSWER_SECONDS)
+        await asyncio.wait(pings.values(), timeout=BLAME_SECONDS)
         return [n for n, ping in pings.items() if not ping.done() or ping.exception() is not None]
 
     def kill(self) -> None:

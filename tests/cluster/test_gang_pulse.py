@@ -50,7 +50,7 @@ def gang_of(*ranks: Rank, patience: float = 0.1) -> Gang:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gang_module, "PULSE_SECONDS", 0.01)
     monkeypatch.setattr(gang_module, "LINGER_SECONDS", 0.01)
-    monkeypatch.setattr(gang_module, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(gang_module, "BLAME_SECONDS", 0.2)
 
 
 async def running(gang: Gang, *ranks: Rank) -> asyncio.Task[str]:
