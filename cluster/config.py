@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cluster.edge import EdgeSettings
+from cluster.edge import BUFFER_BYTES, EdgeSettings
 from cluster.environment import DEMO_MODEL, cpu_count
 from router.dispatch.dispatcher import DispatcherConfig
 from router.dispatch.scaling import ScalingConfig
@@ -211,7 +211,7 @@ class ClusterConfig(Section):
             max_body_bytes=http.max_body_bytes,
             max_connections=http.max_connections,
             header_timeout=http.header_timeout,
-            body_timeout=http.body_timeout,
+            buffer_timeout=self.front_config(edge_secret).body_deadline(BUFFER_BYTES),
             idle_timeout=http.idle_timeout,
             keep_alive_timeout=http.keep_alive_timeout,
             tls_cert=http.tls_cert,

@@ -37,7 +37,7 @@ DROPPED_HEADERS = (
 )
 # Since TLS 1.2: forward secrecy and authenticated encryption only. TLS 1.3 has nothing else.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-BUFFER_SECONDS = 14.0  # for what HAProxy buffers of a body, 16 KiB: the pace that an ingress asks for
+BUFFER_BYTES = 16 << 10  # of a body, that HAProxy waits for
 
 
 class UnfitConfiguration(Exception):
@@ -49,7 +49,8 @@ class EdgeSettings:
     """What the edge is told. Seconds, bytes, counts.
 
     `secret` tells the ingress that a request came through here. `host` is where clients are listened for: Serve itself
-    listens on loopback. `tls_cert` and `tls_key` are PEM files, both or none.
+    listens on loopback. `buffer_timeout` is for the first BUFFER_BYTES of a body, at the pace that an ingress asks for.
+    `tls_cert` and `tls_key` are PEM files, both or none.
     """
 
     secret: str = dataclasses.field(repr=False)
@@ -57,7 +58,7 @@ class EdgeSettings:
     max_body_bytes: int
     max_connections: int
     header_timeout: float
-    body_timeout: float
+    buffer_timeout: float
     idle_timeout: float
     keep_alive_timeout: float
     tls_cert: str | None = None
@@ -207,8 +208,7 @@ def _front_rules(settings: EdgeSettings, scheme: str) -> Iterable[str]:
         f" if {{ req.body_size gt {settings.max_body_bytes} }}"
     )
     # Where a body is still under way when the server is chosen, HAProxy mostly tells nobody that its client has left.
-    waits = min(settings.body_timeout, BUFFER_SECONDS)
-    yield f"http-request wait-for-body time {_milliseconds(waits)} if METH_POST"
+    yield f"http-request wait-for-body time {_milliseconds(settings.buffer_timeout)} if METH_POST"
 
 
 def _listened(host: str) -> str:

@@ -35,7 +35,7 @@ def settings(**changes: Any) -> EdgeSettings:
         "max_body_bytes": 100_000,
         "max_connections": 100,
         "header_timeout": 0.5,
-        "body_timeout": 2.0,
+        "buffer_timeout": 2.0,
         "idle_timeout": 1.0,
         "keep_alive_timeout": 1.0,
     }

@@ -12,7 +12,7 @@ import pytest
 from haproxy_run import HAPROXY, TLS, Edge, new_edge, recorded, settings
 
 from cluster.config import checked_config
-from cluster.edge import MARK, EdgeSettings, UnfitConfiguration, edited, refusal_of
+from cluster.edge import BUFFER_BYTES, MARK, EdgeSettings, UnfitConfiguration, edited, refusal_of
 from workers.api.errors import ConfigError
 
 VALUES: dict[str, Any] = {
@@ -174,6 +174,9 @@ def test_a_cluster_file_says_what_the_edge_does() -> None:
     http |= {"max_connections": 5, "max_body_bytes": 6000, "tls_cert": "/c", "tls_key": "/k"}
     config = checked_config({"http": http}, "test")
     assert config.edge_settings("s") == EdgeSettings("s", "0.0.0.0", 6000, 5, 1, 2, 3, 4, "/c", "/k")
+    patient = checked_config({"http": http | {"body_timeout": 600}}, "test")
+    front = patient.front_config("s")
+    assert patient.edge_settings("s").buffer_timeout == front.body_grace_seconds + BUFFER_BYTES / front.body_min_rate
     front = config.front_config("s")
     assert (front.max_body_bytes, front.body_seconds, front.stalled_seconds, front.edge_secret) == (6000, 2, 3, "s")
     for wrong in ({"tls_cert": "/c"}, {"tls_key": "/k"}, {"header_timeout": 0}, {"max_connections": 0}):
