@@ -39,7 +39,7 @@ SHARE = 0.8  # of what the cluster serves undisturbed
 CROWD = 24  # streams at once
 PATIENCE = 300.0  # seconds for one change
 SETTLE_SECONDS = 60.0
-ECHELON = str(Path(sys.executable).with_name("echelon"))
+ECHELON = (sys.executable, "-m", "cluster.cli")
 AUTOSCALING = AutoscalingSection(
     min_replicas=1, max_replicas=3, target_wait=0.5, up_after=2.0, down_after=8.0, cooldown=8.0
 )
@@ -64,7 +64,7 @@ def ready_ids() -> set[str]:
 async def command(*words: str) -> None:
     """`echelon WORDS...`. Raises RuntimeError with what it said when it fails."""
     process = await asyncio.create_subprocess_exec(
-        ECHELON, *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *ECHELON, *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     said, _ = await process.communicate()
     if process.returncode:
@@ -131,11 +131,14 @@ async def measure(
         while len(trials) < args.trials and time.monotonic() < last_begin:
             trials.append(await change(load))
             print(f"  {len(trials)}: {trials[-1]}", flush=True)
+            save(args.json, outcome(part, rate, trials, load, "not looked at yet"))
     return report(part, rate, trials, load)
 
 
 def report(part: str, rate: float, trials: list[Trial], load: Load) -> dict[str, Any]:
-    """The table's row, printed; and the books."""
+    """The table's row, printed; and the books. Raises SystemExit where no change was made."""
+    if not trials:
+        raise SystemExit(f"{part}: there was no time for a trial")
     deadline = time.monotonic() + SETTLE_SECONDS
     while (open_books := unsettled()) and time.monotonic() < deadline:
         time.sleep(0.3)
@@ -148,15 +151,27 @@ def report(part: str, rate: float, trials: list[Trial], load: Load) -> dict[str,
     )
     for fault in load.faults[:5]:
         print(f"  {fault[:300]}")
+    return outcome(part, rate, trials, load, open_books)
+
+
+def outcome(part: str, rate: float, trials: list[Trial], load: Load, books: str) -> dict[str, Any]:
+    """What stands in the file; `books`: what is open in them."""
     return {
         "part": part,
         "rate": round(rate, 2),
-        "streams": streams,
-        "errors": errors,
+        "streams": len(load.outcomes),
+        "errors": len(load.faults),
         "faults": load.faults[:5],
-        "books": open_books,
+        "books": books,
         "trials": trials,
     }
+
+
+def save(path: Path | None, result: dict[str, Any]) -> None:
+    """Put the part into the file beside the others, if there is to be one."""
+    if path is not None:
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**known, result["part"]: result}, indent=1))
 
 
 def run_on_own_ray(part: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -192,9 +207,7 @@ def main() -> None:
         result = run_on_raylets(args)
     else:
         result = run_on_own_ray(args.part, args)
-    if args.json is not None:
-        known = json.loads(args.json.read_text()) if args.json.exists() else {}
-        args.json.write_text(json.dumps({**known, args.part: result}, indent=1))
+    save(args.json, result)
     sys.exit(bool(result["errors"] or result["books"]))
 
 

@@ -274,3 +274,7 @@ def main() -> None:
     except EchelonError as e:
         errors.print(f"[bold red]error:[/] {escape(str(e))}", soft_wrap=True)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

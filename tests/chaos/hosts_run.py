@@ -12,6 +12,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hosts.pretend import STATE, Host, Hosts, why_not
@@ -20,9 +22,10 @@ from chaos.cables import serve_cables
 
 ROOT = Path(__file__).parents[2]
 PORT = 6379
-SLOW = "RAY_agent_register_timeout_ms=120000"  # agents start late on a busy machine
-RAY = f"{SLOW} RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0 RAY_SERVE_ENABLE_HA_PROXY=1 ray start"
+RAY = "RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0 RAY_SERVE_ENABLE_HA_PROXY=1 ray start"
 SMALL = "--object-store-memory=100000000 --disable-usage-stats"
+AGENT_SECONDS = 16.0  # a raylet whose agents are not up within 15 s, on a busy machine, ends by itself
+STARTS = 4
 
 
 def start_head(host: Host) -> None:
@@ -33,8 +36,16 @@ def start_head(host: Host) -> None:
 
 
 def start_worker(host: Host, head: Host) -> None:
-    """A node with room for one rank."""
-    host.run(f"{RAY} --address={head.address}:{PORT} --node-ip-address={host.address} --num-cpus=1 {SMALL}")
+    """A node with room for one rank, there to stay. Raises AssertionError where it ends by itself again and again."""
+    for _ in range(STARTS):
+        host.run(f"{RAY} --address={head.address}:{PORT} --node-ip-address={host.address} --num-cpus=1 {SMALL}")
+        deadline = time.monotonic() + AGENT_SECONDS
+        while any("/raylet/raylet " in line for line in host.processes().values()):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(1.0)
+        host.run("ray stop -f", check=False)
+    raise AssertionError(f"{host.name}: {STARTS} raylets have ended within {AGENT_SECONDS:g} s")
 
 
 def main() -> None:
@@ -54,8 +65,8 @@ def main() -> None:
     ):
         head, *workers = hosts
         start_head(head)
-        for worker in workers:
-            start_worker(worker, head)
+        with ThreadPoolExecutor(len(workers)) as pool:
+            list(pool.map(lambda worker: start_worker(worker, head), workers))
         by_name = {host.name: host for host in workers}
 
         def reboot(name: str) -> None:

@@ -28,9 +28,10 @@ from chaos.waiting import look, until
 APP, ROUTE = "plain", "/plain"
 REPLICAS = 2
 STREAMS = 24
-TOKENS = 200
+TOKENS = 400
 TOKEN_SECONDS = 0.02
 FLOWING = 5  # pieces that a stream has brought before the fault
+LEAST = 8  # requests in flight at the fault; fewer are no trial
 WATCHED_SECONDS = 20.0  # a client of a hung stream waits for so long, and is counted as hung
 READY_SECONDS = 120.0
 
@@ -82,6 +83,15 @@ class _Stream:
     raw: bytearray = field(default_factory=bytearray)
     fate: str = ""
 
+    @property
+    def has_not_begun(self) -> bool:
+        """Whether it is still to bring the pieces that it should have before the fault."""
+        return not self.fate and len(self.arrivals) < FLOWING
+
+    def is_in_flight(self, kind: str) -> bool:
+        """Whether a fault would hit its answer: in the middle of a stream, or while a whole one is made."""
+        return not self.fate and (kind == "whole" or not self.has_not_begun)
+
     def pause(self, since: float) -> float:
         """The longest one that ended after `since`."""
         return max((b - a for a, b in pairwise([*self.arrivals, monotonic()]) if b > since), default=0.0)
@@ -129,15 +139,17 @@ async def plain_trial(host: str, port: int, fault: str, kind: str, rng: random.R
     streams = [_Stream() for _ in range(STREAMS)]
     tasks = [asyncio.create_task(_ask(host, port, s, kind)) for s in streams]
     await _in_the_middle(streams, kind)
-    in_flight = sum(s.fate == "" for s in streams)
     victim = rng.choice(await look(_engines))
+    in_flight = sum(s.is_in_flight(kind) for s in streams)
     os.kill(victim, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
     at = monotonic()
     await asyncio.gather(*tasks)
-    found = {
+    found: dict[str, Any] = {
         "fault": fault,
         "kind": kind,
+        "invalid": "" if in_flight >= LEAST else f"only {in_flight} requests in flight at the fault, not {LEAST}",
         "in_flight": in_flight,
+        "lost": sum(s.fate != "exact" for s in streams),
         "fates": dict(Counter(s.fate for s in streams)),
         "longest_pause": round(max(s.pause(at) if s.fate == "hung" else _closed_pause(s, at) for s in streams), 3),
     }
@@ -148,9 +160,9 @@ async def plain_trial(host: str, port: int, fault: str, kind: str, rng: random.R
 
 
 async def _in_the_middle(streams: list[_Stream], kind: str) -> None:
-    """Every stream has brought tokens; whole answers have had the time to be begun."""
+    """Every stream has brought tokens, or has ended; whole answers have had the time to be begun."""
     deadline = monotonic() + WATCHED_SECONDS
-    while kind == "stream" and any(len(s.arrivals) < FLOWING for s in streams) and monotonic() < deadline:  # noqa: ASYNC110
+    while kind == "stream" and any(s.has_not_begun for s in streams) and monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     await asyncio.sleep(0.5)
 
