@@ -32,7 +32,7 @@ from stream_client import play, post  # noqa: E402
 
 from cluster.app import await_running, bring_down, bring_up  # noqa: E402
 from cluster.config import ClusterConfig, HttpSection, ModelSection  # noqa: E402
-from cluster.names import REPLICAS_APP  # noqa: E402
+from cluster.names import replicas_app  # noqa: E402
 from router.text.tokenizer import Tokenizer  # noqa: E402
 from workers.api.channel import listen  # noqa: E402
 from workers.api.replica import ReplicaInfo  # noqa: E402
@@ -104,7 +104,7 @@ def main() -> None:
     try:
         up = bring_up(config, address=None, progress=print)
         await_running(lambda text: None)
-        serve.delete(REPLICAS_APP)
+        serve.delete(replicas_app("demo"))
         parts = urlsplit(up.base_url)
         assert parts.hostname is not None
         assert parts.port is not None

@@ -26,7 +26,7 @@ import ray  # noqa: E402
 
 from cluster.app import await_running, bring_down, bring_up  # noqa: E402
 from cluster.config import ClusterConfig, HttpSection, ModelSection  # noqa: E402
-from cluster.names import DISPATCHER, NAMESPACE, REPLICAS_APP  # noqa: E402
+from cluster.names import DISPATCHER, NAMESPACE, replicas_app  # noqa: E402
 
 
 def ready() -> list[Any]:
@@ -57,7 +57,7 @@ def stop_rank(row: Any) -> None:
 
 def kill_supervisor(row: Any) -> None:
     """SIGKILL to the replica's Serve process."""
-    ray.kill(ray.get_actor(f"SERVE_REPLICA::{REPLICAS_APP}#demo#{row.info.id}", namespace="serve"))
+    ray.kill(ray.get_actor(f"SERVE_REPLICA::{replicas_app('demo')}#demo#{row.info.id}", namespace="serve"))
 
 
 def trial(base_url: str, kill: Callable[[Any], None], *, streaming: bool) -> tuple[float, float]:

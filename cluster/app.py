@@ -12,7 +12,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,9 @@ from cluster.first_answer import await_answer, base_url, cause
 from cluster.gateway_actor import Served, start_gateway, stop_gateway
 from cluster.host_report import doubts_of
 from cluster.ingress_deployment import front_application
-from cluster.names import DISPATCHER, FRONT_APP, NAMESPACE, REPLICAS_APP
+from cluster.names import DISPATCHER, FRONT_APP, NAMESPACE, REPLICAS, replicas_app
 from cluster.nodes import await_nodes, have_our_edge, refuse_unlike_hosts, survey
-from cluster.placement import Layout
+from cluster.placement import Layout, replica_demands
 from cluster.room import await_room, waiting_replicas
 from cluster.step_qos import StepQos
 from cluster.tls import context_trusting
@@ -58,7 +58,7 @@ class RunningCluster:
     """Where a cluster that was brought up answers."""
 
     base_url: str
-    model: str
+    models: tuple[str, ...]
     ray_address: str  # for `echelon.connect`
     secret: str = field(default="", repr=False)  # what replicas, dispatcher and ingresses greet each other with
 
@@ -77,10 +77,12 @@ def start_ray(config: ClusterConfig, spare_cpus: int = 0) -> None:
     The caller's SIGTERM handler stays: Ray's own ends its processes at once, before they can be stopped in order.
     """
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ranks = (config.model.most_replicas + 1) * config.model.tensor_parallel  # one more: upgrades start it first
+    models = [one.model for one in config.each]
+    ranks = sum(model.most_ranks for model in models)
+    one_more = max(model.tensor_parallel for model in models)  # upgrades start it first
     ray.init(
         address="local",
-        num_cpus=max(cpu_count(), ranks) + spare_cpus,
+        num_cpus=max(cpu_count(), ranks + one_more) + spare_cpus,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         **QUIET,
@@ -90,25 +92,32 @@ def start_ray(config: ClusterConfig, spare_cpus: int = 0) -> None:
     secure_ray_token()
 
 
-def choose_device(config: ClusterConfig, *, may_grow: bool = False) -> str:
-    """`cuda` where Ray has GPUs, else `cpu`, unless the config says. Raises ConfigError when there are too few GPUs.
+def choose_devices(config: ClusterConfig, *, may_grow: bool = False) -> dict[str, str]:
+    """By model, `cuda` where Ray has GPUs for it, else `cpu`, unless the config says; in the order of the file.
 
     The embedded demo model is small enough for the CPU: it starts everywhere. A cluster that `may_grow` is given
-    machines with GPUs when they are asked for, so that too few of them is for the placement to say.
+    machines with GPUs when they are asked for, so that too few of them is for the placement to say. Raises ConfigError
+    when there are too few GPUs.
     """
-    wanted, ranks = config.model.device, config.model.replicas * config.model.tensor_parallel
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if wanted == "cpu" or (wanted == "auto" and gpus == 0):
-        return "cpu"
-    if gpus < ranks and wanted == "auto" and config.model.path == DEMO_MODEL:
-        return "cpu"
-    if gpus < ranks and not may_grow:
-        raise ConfigError(
-            f"{config.model.replicas} replicas of {config.model.tensor_parallel} GPUs need {ranks}, Ray sees {gpus}: "
-            f"take fewer (--replicas, make serve REPLICAS={max(1, gpus // config.model.tensor_parallel)}), or "
-            "device: cpu in a cluster file"
-        )
-    return "cuda"
+    free = gpus = int(ray.cluster_resources().get("GPU", 0))
+    devices = {}
+    for one in config.each:
+        model, device = one.model, "cuda"
+        ranks = model.replicas * model.tensor_parallel
+        demo_without_room = model.path == DEMO_MODEL and free < ranks
+        if model.device == "cpu" or (model.device == "auto" and (gpus == 0 or demo_without_room)):
+            device = "cpu"
+        elif free < ranks and not may_grow:
+            taken = f", {gpus - free} of them for the models before it" if free < gpus else ""
+            raise ConfigError(
+                f"{model.replicas} replicas of {one.model_name} on {model.tensor_parallel} GPUs each need {ranks}, Ray "
+                f"sees {gpus}{taken}: take fewer (--replicas, make serve "
+                f"REPLICAS={max(1, free // model.tensor_parallel)}), or device: cpu in a cluster file"
+            )
+        else:
+            free -= ranks
+        devices[one.model_name] = device
+    return devices
 
 
 def bring_up(
@@ -132,35 +141,37 @@ def bring_up(
     try:
         if address is not None:
             edge = joined_edge(config, secret, progress)
-        qos = None if config.dispatch.qos is None else Path(config.dispatch.qos)
-        start_dispatcher(config.dispatcher_config(), secret, config.log, qos)
+        start_dispatcher(config.dispatcher_config(), secret, config.log, config.qos_files)
     except EchelonError:
         ray.shutdown()  # what runs there is another one's: `bring_down` must not find it
         raise
-    replica_config = config.replica_config(choose_device(config, may_grow=address is not None))
-    if address is None:  # it was started with room for all ranks
-        layout = Layout()
-    else:
+    devices = choose_devices(config, may_grow=address is not None)
+    models = {one.model_name: one for one in config.each}
+    ranks = {name: one.replica_config(devices[name]) for name, one in models.items()}
+    layouts: dict[str, Layout] = {}
+    if address is not None:  # an own Ray was started with room for all ranks
+        demands = [d for name, one in models.items() for d in replica_demands(ranks[name], one.model.replicas)]
         try:
-            made = await_room(replica_config, config, progress)
+            made = await_room(demands, config.placement, progress)
         except EchelonError:
             bring_down(own_ray=False)
             raise
-        layout = Layout(made.strategy, max(1, cpu_count() // made.most_on_a_node()))
-    progress(f"starting Serve and {config.model.replicas} replicas of {config.model_name} on {replica_config.device}")
+        threads = max(1, cpu_count() // made.most_on_a_node())
+        layouts = {name: Layout(made.strategy(name), threads) for name in models}
+    what = ", ".join(f"{one.model.replicas} replicas of {name} on {devices[name]}" for name, one in models.items())
+    progress(f"starting Serve and {what}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     start_serve(config, edge, every_node=every_node)
-    version = version_of(replica_config, config.model.revision)
-    served = Served(config, secret, version, edge.secret, layout)
-    deploy(served, replica_config)
+    versions = {name: version_of(ranks[name], one.model.revision) for name, one in models.items()}
+    served = Served(config, secret, versions, edge.secret, layouts)
+    deploy(served, ranks)
     cert = config.http.tls_cert
     url = base_url(config.http.host, config.http.port, tls=cert is not None)
     trust = context_trusting(Path(cert)) if cert else None
-    await_answer(
-        url, config.model_name, START_TIMEOUT, lambda: watch_start(progress), key=first_key(secret), trust=trust
-    )
+    for name in models:
+        await_answer(url, name, START_TIMEOUT, lambda: watch_start(progress), key=first_key(secret), trust=trust)
     start_gateway(served)  # not before: what it imports would take the replicas' time on a small machine
-    return RunningCluster(url, config.model_name, ray.get_runtime_context().gcs_address, secret)
+    return RunningCluster(url, config.names, ray.get_runtime_context().gcs_address, secret)
 
 
 def version_of(config: ReplicaConfig, revision: str | None) -> str:
@@ -168,27 +179,34 @@ def version_of(config: ReplicaConfig, revision: str | None) -> str:
     return hashlib.sha256(repr((config, revision)).encode()).hexdigest()[:16]
 
 
-def deploy(served: Served, ranks: ReplicaConfig, *, start_first: bool = False) -> None:
-    """Tell Serve what should run; it starts, and replaces replicas of another version, from then on.
+def deploy(served: Served, ranks: Mapping[str, ReplicaConfig], *, start_first: bool = False) -> None:
+    """Tell Serve what should run of the models in `ranks`; it starts, and replaces replicas of another version, from
+    then on.
 
     The front is never replaced, but one that starts later has the new config.
     """
-    config = served.config
-    replicas = replica_application(
-        ranks,
-        revision=config.model.revision,
-        replicas=config.model.replicas,
-        secret=served.secret,
-        threads=served.layout.threads or threads_per_rank(config),
-        strategy=served.layout.strategy,
-        qos=None if config.dispatch.qos is None else StepQos.read(Path(config.dispatch.qos)),
-        rollout=Rollout(config.model.drain_timeout, start_first, config.scaling(), served.version),
-    )
-    targets = [
-        serve.RunTarget(replicas, name=REPLICAS_APP, route_prefix=None),
-        serve.RunTarget(front_application(config, served.secret, served.edge), name=FRONT_APP, route_prefix="/"),
-    ]
+    whole, targets = served.config, []
+    for name, config in ranks.items():
+        one, layout = whole.of(name), served.layouts.get(name, Layout())
+        replicas = replica_application(
+            config,
+            revision=one.model.revision,
+            replicas=one.model.replicas,
+            secret=served.secret,
+            threads=layout.threads or threads_per_rank(whole),
+            strategy=layout.strategy,
+            qos=None if one.dispatch.qos is None else StepQos.read(Path(one.dispatch.qos)),
+            rollout=Rollout(one.model.drain_timeout, start_first, one.scaling(), served.versions[name]),
+        )
+        targets.append(serve.RunTarget(replicas, name=replicas_app(name), route_prefix=None))
+    front = front_application(whole, served.secret, served.edge)
+    targets.append(serve.RunTarget(front, name=FRONT_APP, route_prefix="/"))
     serve.run_many(targets, wait_for_applications_running=False)
+
+
+def replica_apps(applications: Iterable[str]) -> list[str]:
+    """Those of the names of Serve applications that are our replicas'."""
+    return [name for name in applications if name.startswith(REPLICAS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,13 +263,14 @@ def refuse_unfit_edge() -> None:
 
 
 def watch_start(progress: Progress) -> bool:
-    """Report how the start goes; true once both applications run. Raises EchelonError with the cause when one failed.
+    """Report how the start goes; true once all applications run. Raises EchelonError with the cause when one failed.
 
     A look costs Serve's controller time that the replicas need: not more often than every few seconds.
     """
     refuse_unfit_edge()
     status = serve.status().applications
-    states = [status[name].status for name in (REPLICAS_APP, FRONT_APP) if name in status]
+    replicas = replica_apps(status)
+    states = {status[name].status for name in (*replicas, FRONT_APP) if name in status}
     messages = deployment_messages(status)
     if "DEPLOY_FAILED" in states:
         raise EchelonError(f"the replicas did not start: {messages}")
@@ -259,7 +278,7 @@ def watch_start(progress: Progress) -> bool:
         progress(f"starting the replicas; {messages}"[:300])
     for line in waiting_replicas():
         progress(line)
-    return states == ["RUNNING", "RUNNING"]
+    return bool(replicas) and FRONT_APP in status and states == {"RUNNING"}
 
 
 def await_running(progress: Progress) -> None:
@@ -288,7 +307,10 @@ def bring_down(*, own_ray: bool) -> None:
     stop_gateway()  # replicas wait for those whom they serve
     try:
         close_front()
-        serve.delete(REPLICAS_APP)
+        apps = replica_apps(serve.status().applications)
+        for blocking in (False, True):  # all of them at once
+            for name in apps:
+                serve.delete(name, _blocking=blocking)
         if not own_ray and not serve.status().applications:
             serve.shutdown()
     except RayServeException as e:

@@ -50,6 +50,20 @@ class AutoscalingSection(Section):
         return self
 
 
+class EngineSection(Section):
+    """Limits of each engine; see `workers.api.config.EngineConfig`."""
+
+    block_size: Positive = 16
+    max_num_seqs: Positive = 128
+    max_num_batched_tokens: Positive = 2048
+    num_blocks: Positive | None = None
+    cache_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
+    cache_bytes_cpu: Positive = 256 << 20
+    prefix_caching: bool = True
+    step_ahead: bool = True
+    cuda_graphs: bool = True
+
+
 class ModelSection(Section):
     """Which model, how many replicas of it, and on what."""
 
@@ -72,6 +86,8 @@ class ModelSection(Section):
     start_timeout: Seconds = 600.0  # a rank whose start stands still for so long is hung; a download counts as one step
     drain_timeout: Annotated[float, Field(ge=0)] = 30.0  # seconds that a replica may finish in; the rest is moved
     upgrade: Literal["auto", "start_first", "stop_first"] = "auto"  # auto: start_first where Ray has room for one more
+    engine: EngineSection | None = None  # all limits of its engines; default: the file's `engine`
+    qos: str | None = None  # its own QoS file; default: dispatch.qos
 
     @model_validator(mode="before")
     @classmethod
@@ -89,23 +105,19 @@ class ModelSection(Section):
         return self
 
     @property
+    def public_name(self) -> str:
+        """The name that clients use."""
+        return self.name or Path(self.path.rstrip("/")).name
+
+    @property
+    def most_ranks(self) -> int:
+        """That there will ever be, of all replicas."""
+        return self.most_replicas * self.tensor_parallel
+
+    @property
     def most_replicas(self) -> int:
         """That there will ever be."""
         return self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
-
-
-class EngineSection(Section):
-    """Limits of each engine; see `workers.api.config.EngineConfig`."""
-
-    block_size: Positive = 16
-    max_num_seqs: Positive = 128
-    max_num_batched_tokens: Positive = 2048
-    num_blocks: Positive | None = None
-    cache_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
-    cache_bytes_cpu: Positive = 256 << 20
-    prefix_caching: bool = True
-    step_ahead: bool = True
-    cuda_graphs: bool = True
 
 
 class HttpSection(Section):
@@ -173,23 +185,80 @@ class LogSection(Section):
 
 
 class ClusterConfig(Section):
-    """The whole file."""
+    """The whole file. One with several models lists them under `models`; `model` is then the first."""
 
     model: ModelSection = ModelSection()
+    models: tuple[ModelSection, ...] = ()
     engine: EngineSection = EngineSection()
     http: HttpSection = HttpSection()
     dispatch: DispatchSection = DispatchSection()
     placement: PlacementSection = PlacementSection()
     log: LogSection = LogSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_several(cls, values: Any) -> Any:
+        several = values.get("models") if isinstance(values, dict) else None
+        if not isinstance(several, list | tuple) or not several:
+            return values
+        if "model" in values and values["model"] != several[0]:
+            raise ValueError("model and models exclude each other")
+        return {**values, "model": several[0]}
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise ValueError(f"two models are called {name}: give one of them another name")
+        return self
+
+    @property
+    def each(self) -> tuple[ClusterConfig, ...]:
+        """One config a model, as if it were alone: its `model`, and its own limits and QoS file for the file's."""
+        return tuple(self._alone(section) for section in self.models or (self.model,))
+
+    def _alone(self, section: ModelSection) -> ClusterConfig:
+        engine = section.engine or self.engine
+        dispatch = self.dispatch.model_copy(update={"qos": section.qos or self.dispatch.qos})
+        own = section.model_copy(update={"engine": engine})
+        return self.model_copy(update={"model": own, "models": (), "engine": engine, "dispatch": dispatch})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all models, as clients say them."""
+        return tuple(section.public_name for section in self.models or (self.model,))
+
+    def of(self, name: str) -> ClusterConfig:
+        """The one of `each` whose model has that name. Raises ConfigError where there is none."""
+        for alone in self.each:
+            if alone.model_name == name:
+                return alone
+        raise ConfigError(f"there is no model {name!r} in the file; there are: {', '.join(self.names)}")
+
+    def with_model(self, section: ModelSection) -> ClusterConfig:
+        """The same with `section` in the place of the model of that name."""
+        if not self.models:
+            return self.model_copy(update={"model": section})
+        models = tuple(section if one.public_name == section.public_name else one for one in self.models)
+        return self.model_copy(update={"model": models[0], "models": models})
+
+    @property
+    def qos_files(self) -> dict[str | None, Path]:
+        """The QoS file of all models that have none of their own (None), and those of the others by name."""
+        files = {section.public_name: section.qos for section in self.models or (self.model,)}
+        found: dict[str | None, Path] = {name: Path(path) for name, path in files.items() if path is not None}
+        return found if self.dispatch.qos is None else {None: Path(self.dispatch.qos), **found}
+
     def dispatcher_config(self) -> DispatcherConfig:
         """What the dispatcher is told. Raises ConfigError where the QoS file or a node's URL is bad."""
         dispatch = self.dispatch
+        qos = {model: load_qos_config(path) for model, path in self.qos_files.items()}
         return DispatcherConfig(
             strategy=dispatch.strategy,
-            models=(self.model_name,),
+            models=self.names,
             max_waiting=dispatch.max_waiting,
-            qos=None if dispatch.qos is None else load_qos_config(Path(dispatch.qos)),
+            qos=qos.get(None),
+            own_qos={model: own for model, own in qos.items() if model is not None},
             nodes=tuple(NodeSpec(checked_url(n.url), n.models, n.speed, n.key) for n in dispatch.nodes),
         )
 
@@ -225,11 +294,11 @@ class ClusterConfig(Section):
 
     @property
     def model_name(self) -> str:
-        """The name that clients use."""
-        return self.model.name or Path(self.model.path.rstrip("/")).name
+        """The name that clients use, of the first model."""
+        return self.model.public_name
 
     def replica_config(self, device: str) -> ReplicaConfig:
-        """What the ranks are told; each resolves the model's path on its own node. Raises ConfigError."""
+        """What the ranks of the first model are told; each resolves the path on its own node. Raises ConfigError."""
         m = self.model
         return ReplicaConfig(
             model=ModelConfig(
@@ -244,7 +313,7 @@ class ClusterConfig(Section):
                 trust_remote_code=m.trust_remote_code,
                 rope_scaling_factor=m.rope_scaling_factor,
             ),
-            engine=EngineConfig(**self.engine.model_dump()),
+            engine=EngineConfig(**(m.engine or self.engine).model_dump()),
             tensor_parallel=m.tensor_parallel,
             device=device,
             step_timeout=m.step_timeout,
@@ -301,4 +370,4 @@ def resolve_model(path: str, revision: str | None = None, *, code: bool = False)
 
 def threads_per_rank(config: ClusterConfig) -> int:
     """CPU threads for each rank when all replicas share this machine."""
-    return max(1, cpu_count() // (config.model.most_replicas * config.model.tensor_parallel))
+    return max(1, cpu_count() // sum(alone.model.most_ranks for alone in config.each))

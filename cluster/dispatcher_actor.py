@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ _log = logging.getLogger("echelon.dispatcher")
 class DispatcherActor:
     """Ray restarts it when it dies; replicas announce themselves again, ingresses re-register their leases."""
 
-    def __init__(self, config: DispatcherConfig, secret: str, log: LogSection, qos: Path | None = None) -> None:
+    def __init__(
+        self, config: DispatcherConfig, secret: str, log: LogSection, qos: Mapping[str | None, Path] | None = None
+    ) -> None:
         set_up_logs(log.level, log.format)
-        self._qos = None if qos is None else QosFile(qos)
+        self._qos = {model: QosFile(path) for model, path in (qos or {}).items()}
         self._watching: asyncio.Task[None] | None = None
         self._server = DispatcherServer(config, secret=secret, host=ray.util.get_node_ip_address())
         self._starting = asyncio.Lock()
@@ -42,18 +45,19 @@ class DispatcherActor:
         async with self._starting:
             if self._address is None:
                 self._address = await self._server.start()
-                if self._qos is not None:
-                    self._watching = asyncio.create_task(self._watch(self._qos), name="QoS file")
+                if self._qos:
+                    self._watching = asyncio.create_task(self._watch(), name="QoS files")
         return self._address
 
-    async def _watch(self, file: QosFile) -> None:
+    async def _watch(self) -> None:
         while True:
-            try:
-                config = await asyncio.to_thread(file.look)
-                if config is not None:
-                    self._server.reload(config)
-            except Exception:  # a defect here must not end the watch
-                _log.exception("the QoS configuration stays as it was")
+            for model, file in self._qos.items():
+                try:
+                    config = await asyncio.to_thread(file.look)
+                    if config is not None:
+                        self._server.reload(config, model)
+                except Exception:  # a defect here must not end the watch
+                    _log.exception("the QoS configuration stays as it was")
             await asyncio.sleep(QOS_SECONDS)
 
     async def register(self, info: ReplicaInfo) -> Orders:
@@ -92,9 +96,10 @@ class DispatcherActor:
 
 
 def start_dispatcher(
-    config: DispatcherConfig, secret: str, log: LogSection, qos: Path | None = None, *, shared: bool = False
+    config: DispatcherConfig, secret: str, log: LogSection, qos: Mapping[str | None, Path], *, shared: bool = False
 ) -> Any:
-    """Start the one dispatcher of this Ray cluster; it looks after the QoS file `qos`.
+    """Start the one dispatcher of this Ray cluster; it looks after the files `qos`, each of the model of that name, and
+    the one of None of all others.
 
     Raises ConfigError when one runs there already; `shared`: that one is taken.
     """

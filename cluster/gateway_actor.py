@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +17,12 @@ import ray
 
 from cluster.access import keys_for_handles
 from cluster.client import Generated, GeneratedChoice
-from cluster.config import ClusterConfig, resolve_model
+from cluster.config import ClusterConfig
 from cluster.dispatcher_actor import locate_dispatcher
 from cluster.logs import set_up_logs
 from cluster.names import GATEWAY, NAMESPACE
 from cluster.placement import Layout
-from cluster.served_model import served_model
+from cluster.served_model import served_models
 from router.dispatch.client import DispatcherClient
 from router.engine_link import EngineLinks
 from router.metrics_page import FrontMetrics
@@ -61,15 +62,15 @@ def _bytes(key: str | None) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a cluster runs. `version` tells its replicas from those that ran before; `edge` is what the proxy before the
-    ingresses shows them (empty: what follows from `secret`).
+    """What a cluster runs. `versions` tell the replicas of each model from those that ran before; `edge` is what the
+    proxy before the ingresses shows them (empty: what follows from `secret`); `layouts` are by model, too.
     """
 
     config: ClusterConfig
     secret: str = field(repr=False)
-    version: str
+    versions: Mapping[str, str]
     edge: str = field(default="", repr=False)
-    layout: Layout = Layout()
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
 
 class Gateway:
@@ -78,7 +79,7 @@ class Gateway:
     def __init__(self, served: Served) -> None:
         config, secret = served.config, served.secret
         set_up_logs(config.log.level, config.log.format)
-        self._model = served_model(config, resolve_model(config.model.path, config.model.revision))
+        self._models = served_models(config)
         self._served, self._secret = served, secret
         self._keys = keys_for_handles(config, secret)
         self._service: Service | None = None
@@ -92,7 +93,8 @@ class Gateway:
         self._served = served
 
     async def generate(self, key: str | None, prompt: Any, /, **sampling: Any) -> Generated:
-        """The answer to `prompt` (text, token ids, or messages), with the fields of the OpenAI body as `sampling`.
+        """The answer to `prompt` (text, token ids, or messages), with the fields of the OpenAI body as `sampling`; of
+        the cluster's first model, where that says no other.
 
         `key` is the caller's API key, here as in all calls.
 
@@ -101,7 +103,7 @@ class Gateway:
         try:
             identity = self._keys.identity(_bytes(key))
             service = self._open()
-            route, body = body_of(prompt, sampling, self._model.name)
+            route, body = body_of(prompt, sampling, self._models[0].name)
             answer = await service.answer(route, body, identity)
         except EchelonError as e:
             raise e.with_traceback(None) from None  # the caller reads the message, not our frames
@@ -149,7 +151,7 @@ class Gateway:
             dispatcher = DispatcherClient(name, secret=self._secret, locate=locate_dispatcher)
             dispatcher.start()
             sessions = Sessions(dispatcher, EngineLinks(name, secret=self._secret))
-            self._service = Service([self._model], sessions, stories=RemoteStories(dispatcher))
+            self._service = Service(self._models, sessions, stories=RemoteStories(dispatcher))
             self._metrics = FrontMetrics(dispatcher, self._service.metrics)
             self._metrics.start()  # the ingresses show them
         return self._service

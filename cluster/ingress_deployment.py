@@ -10,11 +10,11 @@ from ray import serve
 from starlette.middleware import Middleware
 
 from cluster.access import edge_secret, open_keys
-from cluster.config import ClusterConfig, resolve_model
+from cluster.config import ClusterConfig
 from cluster.dispatcher_actor import locate_dispatcher
 from cluster.environment import INGRESS_ENV
 from cluster.logs import set_up_logs
-from cluster.served_model import served_model
+from cluster.served_model import served_models
 from router.cluster_status import ClusterStatus
 from router.dispatch.client import DispatcherClient
 from router.engine_link import EngineLinks
@@ -44,13 +44,12 @@ class Ingress:
         dispatcher = DispatcherClient(name, secret=secret, locate=locate_dispatcher)
         dispatcher.start()
         self._sessions = Sessions(dispatcher, EngineLinks(name, secret=secret))
-        model = served_model(config, resolve_model(config.model.path, config.model.revision))
         status, metrics = ClusterStatus(dispatcher), Metrics()
         self._metrics = FrontMetrics(dispatcher, metrics, EngineMetrics(status))
         self._metrics.start()
         self._front = create_app(
             config.front_config(edge),
-            [model],
+            served_models(config),
             self._sessions,
             status,
             metrics=metrics,
@@ -90,7 +89,7 @@ def front_application(config: ClusterConfig, secret: str, edge: str = "") -> ser
         health_check_period_s=1,
         health_check_timeout_s=5,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=max(config.model.drain_timeout, LEAST_SHUTDOWN_SECONDS),
+        graceful_shutdown_timeout_s=max(LEAST_SHUTDOWN_SECONDS, *(one.model.drain_timeout for one in config.each)),
     ).options(version=FRONT_VERSION, _internal=True)
     application: serve.Application = deployment.bind(config, secret, edge or edge_secret(secret))
     return application

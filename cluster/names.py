@@ -3,5 +3,10 @@
 NAMESPACE = "echelon"
 DISPATCHER = "dispatcher"  # the dispatcher's actor
 GATEWAY = "gateway"  # the actor behind `echelon.connect`
-REPLICAS_APP = "replicas"  # Serve application of the engines
+REPLICAS = "replicas-"  # how the Serve application of a model's engines begins
 FRONT_APP = "front"  # Serve application of the ingress
+
+
+def replicas_app(model: str) -> str:
+    """The Serve application of the engines of `model`."""
+    return REPLICAS + model

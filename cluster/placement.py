@@ -35,6 +35,7 @@ class Demand:
 
     name: str
     bundles: tuple[Bundle, ...]
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Placed:
 
     name: str
     nodes: tuple[str, ...]
+    model: str = ""
 
     @property
     def spread(self) -> bool:
@@ -66,10 +68,13 @@ class Plan:
     refused: tuple[str, ...]
     warnings: tuple[str, ...]
 
-    @property
-    def strategy(self) -> str:
-        """Ray's, for all replicas alike."""
-        return SEVERAL_NODES if any(one.spread for one in self.placed) else ONE_NODE
+    def strategy(self, model: str) -> str:
+        """Ray's, for all replicas of `model` alike."""
+        return SEVERAL_NODES if any(one.spread for one in self.placed if one.model == model) else ONE_NODE
+
+    def has_room(self, model: str) -> bool:
+        """Whether one of its replicas fits, at least."""
+        return any(one.model == model for one in self.placed)
 
     def most_on_a_node(self) -> int:
         """Ranks on the node that has the most of them; at least 1."""
@@ -87,7 +92,7 @@ def plan(demands: Iterable[Demand], nodes: Sequence[Node]) -> Plan:
             continue
         room = max(fitting, key=lambda room: room.share_after(demand.bundles))
         room.take(demand.bundles)
-        placed.append(Placed(demand.name, (room.node.address,) * len(demand.bundles)))
+        placed.append(Placed(demand.name, (room.node.address,) * len(demand.bundles), demand.model))
     warnings = []
     for demand in spread:
         taken = [dict(room.free) for room in rooms]
@@ -97,7 +102,7 @@ def plan(demands: Iterable[Demand], nodes: Sequence[Node]) -> Plan:
             for room, free in zip(rooms, taken, strict=True):  # it takes nothing: a smaller one may fit
                 room.free = free
             continue
-        placed.append(Placed(demand.name, homes))
+        placed.append(Placed(demand.name, homes, demand.model))
         if len(set(homes)) > 1:
             over = ", ".join(dict.fromkeys(homes))
             warnings.append(f"{demand.name} is spread over {over}: {_why_spread(demand.bundles, nodes)}")
@@ -134,8 +139,8 @@ def rank_bundles(config: ReplicaConfig) -> list[dict[str, float]]:
 
 def replica_demands(config: ReplicaConfig, replicas: int) -> list[Demand]:
     """What `replicas` replicas ask for."""
-    bundles = tuple(rank_bundles(config))
-    return [Demand(f"replica {n + 1} of {replicas} of {config.model.name}", bundles) for n in range(replicas)]
+    bundles, name = tuple(rank_bundles(config)), config.model.name
+    return [Demand(f"replica {n + 1} of {replicas} of {name}", bundles, name) for n in range(replicas)]
 
 
 def rank_options(config: ReplicaConfig) -> dict[str, Any]:

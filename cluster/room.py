@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ray
 from ray._private.state import available_resources_per_node  # Ray's public functions know sums over all nodes only
 
-from cluster.config import ClusterConfig
-from cluster.placement import Node, Plan, explain, plan, ranks_by_node, replica_demands
-from workers.api.config import ReplicaConfig
+from cluster.config import PlacementSection
+from cluster.placement import Demand, Node, Plan, explain, plan, ranks_by_node
 from workers.api.errors import EchelonError
 
 POLL_SECONDS = 1.0
@@ -38,14 +37,13 @@ def nodes_with_room() -> list[Node]:
     return sorted(nodes, key=lambda node: node.address)
 
 
-def await_room(replica: ReplicaConfig, config: ClusterConfig, progress: Progress) -> Plan:
-    """The plan for all replicas, once they fit or `placement.wait` is over; what is spread, or waits, is said.
+def await_room(demands: Sequence[Demand], wanted: PlacementSection, progress: Progress) -> Plan:
+    """The plan for all replicas, once they fit or `wanted.wait` is over; what is spread, or waits, is said.
 
-    Raises EchelonError where not even one fits.
+    Raises EchelonError where not even one of some model fits.
     """
     from ray.autoscaler.sdk import request_resources  # only here: a start on one machine does without
 
-    wanted, demands = config.placement, replica_demands(replica, config.model.replicas)
     deadline, said = time.monotonic() + max(wanted.wait, SETTLE_SECONDS), ""
     while True:
         made = plan(demands, nodes_with_room())
@@ -59,8 +57,8 @@ def await_room(replica: ReplicaConfig, config: ClusterConfig, progress: Progress
         time.sleep(POLL_SECONDS)
     if said:
         request_resources(bundles=[])  # from here on the placement groups say what is needed
-    if not made.placed:
-        raise EchelonError(made.refused[0])
+    if not all(made.has_room(demand.model) for demand in demands):
+        raise EchelonError("\n".join(made.refused))
     for line in (*made.warnings, *made.refused):
         progress(f"warning: {line}")
     return made

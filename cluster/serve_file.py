@@ -4,6 +4,7 @@
       - {name: replicas, route_prefix: null, import_path: "cluster.serve_file:replicas", args: {file: /etc/e/c.yaml}}
       - {name: front, route_prefix: /, import_path: "cluster.serve_file:front", args: {file: /etc/e/c.yaml}}
 
+With several models in the file there is an application for each, whose args say `model: NAME` besides.
 Each is built in a process of its own, so that the cluster's secret comes from the environment ($ECHELON_SECRET). Serve,
 not the file, says where HTTP listens. There is no gateway, so neither `echelon.connect` nor `echelon upgrade`: a
 changed file is deployed instead.
@@ -26,8 +27,9 @@ from workers.api.errors import ConfigError
 
 
 def replicas(args: dict[str, str]) -> serve.Application:
-    """The application `replicas`. Raises ConfigError for a bad file, or one without a device."""
-    config, secret = _begin(args)
+    """The application `replicas`. Raises ConfigError for a bad file, one without a device, or an unknown model."""
+    whole, secret = _begin(args)
+    config = whole.of(args.get("model", whole.model_name))
     model = config.model
     if model.device == "auto":
         raise ConfigError("model.device must be cuda or cpu here: nodes may come later than this is read")
@@ -36,7 +38,7 @@ def replicas(args: dict[str, str]) -> serve.Application:
         revision=model.revision,
         replicas=model.replicas,
         secret=secret,
-        threads=threads_per_rank(config),
+        threads=threads_per_rank(whole),
         qos=None if config.dispatch.qos is None else StepQos.read(Path(config.dispatch.qos)),
         rollout=Rollout(model.drain_timeout, model.upgrade != "stop_first", config.scaling()),
     )
@@ -51,6 +53,5 @@ def _begin(args: dict[str, str]) -> tuple[ClusterConfig, str]:
     """The file's config and the secret; the dispatcher runs."""
     config, secret = cluster_config(args["file"], {}), cluster_secret()
     refuse_open_house(config, joins=True)
-    qos = None if config.dispatch.qos is None else Path(config.dispatch.qos)
-    start_dispatcher(config.dispatcher_config(), secret, config.log, qos, shared=True)
+    start_dispatcher(config.dispatcher_config(), secret, config.log, config.qos_files, shared=True)
     return config, secret

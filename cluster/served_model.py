@@ -1,4 +1,4 @@
-"""The model of a cluster file as the front knows it."""
+"""The models of a cluster file as the front knows them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from cluster.environment import DEMO_MODEL
 from router.http.config import ServedModel
 from router.text.tokenizer import Tokenizer
 from workers.api.errors import ConfigError
+
+
+def served_models(config: ClusterConfig) -> list[ServedModel]:
+    """All of the file, in its order. Raises ConfigError."""
+    return [served_model(one, resolve_model(one.model.path, one.model.revision)) for one in config.each]
 
 
 def served_model(config: ClusterConfig, folder: Path) -> ServedModel:

@@ -44,24 +44,35 @@ def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
     else:
         config = ClusterConfig(model=ModelSection(path=model))
     values = config.model_dump()
-    for name in HTTP_FILES:  # other processes have other working folders
-        if (path := values["http"][name]) is not None:
-            values["http"][name] = str(Path(model).absolute().parent / Path(path).expanduser())
-    if (path := values["dispatch"]["qos"]) is not None:
-        values["dispatch"]["qos"] = str(Path(model).absolute().parent / Path(path).expanduser())
-    folder_of_file = Path(model).absolute().parent
-    values["model"]["model_files"] = [str(folder_of_file / Path(f).expanduser()) for f in config.model.model_files]
+    first, several = values.pop("model"), values.pop("models")
+    models = list(several) or [first]
+    given = {k: flags[k] for k in MODEL_FLAGS if k in flags}
+    if len(models) > 1 and given:
+        raise ConfigError(f"{model} has several models: what {', '.join(given)} of each is stands there, not in a flag")
+    folder = Path(model).absolute().parent  # other processes have other working folders
+    for section, name in (*((values["http"], name) for name in HTTP_FILES), (values["dispatch"], "qos")):
+        _take_from(folder, section, name)
+    for section in models:
+        _take_from(folder, section, "qos")
+        section["model_files"] = [str(folder / Path(file).expanduser()) for file in section["model_files"]]
+        checkpoint = Path(section["path"]).expanduser()
+        if section["path"] != DEMO_MODEL and checkpoint.is_dir():
+            section["path"] = str(checkpoint.resolve())  # and "." has no name
+    models[0].update(given)
     values["dispatch"].update({k: flags[k] for k in DISPATCH_FLAGS if k in flags})
     values["http"].update({k: flags[k] for k in HTTP_FLAGS if k in flags})
     values["placement"].update({k: flags[k] for k in PLACEMENT_FLAGS if k in flags})
-    values["model"].update({k: flags[k] for k in MODEL_FLAGS if k in flags})
-    folder = Path(config.model.path).expanduser()
-    if config.model.path != DEMO_MODEL and folder.is_dir():
-        values["model"]["path"] = str(folder.resolve())  # ranks have other working folders, and "." has no name
-    config = checked_config(values, "the command line")
-    config.replica_config("auto")  # limits that contradict each other: now, not when Ray is up
+    config = checked_config(values | ({"models": models} if several else {"model": first}), "the command line")
+    for one in config.each:
+        one.replica_config("auto")  # limits that contradict each other: now, not when Ray is up
     config.dispatcher_config()  # a bad QoS file too
     return config
+
+
+def _take_from(folder: Path, section: dict[str, Any], name: str) -> None:
+    """A path of the file is relative to its folder."""
+    if section[name] is not None:
+        section[name] = str(folder / Path(section[name]).expanduser())
 
 
 def note_path(port: int) -> Path:
@@ -125,14 +136,15 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     refuse_taken_port(config.http.host, config.http.port)
     http = config.http
     certificate = read_certificate(http.tls_cert, http.tls_key) if http.tls_cert and http.tls_key else None
-    # A wrong path, a download with its progress bar, a tokenizer that cannot be read: now, not in a replica's log.
-    folder = resolve_model(config.model.path, config.model.revision)
+    # A wrong path, a download with its progress bar: now, not in a replica's log.
+    for one in config.each:
+        resolve_model(one.model.path, one.model.revision)
     gc.disable()  # until it answers: what the imports leave stays, and looking through it takes 0.3 s
     prepare_ray()
     from cluster.app import bring_down, bring_up
-    from cluster.served_model import served_model
+    from cluster.served_model import served_models
 
-    served_model(config, folder)
+    served_models(config)  # a tokenizer that cannot be read, too
     stop = threading.Event()
     signal.signal(signal.SIGTERM, _interrupt)  # `echelon stop` while it starts is Ctrl-C
     note = note_path(config.http.port)
@@ -150,8 +162,9 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
         note.write_text(json.dumps(said))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        body = json.dumps({"model": cluster.model, "messages": [{"role": "user", "content": "What is 3 + 4?"}]})
-        say(f"Echelon is serving {cluster.base_url} (model {cluster.model})")
+        body = json.dumps({"model": cluster.models[0], "messages": [{"role": "user", "content": "What is 3 + 4?"}]})
+        what = f"model{'s' * (len(cluster.models) > 1)} {', '.join(cluster.models)}"
+        say(f"Echelon is serving {cluster.base_url} ({what})")
         say(f"  {who}")
         if certificate and certificate.warning:
             say(f"  warning: {certificate.warning}")
@@ -162,8 +175,9 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
         say(f"  from Python: echelon.connect({cluster.ray_address!r})")
         note.write_text(json.dumps({**said, "url": cluster.base_url}))  # `--detach` has read all of the above then
         say(f"  stop it with Ctrl-C, `make stop PORT={config.http.port}` or `echelon stop --port {config.http.port}`")
-        if config.model.replicas > 1:
-            say(f"  {await_others(config.model.replicas, stop, started, say)}")
+        replicas = sum(one.model.replicas for one in config.each)
+        if replicas > 1:
+            say(f"  {await_others(replicas, stop, started, say)}")
         watch = threading.Thread(target=say_what_waits, args=(stop, say), daemon=True, name="placement")
         watch.start()
         stop.wait()

@@ -79,6 +79,7 @@ class Service:
         stories: Stories | None = None,
     ) -> None:
         self._stories = stories
+        self.foreign: Callable[[], Sequence[str]] = tuple  # names of models that others serve
         self.config = config or FrontConfig()
         self._models = {m.name: m for m in models}
         if len(self._models) != len(models):
@@ -95,11 +96,16 @@ class Service:
         """Those that `identity` may use, in order."""
         return tuple(m for m in self._models.values() if identity.may_use(m.name))
 
+    def names(self, identity: Identity) -> list[str]:
+        """Names of all models that `identity` may use, our own first."""
+        own = [m.name for m in self.models(identity)]
+        return own + [name for name in self.foreign() if identity.may_use(name) and not self.serves(name)]
+
     def model(self, name: str, identity: Identity) -> ServedModel:
         """The model of that name. Raises ModelNotFound, also where `identity` may not use it."""
         model = self._models.get(name)
         if model is None or not identity.may_use(name):
-            raise ModelNotFound(echo(name))
+            raise ModelNotFound(echo(name), self.names(identity))
         return model
 
     def _only(self, name: str | None, identity: Identity) -> ServedModel:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from router.dispatch.latency import Speed
 from router.foreign.node import NodeSpec
@@ -29,6 +30,7 @@ class DispatcherConfig:
     decode_margin: int = 64  # tokens of room for each choice beyond its prompt
     seed_speed: Speed = Speed()
     qos: QosConfig | None = None  # None: first come, first served
+    own_qos: Mapping[str, QosConfig] = field(default_factory=dict)  # of models that have another, by their names
     nodes: tuple[NodeSpec, ...] = ()  # foreign servers that are there from the start
 
     def __post_init__(self) -> None:

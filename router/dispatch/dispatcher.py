@@ -60,6 +60,7 @@ class Dispatcher:
         self._expectations = Expectations()
         self._rooms = Rooms(
             config.qos,
+            config.own_qos,
             output=self._expectations.output,
             clock=clock,
             max_waiting=config.max_waiting,
@@ -278,16 +279,24 @@ class Dispatcher:
         moved = [reply for replica_id in self._registry.hung(now) for reply in self._move_from(replica_id, now)]
         return moved + self._granting.expire() + self._granting.release_all()
 
-    def reload(self, qos: QosConfig) -> list[Reply]:
-        """`qos` orders what waits from now on. What was served stays known, unless QoS was or will be switched off."""
-        self._rooms.qos = qos
+    def reload(self, qos: QosConfig, model: str | None = None) -> list[Reply]:
+        """`qos` orders what waits from now on: for `model`, which has one of its own, or for all that have none.
+
+        What was served stays known, unless QoS was or will be switched off.
+        """
+        if model is None:
+            self._rooms.qos = qos
+        else:
+            self._rooms.own[model] = qos
         for fleet in self._registry.fleets:
+            if self._rooms.qos_of(fleet.model) is not qos:
+                continue
             leased = [
                 Waiting(lease.request, lease.client, lease.arrived, lease.granted)
                 for lease in self._leases.by_id.values()
                 if lease.request.model == fleet.model
             ]
-            fleet.queue = self._rooms.replaced(fleet.queue, leased)
+            fleet.queue = self._rooms.replaced(fleet.model, fleet.queue, leased)
             if not qos.enabled:
                 for replica in fleet.replicas:
                     replica.tiered = False  # nobody yields for anybody, and no head waits there any more
@@ -297,7 +306,7 @@ class Dispatcher:
 
     @property
     def qos(self) -> QosConfig | None:
-        """What orders what waits; None: first come, first served."""
+        """What orders what waits for models without their own; None: first come, first served."""
         return self._rooms.qos
 
     @property

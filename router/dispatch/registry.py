@@ -14,10 +14,10 @@ from workers.api.replica import ReplicaInfo
 
 
 class Registry:
-    """`make_room` gives each fleet its waiting room. `started` is when the dispatcher came up, in seconds."""
+    """`make_room` gives the fleet of a model its waiting room. `started` is when the dispatcher came up, in seconds."""
 
     def __init__(
-        self, config: DispatcherConfig, leases: Leases, *, make_room: Callable[[], Room[Waiting]], started: float
+        self, config: DispatcherConfig, leases: Leases, *, make_room: Callable[[str], Room[Waiting]], started: float
     ) -> None:
         self.config = config
         self.replicas: dict[str, Replica] = {}
@@ -40,7 +40,7 @@ class Registry:
         """The fleet of `model`, an empty one if it has none yet."""
         fleet = self.by_model.get(model)
         if fleet is None:
-            fleet = self.by_model[model] = Fleet(model, self._make_room(), self.config.decode_margin)
+            fleet = self.by_model[model] = Fleet(model, self._make_room(model), self.config.decode_margin)
         return fleet
 
     def get(self, replica_id: str) -> Replica | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from router.dispatch.fleet import Waiting
 from router.dispatch.lease import Acquire, Settle
@@ -16,47 +16,59 @@ _FLOOR_BOUND = 100_000.0  # units, some long leases: what a tier with a floor ca
 
 
 class Rooms:
-    """Makes rooms, and knows what a request is charged. `output` tells how many tokens a choice will have."""
+    """Makes rooms, and knows what a request is charged. `qos` holds for all models but those in `own`; `output` tells
+    how many tokens a choice will have.
+    """
 
     def __init__(
         self,
         qos: QosConfig | None,
+        own: Mapping[str, QosConfig],
         *,
         output: Callable[[Acquire], float],
         clock: Callable[[], float],
         max_waiting: int,
         ordering: Ordering[Waiting] | None = None,
     ) -> None:
-        self.qos = qos
+        self.qos, self.own = qos, dict(own)
         self._output, self._clock, self._max_waiting = output, clock, max_waiting
         self._ordering: Ordering[Waiting] = ordering or Fifo()
         self._prices = Prices()
 
     def home(self, request: Acquire) -> tuple[str, str]:
         """Tier and account of `request`; the account is empty where there are no quotas."""
-        if self.qos is None or not self.qos.enabled:
+        qos = self.qos_of(request.model)
+        if qos is None or not qos.enabled:
             return request.tier, ""
-        account = self.qos.account(request.owner, request.tier)
+        account = qos.account(request.owner, request.tier)
         return account.key
+
+    def qos_of(self, model: str) -> QosConfig | None:
+        """What orders the requests for `model`; None: first come, first served."""
+        return self.own.get(model, self.qos)
 
     def units(self, request: Acquire, settled: Settle) -> float:
         """What `settled` executed, in units of service."""
         reads = kv_read(request, settled.decode_tokens)
         return self._prices.units(settled.prefill_tokens, settled.decode_tokens, reads)
 
-    def make(self) -> Room[Waiting]:
-        """An empty room."""
-        if self.qos is None or not self.qos.enabled:
+    def make(self, model: str) -> Room[Waiting]:
+        """An empty room for requests for `model`."""
+        qos = self.qos_of(model)
+        if qos is None or not qos.enabled:
             return WaitingQueue(self._ordering, self._max_waiting)
         limits = Limits(step=_FLOOR_BOUND)
-        return FairQueue(self.qos, limits, describe=self._facts, clock=self._clock, limit=self._max_waiting)
+        return FairQueue(qos, limits, describe=self._facts, clock=self._clock, limit=self._max_waiting)
 
-    def replaced(self, room: Room[Waiting], leased: list[Waiting]) -> Room[Waiting]:
-        """`room`, or a new one with all that waits in it, in the order of `qos`; `leased` hold leases already."""
-        if isinstance(room, FairQueue) and self.qos is not None and self.qos.enabled:
-            room.replace(self.qos)
+    def replaced(self, model: str, room: Room[Waiting], leased: list[Waiting]) -> Room[Waiting]:
+        """The `room` of `model`, or a new one with all that waits in it, in the order of its QoS; `leased` hold leases
+        already.
+        """
+        qos = self.qos_of(model)
+        if isinstance(room, FairQueue) and qos is not None and qos.enabled:
+            room.replace(qos)
             return room
-        fresh = self.make()
+        fresh = self.make(model)
         for w in leased:
             fresh.adopt(w.request.lease_id, w)
         for w in room:

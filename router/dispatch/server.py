@@ -173,10 +173,11 @@ class DispatcherServer:
         d = self.dispatcher
         return ReplicaTable(d.rows(), d.waiting, d.waiting_by_model, d.tiers(), d.work())
 
-    def reload(self, qos: QosConfig) -> None:
-        """`qos` holds from now on, for what waits too."""
-        log.info("QoS configuration: %d tiers, %d accounts", len(qos.tiers), len(qos.accounts))
-        self._answer(self.dispatcher.reload(qos))
+    def reload(self, qos: QosConfig, model: str | None = None) -> None:
+        """`qos` holds from now on, for what waits too: for `model` alone, or for all that have none of their own."""
+        of = "" if model is None else f" of {model}"
+        log.info("QoS configuration%s: %d tiers, %d accounts", of, len(qos.tiers), len(qos.accounts))
+        self._answer(self.dispatcher.reload(qos, model))
 
     def ledger(self) -> Ledger:
         """The books of the dispatcher."""

@@ -84,6 +84,8 @@ def create_app(
         return Exchange(job, generator, service.meter(job), service.ended, turn, config.stalled_seconds)
 
     relay = None if nodes is None else Relay(nodes, service, own)
+    if relay is not None:
+        service.foreign = relay.models
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -159,9 +161,8 @@ def create_app(
         """The models that the caller may use."""
         identity = request.state.identity
         cards = [_card(m) for m in service.models(identity)]
-        for name in () if relay is None else relay.models():
-            if identity.may_use(name) and not service.serves(name):
-                cards.append({"id": name, "object": "model", "created": started, "owned_by": "node"})
+        for name in service.names(identity)[len(cards) :]:
+            cards.append({"id": name, "object": "model", "created": started, "owned_by": "node"})
         return JSONResponse({"object": "list", "data": cards})
 
     @app.get("/v1/models/{model:path}", tags=["openai"])

@@ -18,7 +18,7 @@ ROLES = (  # by what the command line begins with or contains; the first that fi
     ("rank", "ray::RankActor"),
     ("dispatcher", "ray::DispatcherActor"),
     ("gateway", "ray::Gateway"),
-    ("supervisor", "ray::ServeReplica:replicas:"),
+    ("supervisor", "ray::ServeReplica:replicas-"),
     ("ingress", "ray::ServeReplica:front:"),
     ("plain engine", "ray::ServeReplica:plain:FakeEngine"),
     ("plain front", "ray::ServeReplica:plain:"),

@@ -16,7 +16,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from cluster.app import await_running, bring_down, bring_up
 from cluster.config import ClusterConfig, DispatchSection, EngineSection, HttpSection, ModelSection
 from cluster.environment import free_port
-from cluster.names import DISPATCHER, NAMESPACE, REPLICAS_APP
+from cluster.names import DISPATCHER, NAMESPACE, replicas_app
 
 ANSWER_SECONDS = 5.0
 FIRST_COME = {
@@ -91,7 +91,7 @@ class Site:
             details = ray.get(controller.get_serve_instance_details.remote(), timeout=ANSWER_SECONDS)
         except (ValueError, ray.exceptions.RayError) as e:
             raise LookupError(f"Serve's controller does not answer: {e}") from e
-        for deployment in details["applications"][REPLICAS_APP]["deployments"].values():
+        for deployment in details["applications"][replicas_app(self.model)]["deployments"].values():
             for replica in deployment["replicas"]:
                 if replica["replica_id"].endswith(replica_id):
                     return int(replica["pid"])

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import ClusterConfig, checked_config, read_cluster_config, resolve_model
+import cluster.app
+import cluster.config
+from cluster.config import ClusterConfig, checked_config, read_cluster_config, resolve_model, threads_per_rank
 from cluster.environment import DEMO_MODEL
 from cluster.placement import rank_bundles
 from cluster.serving import cluster_config
@@ -154,3 +156,77 @@ def test_nodes_of_the_file_reach_the_dispatcher_without_their_v1() -> None:
     assert "secret" not in repr(config)
     with pytest.raises(ConfigError, match="node's URL"):
         checked_config({"dispatch": {"nodes": [{"url": "host:8000"}]}}, "f").dispatcher_config()
+
+
+SEVERAL = """
+models:
+  - {path: demo, replicas: 2}
+  - {path: demo, name: wide, tensor_parallel: 2, engine: {max_num_seqs: 4, block_size: 8}, qos: own.json}
+engine: {max_num_seqs: 64}
+dispatch: {qos: all.json}
+"""
+TIERS = '{"user_groups": ["%s"], "user_group_map": {"%s": [{"id": "default", "quota_pct": 100}]}}'
+
+
+def test_several_models_have_their_own_limits_and_share_the_rest(tmp_path: Path) -> None:
+    for name, tier in (("all.json", "Gold"), ("own.json", "Silver")):
+        (tmp_path / name).write_text(TIERS % (tier, tier))
+    config = cluster_config(str(written(tmp_path, SEVERAL)), {"port": 4321})
+    assert config.names == ("demo", "wide")
+    assert [one.model.replicas for one in config.each] == [2, 1]
+    assert all(one.names == (one.model_name,) and one.http.port == 4321 for one in config.each)
+    demo, wide = (one.replica_config("cpu") for one in config.each)
+    assert (demo.engine.max_num_seqs, demo.engine.block_size, demo.tensor_parallel) == (64, 16, 1)
+    assert (wide.engine.max_num_seqs, wide.engine.block_size, wide.tensor_parallel) == (4, 8, 2)
+    assert [one.dispatch.qos for one in config.each] == [str(tmp_path / "all.json"), str(tmp_path / "own.json")]
+    dispatcher = config.dispatcher_config()
+    assert dispatcher.models == ("demo", "wide")
+    assert dispatcher.qos is not None
+    assert [t.name for t in dispatcher.qos.tiers] == ["Gold"]
+    assert {m: [t.name for t in qos.tiers] for m, qos in dispatcher.own_qos.items()} == {"wide": ["Silver"]}
+    assert checked_config(config.model_dump(), "again") == config
+    one = config.with_model(config.of("wide").model.model_copy(update={"replicas": 3}))
+    assert [part.model.replicas for part in one.each] == [2, 3]
+    with pytest.raises(ConfigError, match=r"no model 'nope'.* demo, wide"):
+        config.of("nope")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("models: [{path: demo}, {path: demo}]", "two models are called demo"),
+        ("model: {path: demo}\nmodels: [{path: other}]", "exclude each other"),
+        ("models: [{path: demo}, {path: a, replicas: 0}]", r"models\.1\.replicas"),
+        ("models: demo", "models"),
+    ],
+)
+def test_wrong_lists_of_models_are_refused(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        read_cluster_config(written(tmp_path, text))
+
+
+def test_a_flag_says_nothing_of_several_models(tmp_path: Path) -> None:
+    path = written(tmp_path, "models: [{path: demo}, {path: demo, name: b}]")
+    with pytest.raises(ConfigError, match="replicas of each"):
+        cluster_config(str(path), {"replicas": 3})
+    assert cluster_config(str(written(tmp_path, "models: [{path: demo}]")), {"replicas": 3}).each[0].model.replicas == 3
+
+
+def test_models_share_cpus_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.config, "cpu_count", lambda: 12)
+    big = {"path": "/big", "replicas": 2, "tensor_parallel": 2}
+    config = checked_config({"models": [big, {"path": "demo"}, {"path": "/small", "device": "cpu"}]}, "test")
+    assert threads_per_rank(config) == 2
+
+    def devices(gpus: int) -> list[str]:
+        monkeypatch.setattr(cluster.app.ray, "cluster_resources", lambda: {"GPU": float(gpus)})
+        return list(cluster.app.choose_devices(config).values())
+
+    assert devices(0) == ["cpu", "cpu", "cpu"]
+    assert devices(4) == ["cuda", "cpu", "cpu"]
+    assert devices(5) == ["cuda", "cuda", "cpu"]
+    with pytest.raises(ConfigError, match="2 replicas of big on 2 GPUs each need 4, Ray sees 3: take fewer"):
+        devices(3)
+    config = checked_config({"models": [big, {"path": "/small"}]}, "test")
+    with pytest.raises(ConfigError, match=r"of small .* need 1, Ray sees 4, 4 of them for the models before it"):
+        devices(4)

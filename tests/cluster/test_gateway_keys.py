@@ -49,8 +49,8 @@ class Actor:
 
 
 def gateway_with(generator: OneToken, keys: Path | None) -> Gateway:
-    gateway = Gateway(Served(ClusterConfig(http=HttpSection(api_keys=keys and str(keys))), "secret", "v1"))
-    gateway._service = Service([gateway._model], generator)
+    gateway = Gateway(Served(ClusterConfig(http=HttpSection(api_keys=keys and str(keys))), "secret", {"demo": "v1"}))
+    gateway._service = Service(gateway._models, generator)
     return gateway
 
 

@@ -22,7 +22,7 @@ def test_replicas_spread_over_nodes_and_ranks_stay_together() -> None:
     assert [one.nodes for one in made.placed] == [
         ("10.0.0.1", "10.0.0.1"), ("10.0.0.2", "10.0.0.2"), ("10.0.0.1", "10.0.0.1"), ("10.0.0.2", "10.0.0.2"),
     ]  # fmt: skip
-    assert (made.strategy, made.refused, made.warnings) == (ONE_NODE, (), ())
+    assert (made.strategy(""), made.refused, made.warnings) == (ONE_NODE, (), ())
     assert made.most_on_a_node() == 4
 
 
@@ -30,7 +30,7 @@ def test_a_replica_is_put_where_it_is_whole_before_another_is_split() -> None:
     """Three free cards on each of two nodes: two replicas of two ranks stay whole, the third gets what is left."""
     made = plan([gang(f"r{i}", 2) for i in range(3)], [node(1, 3), node(2, 3)])
     assert sorted(one.spread for one in made.placed) == [False, False, True]
-    assert made.strategy == SEVERAL_NODES
+    assert made.strategy("") == SEVERAL_NODES
     assert made.warnings == (
         "r2 is spread over 10.0.0.1, 10.0.0.2: its 2 ranks need 2 CPU, 2 GPU, and no node has that much free",
     )

@@ -1,4 +1,4 @@
-"""One cluster for all Ray tests: the demo model, two replicas, on an own local Ray."""
+"""One cluster for all Ray tests, on an own local Ray: the demo model on two replicas, and as a second one on one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from watching import await_true
 
 from cluster.environment import free_port, prepare_ray
 
-MODEL = "demo"
+MODEL, SECOND = "demo", "second"
 SPARE_CPUS = 2  # logical ones, for a gang of two ranks beside the two replicas
 NO_TIERS = {
     "enable_user_qos": False,
@@ -58,15 +58,15 @@ class Cluster:
 
         return ray.get_actor(DISPATCHER, namespace=NAMESPACE)
 
-    def rows(self) -> list[Any]:
-        """The dispatcher's table of replicas."""
+    def rows(self, model: str = MODEL) -> list[Any]:
+        """The dispatcher's table of the replicas of `model`."""
         import ray
 
-        return list(ray.get(self.dispatcher().status.remote(), timeout=30).rows)
+        return [r for r in ray.get(self.dispatcher().status.remote(), timeout=30).rows if r.info.model == model]
 
-    def ready(self) -> list[Any]:
+    def ready(self, model: str = MODEL) -> list[Any]:
         """The rows of replicas that take leases."""
-        return [r for r in self.rows() if r.state == "ready"]
+        return [r for r in self.rows(model) if r.state == "ready"]
 
     def check_ledgers(self) -> None:
         """Leases, requests and blocks all balance, and nothing is left behind."""
@@ -75,7 +75,7 @@ class Cluster:
         def settled() -> bool:
             ledger = ray.get(self.dispatcher().ledger.remote(), timeout=30)
             assert ledger.balanced, ledger
-            rows = self.ready()
+            rows = [*self.ready(), *self.ready(SECOND)]
             assert all(r.load.requests.balanced for r in rows), rows
             idle = all(r.leases == 0 and r.load.requests.running == 0 for r in rows)
             return idle and ledger.held == 0 and all(r.load.free_blocks == r.load.total_blocks for r in rows)
@@ -87,12 +87,15 @@ class Cluster:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     prepare_ray()
     from cluster.app import await_running, bring_down, bring_up
-    from cluster.config import ClusterConfig, DispatchSection, HttpSection, ModelSection
+    from cluster.config import ClusterConfig, DispatchSection, EngineSection, HttpSection, ModelSection
 
     qos = tmp_path_factory.mktemp("qos") / "tiers.json"
     qos.write_text(json.dumps(NO_TIERS))
     config = ClusterConfig(
-        model=ModelSection(path="demo", name=MODEL, replicas=2),
+        models=(
+            ModelSection(path="demo", name=MODEL, replicas=2),
+            ModelSection(path="demo", name=SECOND, engine=EngineSection(num_blocks=64, max_num_seqs=4)),
+        ),
         http=HttpSection(port=free_port(), header_timeout=2.0, body_timeout=5.0),
         dispatch=DispatchSection(qos=str(qos)),
     )

@@ -59,7 +59,7 @@ def test_completions_ids_and_choices(cluster: Any) -> None:
     )
     whole = ray.get(handle.generate.remote([5, 6, 7], temperature=0, max_tokens=8, ignore_eos=True), timeout=60)
     assert whole.token_ids == first.token_ids + more.token_ids
-    assert ray.get(handle.models.remote(), timeout=60) == ("demo",)
+    assert ray.get(handle.models.remote(), timeout=60) == ("demo", "second")
     likely, unlikely = ray.get(handle.get_ppl.remote(["The capital of France is Paris.", "is of Paris capital The."]))
     assert 0 < likely < unlikely
     body = {"model": "demo", "prompt": "The capital of France is Paris.", "max_tokens": 1, "prompt_logprobs": 0}

@@ -41,10 +41,10 @@ def test_a_rank_killed_while_idle(cluster: Any, await_replicas: Any) -> None:
 def test_a_supervisor_killed_while_idle(cluster: Any, await_replicas: Any) -> None:
     import ray
 
-    from cluster.names import REPLICAS_APP
+    from cluster.names import replicas_app
 
     victim = cluster.ready()[0].info.id
-    supervisor = ray.get_actor(f"SERVE_REPLICA::{REPLICAS_APP}#demo#{victim}", namespace="serve")
+    supervisor = ray.get_actor(f"SERVE_REPLICA::{replicas_app('demo')}#demo#{victim}", namespace="serve")
     ray.kill(supervisor)
     for _ in range(5):
         assert "7" in cluster.chat("What is 3 + 4?")["choices"][0]["message"]["content"]

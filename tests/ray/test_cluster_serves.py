@@ -40,7 +40,7 @@ def test_openai_package_streams_what_it_gets_at_once(cluster: Any) -> None:
     assert usage is not None
     assert whole.usage is not None
     assert usage.completion_tokens == whole.usage.completion_tokens
-    assert [m.id for m in client.models.list()] == ["demo"]
+    assert [m.id for m in client.models.list()] == ["demo", "second"]
 
 
 def test_completions_route(cluster: Any) -> None:

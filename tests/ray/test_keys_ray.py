@@ -26,7 +26,7 @@ def test_handles_with_keys(cluster: Any, tmp_path: Path) -> None:
     add_key(keys, anna, "anna")
     add_key(keys, ben, "ben")
     config = ClusterConfig(http=HttpSection(api_keys=str(keys)))
-    gateway = ray.remote(Gateway).options(num_cpus=0).remote(Served(config, cluster.secret, "keys"))
+    gateway = ray.remote(Gateway).options(num_cpus=0).remote(Served(config, cluster.secret, {"demo": "keys"}))
 
     def cached(key: str | None) -> int:
         found = Handle(gateway, key).generate.remote(PROMPT, max_tokens=1, temperature=0)

@@ -101,7 +101,7 @@ def test_the_gateways_requests_are_on_the_page(cluster: Any) -> None:
 
     await_true(shown, "the gateway's tokens are nowhere to be scraped")
     samples = page(cluster)
-    ids = {r.info.id for r in cluster.ready()}
+    ids = {r.info.id for r in (*cluster.ready(), *cluster.ready("second"))}
     assert {s.labels["engine"] for s in samples["vllm:num_requests_running"]} == ids
     assert all(s.value < 60 for s in samples["echelon_replica_since_step_seconds"])
 

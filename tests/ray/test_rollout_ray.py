@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -64,11 +67,11 @@ def test_replicas_are_replaced_under_load_without_an_error(cluster: Any) -> None
     before = {r.info.id for r in cluster.ready()}
     section = runs.config.model.model_copy(update={"drain_timeout": 0.0})
     engine = runs.config.engine.model_copy(update={"max_num_seqs": SLOTS})
-    config = runs.config.model_copy(update={"model": section, "engine": engine})
-    version = version_of(config.replica_config("cpu"), None)
+    config = runs.config.with_model(section.model_copy(update={"engine": engine}))
+    versions = {**runs.versions, "demo": version_of(config.replica_config("cpu"), None)}
     crowd = Crowd(cluster)
     try:
-        roll_out(Served(config, runs.secret, version), runs, "cpu", lambda text: None)
+        roll_out("demo", Served(config, runs.secret, versions), runs, "cpu", lambda text: None)
         await_true(lambda: len(cluster.ready()) == 2, "two new replicas should be ready")
     finally:
         crowd.stop()
@@ -78,14 +81,54 @@ def test_replicas_are_replaced_under_load_without_an_error(cluster: Any) -> None
     rows = cluster.ready()
     assert not before & {r.info.id for r in rows}
     assert {r.info.max_num_seqs for r in rows} == {SLOTS}
-    ray.get(gateway.upgraded.remote(Served(config, runs.secret, version)))
+    ray.get(gateway.upgraded.remote(Served(config, runs.secret, versions)))
+
+    drain(cluster)
+
+
+def drain(cluster: Any) -> None:
+    """`echelon drain` takes a replica out that has a long answer to make, which goes on elsewhere."""
+    import ray
 
     answers: list[dict[str, Any]] = []
     long = threading.Thread(target=lambda: answers.append(cluster.chat("Count from 1 to 20.", max_tokens=900, **COUNT)))
     long.start()
     await_true(lambda: any(r.leases for r in cluster.rows()) or answers, "the long answer did not begin")
     victim = max(cluster.rows(), key=lambda r: r.leases).info.id
-    assert ray.get(cluster.dispatcher().retire.remote(victim))
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "cluster.cli", "drain", victim, "--address", address]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"replica {victim} is drained and gone" in done.stdout
+    assert victim not in {r.info.id for r in cluster.rows()}
     long.join(timeout=60)
     assert answers[0]["usage"]["completion_tokens"] == 900
-    await_true(lambda: victim not in {r.info.id for r in cluster.rows()}, "the drained replica is still there")
+
+
+def test_what_does_not_come_up_is_taken_back_and_nobody_notices(cluster: Any) -> None:
+    prepare_ray()
+    import ray
+
+    from cluster.gateway_actor import Served
+    from cluster.names import GATEWAY, NAMESPACE
+    from cluster.upgrade import roll_out
+    from workers.api.errors import EchelonError
+
+    runs: Served = ray.get(ray.get_actor(GATEWAY, namespace=NAMESPACE).served.remote())
+    before = {r.info.id for r in cluster.ready()}
+    section = runs.config.of("demo").model.model_copy(update={"model_files": ("/absent.py",)})
+    wanted = dataclasses.replace(
+        runs, config=runs.config.with_model(section), versions={**runs.versions, "demo": "absent"}
+    )
+    said: list[str] = []
+    crowd = Crowd(cluster)
+    try:
+        with pytest.raises(EchelonError, match=r"upgrade of demo was taken back.*absent\.py"):
+            roll_out("demo", wanted, runs, "cpu", said.append)
+        await_true(lambda: len(cluster.ready()) == 2, "two replicas should be ready")
+    finally:
+        crowd.stop()
+    assert not crowd.failures
+    assert crowd.answers > 8
+    assert any(line.startswith("going back; ") for line in said)
+    assert {r.info.id for r in cluster.ready()} == before, "no replica had to go: the new one was to come first"

@@ -21,7 +21,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+NAMED_MODELS = 16  # in an error
 
 
 class EchelonError(Exception):
@@ -56,11 +59,13 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class ModelNotFound(RequestError):
-    """No such model here."""
+    """No such model here. `there`: names of those that the caller may use."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, there: Sequence[str] = ()) -> None:
+        named = ", ".join([*there[:NAMED_MODELS], *["..."] * (len(there) > NAMED_MODELS)])
+        known = f" There are: {named}." if named else ""
         super().__init__(
-            f"The model '{model[:64]}' does not exist or you do not have access to it.",
+            f"The model '{model[:64]}' does not exist or you do not have access to it.{known}",
             param="model",
             code="model_not_found",
         )
