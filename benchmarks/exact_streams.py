@@ -33,8 +33,11 @@ class Expected:
     usage: dict[str, Any]
 
 
-def make_asks(seed: int, count: int, model: str = "demo") -> list[Ask]:
-    """Greedy requests of all shapes: chats and completions, short and long, 1 to 3 choices, log-probabilities."""
+def make_asks(seed: int, count: int, model: str = "demo", *, most_tokens: int = 250) -> list[Ask]:
+    """Greedy requests of all shapes: chats and completions, short and long, 1 to 3 choices, log-probabilities.
+
+    Long ones have between 40 and `most_tokens` tokens.
+    """
     rng = random.Random(seed)
     asks = []
     for i in range(count):
@@ -45,7 +48,7 @@ def make_asks(seed: int, count: int, model: str = "demo") -> list[Ask]:
         body: dict[str, Any] = {"model": model, "temperature": 0, "n": rng.choice([1, 1, 1, 2, 3])}
         body["skip_special_tokens"] = False  # log-probabilities show all tokens, so the text must
         if i % 2:
-            body |= {"max_tokens": rng.randrange(40, 250), "ignore_eos": True}
+            body |= {"max_tokens": rng.randrange(40, most_tokens), "ignore_eos": True}
         if i % 3 == 2:
             asks.append(Ask("/completions", {**body, "prompt": text, "logprobs": rng.choice([None, 0, 2])}))
         else:

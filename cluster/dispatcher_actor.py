@@ -74,6 +74,10 @@ class DispatcherActor:
         """The replica is drained, and its supervisor told to end it then. False if there is none of this id."""
         return self._server.retire(replica_id)
 
+    async def expect(self, model: str, seconds: float) -> None:
+        """A replica of `model` is about to come: for so many seconds requests wait for it."""
+        self._server.dispatcher.expect(model, seconds)
+
     async def unregister(self, replica_id: str, reason: str) -> None:
         """A replica is gone."""
         self._server.unregister(replica_id, reason)

@@ -36,6 +36,7 @@ from cluster.served_model import served_model
 from workers.api.config import ReplicaConfig
 from workers.api.errors import ConfigError, EchelonError
 
+EXPECTED_SECONDS = 15.0  # that requests wait for a replica after the last time that we said one would come
 APPLIED = ("model", "models", "engine")  # sections
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # that the front has read
 
@@ -183,7 +184,9 @@ def await_rollout(name: str, progress: Progress) -> None:
     after a while in which nothing happened.
     """
     last, since = "", time.monotonic()
+    dispatcher = ray.get_actor(DISPATCHER, namespace=NAMESPACE)
     while True:
+        dispatcher.expect.remote(name, EXPECTED_SECONDS)  # with `stop_first` there may be none for a while
         status = serve.status().applications
         app = status[replicas_app(name)]
         if app.status == "RUNNING":

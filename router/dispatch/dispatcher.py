@@ -204,6 +204,10 @@ class Dispatcher:
         self._registry.drain(replica_id, self._clock())
         return sum(lease.client not in self._gone for lease in self._leases.held_on(replica_id))
 
+    def expect(self, model: str, seconds: float) -> None:
+        """A replica of `model` is about to come: for so many seconds nobody is refused because there is none."""
+        self._registry.fleet(model).expected_until = self._clock() + seconds
+
     def fleet_load(self, model: str) -> FleetLoad:
         """How busy all replicas of `model` are together."""
         fleet = self._registry.fleet(model)

@@ -30,14 +30,16 @@ class Waiting:
 
 
 class Fleet:
-    """The replicas of `model` in the order of registration. `empty_since` counts only while there is none."""
+    """The replicas of `model` in the order of registration. `empty_since` counts only while there is none; until
+    `expected_until` somebody knows that one will come.
+    """
 
     def __init__(self, model: str, room: Room[Waiting], margin: int) -> None:
         self.model = model
         self.replicas: list[Replica] = []
         self.queue = room
         self.served = ServedLedger()
-        self.empty_since = float("-inf")
+        self.empty_since = self.expected_until = float("-inf")
         self._margin = margin
         self._context = self._most_slots = self._most_tokens = self._slots = 0
         self._alike = True

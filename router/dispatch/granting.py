@@ -146,6 +146,8 @@ class Granting:
         for fleet in self._registry.fleets:
             if not fleet.queue or any(not (r.info.url and r.suspect) for r in fleet.replicas):
                 continue  # a foreign node that does not answer is nobody to wait for
+            if now < fleet.expected_until:
+                continue
             for w in list(fleet.queue):
                 grace = self._config.replay_grace if w.request.accepted else self._config.replica_grace
                 if now - max(fleet.empty_since, w.queued) >= grace:

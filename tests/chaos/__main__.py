@@ -42,6 +42,8 @@ from chaos.faults_front import (  # noqa: E402
 )
 from chaos.faults_host import HostKilled, LinkCut  # noqa: E402
 from chaos.faults_replica import (  # noqa: E402
+    FollowerKilled,
+    FollowerStopped,
     GangKilled,
     HeadSilent,
     KilledUnderWhole,
@@ -79,6 +81,7 @@ KINDS: tuple[type[Fault], ...] = (
     Overload,
 )
 HOST_KINDS: tuple[type[Fault], ...] = (LinkCut, HostKilled)
+GANG_KINDS: tuple[type[Fault], ...] = (FollowerKilled, FollowerStopped)
 AGAIN = 3  # tries of a trial that was invalid
 MEMORY_SECONDS = 10.0
 WARM_SECONDS = 5.0
@@ -210,6 +213,9 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=300, help="of an answer, at most")
     parser.add_argument("--replicas", type=int, default=3)
+    parser.add_argument(
+        "--tp", type=int, default=1, help="ranks of a replica; from two on one that follows is hit, too"
+    )
     parser.add_argument("--ingresses", type=int, default=1)
     parser.add_argument("--plain", type=int, default=0, help="then so many trials of each kind on Ray Serve alone")
     parser.add_argument("--faketime", type=Path, help="libfaketimeMT.so.1: then the wall clock jumps, too")
@@ -219,6 +225,8 @@ def main() -> None:
     parser.add_argument("--hosts", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     known = {kind.name: kind for kind in (KINDS if args.join is None else (*KINDS[:5], *HOST_KINDS))}
+    if args.tp > 1:
+        known |= {kind.name: kind for kind in GANG_KINDS}
     if args.faketime is not None:
         known[ClockJumped.name] = ClockJumped
     if args.join is not None:
@@ -228,7 +236,7 @@ def main() -> None:
     names = [name.strip() for name in args.only.split(",") if name.strip()] or list(known)
     if unknown := [name for name in names if name not in known]:
         parser.error(f"unknown faults {unknown}; there are: {', '.join(known)}")
-    shape = Shape(replicas=args.replicas, ingresses=args.ingresses)
+    shape = Shape(replicas=args.replicas, tensor_parallel=args.tp, ingresses=args.ingresses)
     report = Report(" ".join(["python -m chaos", *sys.argv[1:]]), args.seed, asdict(shape))
     console = make_console()
     adopt_orphans()

@@ -26,7 +26,9 @@ WHOLE_TOKENS = (300, 400)
 
 
 class _ReplicaFault(Fault):
-    """Shows as soon as the dispatcher gives the victim no more leases."""
+    """Shows as soon as the dispatcher gives the victim no more leases. `rank` is the one that is hit."""
+
+    rank: ClassVar[int] = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +39,9 @@ class _ReplicaFault(Fault):
         """The victim's row."""
         row = await scene.victim()
         self.replica_id, self.pid = row.info.id, row.info.pid
-        self.victim = f"{row.info.id} (pid {row.info.pid}, {row.leases} leases)"
+        if self.rank:
+            self.pid = await look(lambda: scene.site.rank(self.replica_id, self.rank))
+        self.victim = f"{row.info.id} (pid {self.pid}, {row.leases} leases)"
         self.figures["leases"] = row.leases
         return row
 
@@ -46,7 +50,7 @@ class _ReplicaFault(Fault):
 
 
 class RankKilled(_ReplicaFault):
-    """SIGKILL to rank 0."""
+    """SIGKILL to the rank."""
 
     name: ClassVar[str] = "rank killed"
 
@@ -67,7 +71,7 @@ class SupervisorKilled(_ReplicaFault):
 
 
 class RankStopped(_ReplicaFault):
-    """SIGSTOP to rank 0: it hangs without a word. Its supervisor must name and replace it."""
+    """SIGSTOP to the rank: it hangs without a word. Its supervisor must name and replace it."""
 
     name: ClassVar[str] = "rank stopped"
 
@@ -77,12 +81,26 @@ class RankStopped(_ReplicaFault):
 
     async def after(self, scene: Scene) -> str:
         """The log has named the guilty rank."""
-        named = rf"rank 0 \(pid {self.pid}\) is silent"
+        named = rf"rank {self.rank} \(pid {self.pid}\) is silent"
         return "" if await look(lambda: scene.site.said("serve/replica_*", named)) else "no log names the stopped rank"
 
     async def heal(self, scene: Scene) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
+
+
+class FollowerKilled(RankKilled):
+    """SIGKILL to the second rank of a gang."""
+
+    name: ClassVar[str] = "follower killed"
+    rank: ClassVar[int] = 1
+
+
+class FollowerStopped(RankStopped):
+    """SIGSTOP to the second rank of a gang: the first one hangs in a collective, and is not to blame."""
+
+    name: ClassVar[str] = "follower stopped"
+    rank: ClassVar[int] = 1
 
 
 class RankPaused(_ReplicaFault):

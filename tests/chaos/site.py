@@ -31,6 +31,7 @@ class Shape:
     """What is started. `blocks` of KV cache a replica are few enough that its load must be preempted now and then."""
 
     replicas: int = 3
+    tensor_parallel: int = 1
     ingresses: int = 1
     blocks: int = 320
     idle_timeout: float = 10.0  # of a client that takes nothing, in seconds
@@ -97,6 +98,12 @@ class Site:
                     return int(replica["pid"])
         raise LookupError(f"Serve knows no replica {replica_id}")
 
+    def rank(self, replica_id: str, number: int) -> int:
+        """The process id of a rank, as its supervisor's log has it. Raises LookupError."""
+        for said in self.said("serve/replica_*", rf"replica {replica_id} rank {number} \(pid \d+\) is up"):
+            return int(said.partition("(pid ")[2].partition(")")[0])
+        raise LookupError(f"no log says where rank {number} of {replica_id} is")
+
     def logs(self, pattern: str) -> str:
         """All of Ray's log files whose path below logs/ fits `pattern`, joined."""
         folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
@@ -121,7 +128,13 @@ def running(
     site = Site(shape, free_port(), folder / "qos.json")
     site.write_qos()
     config = ClusterConfig(
-        model=ModelSection(path="demo", name=site.model, replicas=shape.replicas, dtype="float32"),
+        model=ModelSection(
+            path="demo",
+            name=site.model,
+            replicas=shape.replicas,
+            tensor_parallel=shape.tensor_parallel,
+            dtype="float32",
+        ),
         engine=EngineSection(num_blocks=shape.blocks, max_num_seqs=64),
         http=HttpSection(
             port=site.port,

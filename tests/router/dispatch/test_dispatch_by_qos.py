@@ -347,6 +347,31 @@ def test_a_reload_switches_qos_on_and_off() -> None:
     assert site.dispatcher.ledger().balanced
 
 
+def test_a_model_may_have_a_qos_of_its_own() -> None:
+    """Each queue follows its own file, also after a reload of one of them."""
+    swapped = TIERS.replace("id: small", "id: SWAP").replace("id: vip", "id: small").replace("id: SWAP", "id: vip")
+    own = {"other": config_of(swapped)}
+    config = DispatcherConfig(recovery=0.0, models=("m", "other"), qos=config_of(TIERS), own_qos=own)
+    dispatcher = Dispatcher(config, clock=Clock(), rng=random.Random(0))
+
+    def first(model: str, replica: str) -> str:
+        """Whose request is granted first."""
+        for owner in ("cheap", "small", "vip"):
+            assert dispatcher.acquire("i", ask(f"{replica}/{owner}", owner=owner, model=model)) is None
+        (reply,) = dispatcher.replica_up(info(replica, model=model, slots=1))
+        assert isinstance(reply.message, Granted)
+        return reply.message.lease_id.partition("/")[2]
+
+    assert first("m", "a") == "vip"
+    assert first("other", "b") == "small"
+    for replica in ("a", "b"):
+        dispatcher.replica_down(replica)
+    for model, qos in ((None, swapped), ("other", TIERS)):
+        dispatcher.reload(config_of(qos), model)
+    assert first("m", "c") == "small"
+    assert first("other", "d") == "vip"
+
+
 def test_the_outlook_holds_under_steady_arrivals() -> None:
     """G10: 80 % within the interval; the middle within 1 s or 30 % for 60 %."""
     site, rng = Site(TIERS, slots=4), random.Random(3)

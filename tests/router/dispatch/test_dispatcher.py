@@ -131,6 +131,23 @@ def test_grace_counts_from_the_loss_of_the_last_replica() -> None:
     assert ids(d.tick()) == ["waits"]
 
 
+def test_requests_wait_as_long_as_a_replica_is_expected() -> None:
+    d, clock = made(DispatcherConfig(recovery=0.0, models=("m", "other"), replica_grace=5.0))
+    assert d.acquire("i", ask("waits")) is None
+    assert d.acquire("i", ask("nobody comes", model="other")) is None
+    for _ in range(4):  # an upgrade says so again and again
+        d.expect("m", 15.0)
+        clock.now += 10.0
+        d.tick()
+    assert d.waiting_by_model == (("m", 1), ("other", 0))
+    assert ids(d.replica_up(info("a"))) == ["waits"]
+    d.replica_down("a")
+    assert d.acquire("i", ask("waits too")) is None
+    clock.now += 10.1
+    assert ids(d.tick()) == ["waits too"], "nobody has said so for 15 s"
+    assert d.ledger().balanced
+
+
 def test_lost_leases_are_reported_once() -> None:
     d, _ = made()
     d.replica_up(info("a"))

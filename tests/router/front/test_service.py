@@ -25,6 +25,7 @@ from workers.api.errors import (
     ReplicaLost,
 )
 
+from .conftest import base_of
 from .test_bad_inputs import CHAT, COMPLETION
 
 BODIES = [
@@ -44,7 +45,8 @@ BODIES = [
 
 @pytest.fixture
 def service(tokenizer, generator):
-    service = Service([ServedModel("m", tokenizer, 256)], generator, draw_seed=lambda: 7, now=lambda: 1_700_000_000.0)
+    models = [ServedModel("m", tokenizer, 256), ServedModel("org/base", base_of(tokenizer), 256)]
+    service = Service(models, generator, draw_seed=lambda: 7, now=lambda: 1_700_000_000.0)
     yield service
     service.close()
 
