@@ -120,7 +120,7 @@ class Gateway:
         """
         try:
             identity = self._keys.identity(_bytes(key))
-            return await get_ppl(self._open(), identity, prompts, model or self._model.name)
+            return await get_ppl(self._open(), identity, prompts, model or self._models[0].name)
         except EchelonError as e:
             raise e.with_traceback(None) from None
         except Exception as e:

@@ -44,7 +44,7 @@ class Ingress:
         dispatcher = DispatcherClient(name, secret=secret, locate=locate_dispatcher)
         dispatcher.start()
         self._sessions = Sessions(dispatcher, EngineLinks(name, secret=secret))
-        status, metrics = ClusterStatus(dispatcher), Metrics()
+        status, metrics = ClusterStatus(dispatcher, models=config.names), Metrics()
         self._metrics = FrontMetrics(dispatcher, metrics, EngineMetrics(status))
         self._metrics.start()
         self._front = create_app(

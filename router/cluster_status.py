@@ -14,10 +14,15 @@ HEALTHY_STEPS = 10.0  # or so many predicted steps, where that is longer
 
 
 class ClusterStatus:
-    """A table that has grown old is believed less and less: without a dispatcher, health ends some seconds later."""
+    """A table that has grown old is believed less and less: without a dispatcher, health ends some seconds later.
 
-    def __init__(self, dispatcher: DispatcherClient, clock: Callable[[], float] = monotonic) -> None:
-        self._dispatcher, self._clock = dispatcher, clock
+    `models`: names of those that should have replicas.
+    """
+
+    def __init__(
+        self, dispatcher: DispatcherClient, clock: Callable[[], float] = monotonic, *, models: Sequence[str] = ()
+    ) -> None:
+        self._dispatcher, self._clock, self._models = dispatcher, clock, frozenset(models)
 
     def live(self) -> bool:
         """Whoever can ask is served by this process."""
@@ -28,12 +33,15 @@ class ClusterStatus:
         return self._dispatcher.connected and any(r.state is ReplicaState.READY for r in self._dispatcher.rows)
 
     def healthy(self) -> bool:
-        """Whether a replica that takes leases has stepped within the last seconds, for a canary at least."""
+        """Whether of each model a replica that takes leases has stepped within the last seconds, for a canary at least."""
         age = self._clock() - self._dispatcher.table_at
-        return any(
-            r.state is ReplicaState.READY and r.since_step + age <= max(HEALTHY_SECONDS, HEALTHY_STEPS * r.step_seconds)
+        well = {
+            r.info.model
             for r in self._dispatcher.rows
-        )
+            if r.state is ReplicaState.READY
+            and r.since_step + age <= max(HEALTHY_SECONDS, HEALTHY_STEPS * r.step_seconds)
+        }
+        return bool(well) and well >= self._models
 
     def replicas(self) -> Sequence[ReplicaRow]:
         """All replicas known."""

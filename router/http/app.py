@@ -192,7 +192,7 @@ def create_app(
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:
-        """200 while some ready replica makes progress: it completed a step or a canary within the last seconds."""
+        """200 while of each model some ready replica makes progress: a step or a canary within the last seconds."""
         return _health(status.healthy(), status)
 
     @app.get("/health/live", tags=["health"])

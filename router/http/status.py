@@ -32,7 +32,7 @@ class Status(Protocol):
         """Whether some replica takes requests."""
 
     def healthy(self) -> bool:
-        """Whether a ready replica completed a step, or made a canary token, within the last seconds."""
+        """Whether of each model a ready replica completed a step, or made a canary token, within the last seconds."""
 
     def replicas(self) -> Sequence[ReplicaRow]:
         """All replicas known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
@@ -12,18 +13,18 @@ from router.dispatch.lease import ReplicaRow, ReplicaState, ReplicaTable
 from workers.api.replica import LoadReport, ReplicaInfo
 
 
-def row(name: str, state: ReplicaState, since_step: float, step_seconds: float = 0.01) -> ReplicaRow:
-    info = ReplicaInfo(name, "m", "host", 1, 4096, 4, 100, 16)
+def row(name: str, state: ReplicaState, since_step: float, step_seconds: float = 0.01, model: str = "m") -> ReplicaRow:
+    info = ReplicaInfo(name, model, "host", 1, 4096, 4, 100, 16)
     return ReplicaRow(info, state, LoadReport(1), 0, 0, 1000.0, step_seconds, 0.0, since_step)
 
 
-def told(*rows: ReplicaRow, age: float = 0.0) -> ClusterStatus:
+def told(*rows: ReplicaRow, age: float = 0.0, models: Sequence[str] = ()) -> ClusterStatus:
     async def nowhere() -> tuple[str, int]:
         raise ConnectionError
 
     client = DispatcherClient("ingress", secret="", locate=nowhere)
     client.table, client.table_at = ReplicaTable(rows, 0), 100.0
-    return ClusterStatus(client, clock=lambda: 100.0 + age)
+    return ClusterStatus(client, clock=lambda: 100.0 + age, models=models)
 
 
 READY, SUSPECT, DRAINING = ReplicaState.READY, ReplicaState.SUSPECT, ReplicaState.DRAINING
@@ -41,6 +42,9 @@ READY, SUSPECT, DRAINING = ReplicaState.READY, ReplicaState.SUSPECT, ReplicaStat
         (True, told(row("a", READY, HEALTHY_SECONDS + 1, step_seconds=1.0))),
         (True, told(row("a", READY, 1.0), age=HEALTHY_SECONDS - 2)),
         (False, told(row("a", READY, 1.0), age=HEALTHY_SECONDS)),
+        (True, told(row("a", READY, 1.0), row("b", READY, 1.0, model="n"), models=("m", "n"))),
+        (False, told(row("a", READY, 1.0), row("b", SUSPECT, 1.0, model="n"), models=("m", "n"))),
+        (False, told(row("a", READY, 1.0), models=("m", "n"))),
     ],
 )
 def test_healthy_means_a_ready_replica_stepped_of_late(healthy: bool, status: ClusterStatus) -> None:
