@@ -33,7 +33,7 @@ class ClusterStatus:
         return self._dispatcher.connected and any(r.state is ReplicaState.READY for r in self._dispatcher.rows)
 
     def healthy(self) -> bool:
-        """Whether of each model a replica that takes leases has stepped within the last seconds, for a canary at least."""
+        """Whether of each model a replica that takes leases has stepped of late, for a canary at least."""
         age = self._clock() - self._dispatcher.table_at
         well = {
             r.info.model
