@@ -9,8 +9,7 @@ from fake_executor import VOCAB, oracle
 from workers.api.errors import ContextLengthExceeded, EngineFault, InvalidRequest
 from workers.api.request import Delta, EngineRequest, FinishReason, MediaSegment
 from workers.engine.plan import StepPlan, StepResult
-from workers.engine.queue import Flow
-from workers.engine.sequence import Sequence
+from workers.engine.sequence import Flow, Sequence
 from workers.engine.stop import finish_reason
 
 PROMPT = [i * 7 % VOCAB for i in range(16)]

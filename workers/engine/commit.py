@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from workers.api.errors import EngineFault
 from workers.api.request import Delta, FinishReason
 from workers.engine.plan import ScheduledSequence, SlotResult, StepPlan, StepResult
-from workers.engine.queue import Flow
 from workers.engine.quick import quick
 from workers.engine.roster import Roster
 from workers.engine.scheduler import PlannedStep
-from workers.engine.sequence import Phase, Sequence
+from workers.engine.sequence import Flow, Phase, Sequence
 from workers.engine.stop import finish_reason
 
 _delta = quick(Delta)

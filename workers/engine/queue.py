@@ -5,42 +5,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from workers.api.ordering import Charge
 from workers.api.ordering import Flow as Handle
-from workers.engine.sequence import Phase, Sequence
-
-_Waiting = tuple[int, Sequence]  # (arrival, sequence): the preempted came before all that are still fresh
-
-
-class Flow:
-    """The sequences of one flow: those that wait, a heap, and those with a slot; and what a step executed for it."""
-
-    __slots__ = ("charged", "dead", "decode", "handle", "kv_read", "overhead", "prefill", "residents", "waiting")
-
-    def __init__(self, handle: Handle) -> None:
-        self.handle = handle  # the policy's
-        self.waiting: list[_Waiting] = []
-        self.dead = 0  # finished while they waited
-        self.residents: dict[Sequence, None] = {}
-        self.charged = False  # in the step that is being committed
-        self.prefill = self.decode = self.kv_read = self.overhead = 0
-
-    def head(self) -> Sequence | None:
-        """Who is admitted next: the first that came."""
-        waiting = self.waiting
-        while waiting:
-            if waiting[0][1].phase is Phase.WAITING:
-                return waiting[0][1]
-            heapq.heappop(waiting)
-            self.dead -= 1
-        return None
-
-    def take_charge(self) -> Charge:
-        """What was charged, in tokens; then nothing is."""
-        charge = Charge(self.handle, self.prefill, self.decode, self.kv_read, self.overhead)
-        self.charged = False
-        self.prefill = self.decode = self.kv_read = self.overhead = 0
-        return charge
+from workers.engine.sequence import Flow, Phase, Sequence
 
 
 class WaitingQueue:

@@ -8,9 +8,9 @@ from workers.api.request import Delta, EngineRequest, FinishReason, TokenLogprob
 from workers.engine.block_pool import BlockPool
 from workers.engine.plan import NewSequence
 from workers.engine.prefix_cache import PrefixCache
-from workers.engine.queue import Flow, WaitingQueue
+from workers.engine.queue import WaitingQueue
 from workers.engine.residents import Residents
-from workers.engine.sequence import Phase, Sequence
+from workers.engine.sequence import Flow, Phase, Sequence
 from workers.engine.stats import Stats
 
 

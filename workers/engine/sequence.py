@@ -1,4 +1,5 @@
-"""One request inside the engine: what is known, what is planned, what is computed, which blocks it holds.
+"""One request inside the engine: what is known, what is planned, what is computed, which blocks it holds; and the flow
+that it belongs to, which knows it in turn.
 
 Positions are indices of tokens, prompt included. `planned` ones are in submitted steps. A drawn token is on its way to
 the host while its sequence is planned on, by position alone: in phases DECODE and ENDING, `planned + 1 - known` tokens
@@ -8,12 +9,11 @@ are on their way.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+import heapq
 
+from workers.api.ordering import Charge
+from workers.api.ordering import Flow as Handle
 from workers.api.request import EngineRequest, TokenLogprobs
-
-if TYPE_CHECKING:
-    from workers.engine.queue import Flow
 
 
 class Phase(enum.Enum):
@@ -94,3 +94,37 @@ class Sequence:
 
     def __repr__(self) -> str:
         return f"Sequence({self.id!r}, {self.phase.value}, known={len(self.token_ids)}, planned={self.planned})"
+
+
+_Waiting = tuple[int, Sequence]  # (arrival, sequence): the preempted came before all that are still fresh
+
+
+class Flow:
+    """The sequences of one flow: those that wait, a heap, and those with a slot; and what a step executed for it."""
+
+    __slots__ = ("charged", "dead", "decode", "handle", "kv_read", "overhead", "prefill", "residents", "waiting")
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle  # the policy's
+        self.waiting: list[_Waiting] = []
+        self.dead = 0  # finished while they waited
+        self.residents: dict[Sequence, None] = {}
+        self.charged = False  # in the step that is being committed
+        self.prefill = self.decode = self.kv_read = self.overhead = 0
+
+    def head(self) -> Sequence | None:
+        """Who is admitted next: the first that came."""
+        waiting = self.waiting
+        while waiting:
+            if waiting[0][1].phase is Phase.WAITING:
+                return waiting[0][1]
+            heapq.heappop(waiting)
+            self.dead -= 1
+        return None
+
+    def take_charge(self) -> Charge:
+        """What was charged, in tokens; then nothing is."""
+        charge = Charge(self.handle, self.prefill, self.decode, self.kv_read, self.overhead)
+        self.charged = False
+        self.prefill = self.decode = self.kv_read = self.overhead = 0
+        return charge

@@ -20,10 +20,9 @@ from workers.api.ordering import Charge, Ordering, Rest, Turn, Turns
 from workers.api.ordering import Flow as Handle
 from workers.engine.cost import StepCost
 from workers.engine.filling import Filling
-from workers.engine.queue import Flow
 from workers.engine.roster import Roster
 from workers.engine.scheduler import PlannedStep, Scheduler
-from workers.engine.sequence import Phase, Sequence
+from workers.engine.sequence import Flow, Phase, Sequence
 
 _NOTHING = (0.0, 0.0)
 _SAFE = 0.99  # of an allowance in seconds: sums in another order may come out a little larger
