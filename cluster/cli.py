@@ -80,6 +80,10 @@ def serve(
         float | None,
         typer.Option(help="Dynamic NTK: rotations for contexts of up to so many times the trained one."),
     ] = None,
+    batch_invariant: Annotated[
+        bool | None,
+        typer.Option("--batch-invariant", help="GPU: a text does not depend on what runs beside it, nor on a replay."),
+    ] = None,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C or `echelon stop`."""
     from cluster.serving import cluster_config, note_path, run_until_stopped
@@ -88,6 +92,7 @@ def serve(
     given |= {"no_auth": no_auth, "nodes": nodes, "implementation": implementation}
     given |= {"trust_remote_code": trust_remote_code, "max_model_len": session_len}
     given |= {"rope_scaling_factor": rope_scaling_factor}
+    given |= {"batch_invariant": batch_invariant}
     if model_file:
         given["model_files"] = tuple(str(file.absolute()) for file in model_file)
     files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key, "qos": qos_config_path}

@@ -62,6 +62,7 @@ class EngineSection(Section):
     prefix_caching: bool = True
     step_ahead: bool = True
     cuda_graphs: bool = True
+    batch_invariant: bool = False
 
 
 class ModelSection(Section):

@@ -31,6 +31,7 @@ HTTP_FILES = ("api_keys", "tls_cert", "tls_key")
 HTTP_FLAGS = ("host", "port", "no_auth", *HTTP_FILES)
 DISPATCH_FLAGS = ("qos",)
 PLACEMENT_FLAGS = ("nodes",)
+ENGINE_FLAGS = ("batch_invariant",)
 MODEL_FLAGS = (
     "replicas", "tensor_parallel", "name", "implementation", "model_files", "trust_remote_code", "max_model_len",
     "rope_scaling_factor",
@@ -62,6 +63,8 @@ def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
     values["dispatch"].update({k: flags[k] for k in DISPATCH_FLAGS if k in flags})
     values["http"].update({k: flags[k] for k in HTTP_FLAGS if k in flags})
     values["placement"].update({k: flags[k] for k in PLACEMENT_FLAGS if k in flags})
+    for limits in (values["engine"], *(section["engine"] for section in models if section["engine"])):
+        limits.update({k: flags[k] for k in ENGINE_FLAGS if k in flags})
     config = checked_config(values | ({"models": models} if several else {"model": first}), "the command line")
     for one in config.each:
         one.replica_config("auto")  # limits that contradict each other: now, not when Ray is up

@@ -33,6 +33,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[LoadReport], float]], ...] = (
     ("vllm:num_preemptions", "Preemptions since the replica started.", lambda w: w.preemptions),
     ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda w: w.prefix_queries),
     ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda w: w.prefix_hits),
+    ("echelon_steps_cut", "Steps that ran in parts since the device was out of memory.", lambda w: w.steps_cut),
     ("echelon_steps", "Steps completed, canaries' too.", lambda w: w.step),
     ("echelon_executed_tokens", "Tokens that ran since the replica started.", lambda w: w.executed_tokens),
 )

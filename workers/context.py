@@ -61,12 +61,14 @@ class AttentionMetadata:
 
     In a padded step some of these rows have kv_len 0: their tokens may be those of `prefill`, or nobody's.
     slots [T] int64: block * S + offset, negative for a token whose key and value are not stored.
+    `batch_invariant`: see `kernels.invariant_attention`.
     """
 
     slots: torch.Tensor
     num_decodes: int
     decode: DecodeBatch | None
     prefill: PrefillBatch | None
+    batch_invariant: bool = False
     memo: dict[Any, Any] = field(default_factory=dict)
 
 

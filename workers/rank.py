@@ -16,6 +16,8 @@ from dataclasses import replace
 
 import torch
 
+from kernels.backend import use_triton
+from kernels.invariant_linear import launches_of
 from workers.api.config import KVCacheSpec, ReplicaConfig
 from workers.api.errors import ConfigError, EngineFault
 from workers.api.ordering import Ordering
@@ -29,6 +31,8 @@ from workers.execution.memory import free_bytes, peak_bytes, readable
 from workers.execution.runner import Runner
 from workers.layers.attention import Attention
 from workers.layers.build import Build
+from workers.layers.embedding import ParallelLMHead
+from workers.layers.linear import ParallelLinear
 from workers.layers.moe import Experts
 from workers.layers.rotary import with_dynamic_scaling
 from workers.models.base import CausalModel, read_config
@@ -94,10 +98,15 @@ class Rank:
             if self.max_model_len > longest:
                 raise ConfigError(f"max_model_len {self.max_model_len} is over the checkpoint's {longest} tokens")
             dtype = _dtype(config.model.dtype, source, self.device)
+            if config.engine.batch_invariant:
+                _check_invariance(self.device, self.groups.tp.size)
         with self._phase("weights"):
-            build = Build(dtype=dtype, device=self.device, groups=self.groups)
+            make_build = Build.invariant if config.engine.batch_invariant else Build
+            build = make_build(dtype=dtype, device=self.device, groups=self.groups)
             with torch.inference_mode():
                 self.model: CausalModel = model_class(source, max_model_len=self.max_model_len, build=build).eval()
+            if config.engine.batch_invariant and not self.model.batch_invariant:
+                raise ConfigError("batch_invariant: only native models without experts have kernels that promise it")
             read = load_model(
                 self.model,
                 config.model.path,
@@ -111,7 +120,7 @@ class Rank:
             self.num_blocks = self._count_blocks()
             self.max_model_len = min(self.max_model_len, self.num_blocks * config.engine.block_size)
             caches = allocate(self.specs, self.num_blocks, config.engine.block_size, self.device)
-            self.runner = self._make_runner(caches, threaded=threaded)
+            self.runner = self._make_runner(caches, threaded=threaded, halves=self.groups.tp.size == 1)
         with self._phase("warmup"):
             self._warm_up()
         if self.device.type == "cuda":
@@ -156,15 +165,18 @@ class Rank:
         """Whether steps become CUDA graphs; the same on all ranks."""
         return self.config.engine.cuda_graphs and self.model.captures and self.device.type == "cuda"
 
-    def _make_runner(self, caches: list[LayerCache], *, threaded: bool) -> Runner:
+    def _make_runner(self, caches: list[LayerCache], *, threaded: bool = False, halves: bool = False) -> Runner:
         state = BatchState(
             max_num_seqs=self.config.engine.max_num_seqs,
             max_model_len=self.max_model_len,
             block_size=self.config.engine.block_size,
             vocab_size=self.vocab_size,
             device=self.device,
+            batch_invariant=self.config.engine.batch_invariant,
         )
-        return Runner(self.model, caches, state, rank=self.rank, threaded=threaded, collect=self.rank == 0)
+        return Runner(
+            self.model, caches, state, rank=self.rank, threaded=threaded, collect=self.rank == 0, halves=halves
+        )
 
     def _count_blocks(self) -> int:
         engine = self.config.engine
@@ -198,7 +210,7 @@ class Rank:
             tuple(NewSequence(i, (0,) * count, count, params, ()) for i in range(seqs)),
             tuple(ScheduledSequence(i, 0, count, 1, tuple(range(i * blocks, (i + 1) * blocks))) for i in range(seqs)),
         )
-        _run(self._make_runner(caches, threaded=False), plan)
+        _run(self._make_runner(caches), plan)  # in one piece, or not at all
 
     def _compile_kernels(self, caches: list[LayerCache]) -> None:
         """Compile every kernel that a step may launch, or read it from the cache on disk: no request waits for that."""
@@ -213,17 +225,31 @@ class Rank:
         with ThreadPoolExecutor(_COMPILERS, thread_name_prefix="echelon-compiler") as pool:
             for layer in shapes.values():
                 cache = caches[layer.layer_index]
-                deque(pool.map(run, layer.launches(cache, engine.max_num_batched_tokens, engine.max_num_seqs)), 0)
+                limits = (engine.max_num_batched_tokens, engine.max_num_seqs)
+                deque(pool.map(run, layer.launches(cache, *limits, batch_invariant=engine.batch_invariant)), 0)
             for mixture in {m.kernel_key: m for m in self.model.modules() if isinstance(m, Experts)}.values():
                 deque(pool.map(run, mixture.launches(engine.max_num_batched_tokens)), 0)
+            if engine.batch_invariant:
+                deque(pool.map(run, self._invariant_products()), 0)
         try:
-            self.runner.state.dense_prompts = all(
+            self.runner.state.dense_prompts = not engine.batch_invariant and all(
                 layer.plan_long_prompts(caches[layer.layer_index], engine.max_num_batched_tokens)
                 for layer in shapes.values()
             )
         except RuntimeError as e:
             log.warning("rank %d: long prompts go through the paged kernel alone: %s", self.rank, e)
         torch.cuda.synchronize(self.device)
+
+    def _invariant_products(self) -> list[Callable[[], None]]:
+        """One launch of each kernel that the products of steps may take."""
+        shapes: dict[tuple[torch.Size, bool], tuple[torch.Tensor, torch.Tensor | None]] = {}
+        for module in self.model.modules():
+            if isinstance(module, (ParallelLinear, ParallelLMHead)):
+                found = dict(module.named_parameters(recurse=False))
+                weight, bias = found["weight"], found.get("bias")
+                shapes[weight.shape, bias is None] = weight, bias
+        most = self.config.engine.max_num_batched_tokens
+        return [launch for weight, bias in shapes.values() for launch in launches_of(weight, bias, most)]
 
     def _warm_up(self) -> None:
         """A prefill, a decode, and one with all that can be asked of a draw, so that the first request finds kernels
@@ -279,6 +305,14 @@ def _device(wanted: str, number: int) -> torch.device:
     index = number % torch.cuda.device_count()  # a rank that sees its own GPU only has it, whatever its number
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def _check_invariance(device: torch.device, ranks: int) -> None:
+    """Raises ConfigError where nobody can promise batch invariance."""
+    if not use_triton(torch.empty(0, device=device)):
+        raise ConfigError(f"batch_invariant needs a CUDA device: products on a {device.type} do not promise it")
+    if ranks > 1:
+        raise ConfigError("batch_invariant needs tensor_parallel = 1: the order of sums over ranks is not fixed")
 
 
 def _dtype(wanted: str, source: dict[str, object], device: torch.device) -> torch.dtype:

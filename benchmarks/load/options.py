@@ -36,6 +36,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix-caching", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--step-ahead", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--batch-invariant", action="store_true", help="texts do not depend on what runs beside them")
 
 
 def add_work(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +82,7 @@ def engine_config(args: argparse.Namespace) -> Any:
         prefix_caching=args.prefix_caching,
         cuda_graphs=args.cuda_graphs,
         step_ahead=args.step_ahead,
+        batch_invariant=args.batch_invariant,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from cluster import cli, doctor, environment, serving
 from router.keys.edit import add_key
@@ -43,6 +44,15 @@ def test_a_taken_port_says_what_to_do() -> None:
         port = s.getsockname()[1]
         with pytest.raises(ConfigError, match=f"echelon stop --port {port}"):
             serving.refuse_taken_port("127.0.0.1", port)
+
+
+def test_batch_invariant_is_an_option_of_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(serving, "run_until_stopped", lambda _model, flags, address: given.append(flags))
+    for arguments in (["serve", "demo"], ["serve", "demo", "--batch-invariant"]):
+        assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    engines = [serving.cluster_config("demo", flags).replica_config("cuda").engine for flags in given]
+    assert [engine.batch_invariant for engine in engines] == [False, True]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "gpu-host"])

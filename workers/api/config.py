@@ -64,6 +64,7 @@ class EngineConfig:
     prefix_caching: bool = True
     step_ahead: bool = True  # plan step N+1 while N runs
     cuda_graphs: bool = True  # on a GPU: capture steps at the start, replay them
+    batch_invariant: bool = False  # on a GPU: a token's logits do not depend, not in a bit, on what runs beside it
 
     def __post_init__(self) -> None:
         if self.block_size < 1 or self.block_size & (self.block_size - 1):

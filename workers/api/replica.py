@@ -48,6 +48,7 @@ class LoadReport:
     requests: RequestCounts = RequestCounts()
     planned_prefill: int = 0  # of the step under way, whose tokens are in no backlog any more
     planned_decode: int = 0
+    steps_cut: int = 0  # since the start: steps that the device had no memory for as a whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Committer:
         answers = iter(result.slots[count:])
         for sequence, run in zip(step.sequences[count:], step.plan.scheduled[count:], strict=True):
             self._commit_one(sequence, run, next(answers) if run.emit else None, tally)
+        self._roster.stats.steps_cut += result.cut
         self._roster.stats.count_step(result.seconds, step.num_tokens, tally.prefill, tally.decode, tally.overhead)
         if self._roster.ordering is not None:
             charges = [flow.take_charge() for flow in tally.flows]

@@ -144,6 +144,7 @@ class Engine:
             prefix_hits=stats.prefix_hits,
             executed_tokens=stats.executed,
             requests=stats.requests(len(roster.live)),
+            steps_cut=stats.steps_cut,
             planned_prefill=0 if under_way is None else under_way.num_tokens - under_way.num_decodes,
             planned_decode=0 if under_way is None else under_way.num_decodes,
         )

@@ -86,12 +86,14 @@ class StepResult:
     """One entry for each scheduled sequence with emit > 0, in the plan's order. `seconds`: device time of the step.
 
     `prompts`: of sequences that want log-probabilities of their prompt, those whose tokens before were run.
+    `cut`: it was run in parts, since there was no memory for it as a whole.
     """
 
     step: int
     slots: tuple[SlotResult, ...]
     seconds: float
     prompts: tuple[PromptLogprobs, ...] = ()
+    cut: bool = False
 
 
 class StepHandle(Protocol):

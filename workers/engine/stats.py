@@ -24,6 +24,7 @@ class Stats:
     decode: int = 0
     overhead: int = 0  # recomputed after preemption or replay, or discarded
     preemptions: int = 0
+    steps_cut: int = 0  # that had no memory as a whole
     prefix_queries: int = 0
     prefix_hits: int = 0
     accepted: int = 0

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from kernels.invariant_linear import padded_cost
 from kernels.tuning import table_of
 from workers.context import LayerCache
 from workers.execution.flat import FlatStep
@@ -104,7 +105,7 @@ class StepGraphs:
     ) -> None:
         self._model, self._caches, self._state = model, caches, state
         seqs, most = state.max_num_seqs, min(limit, MOST_TOKENS)
-        cost = _products_of(model, state.device)
+        cost = padded_cost if state.batch_invariant else _products_of(model, state.device)
 
         def chosen(ladder: list[int]) -> list[int]:
             return kept_by_any(ladder, worth_capturing(ladder, cost), group, state.device)

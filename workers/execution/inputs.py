@@ -19,8 +19,9 @@ from kernels.dense_prefill import DensePrompts, calls_of, is_dense
 from kernels.paged_decode import ORDERED_FROM, longest_first
 from workers.api.errors import EngineFault
 from workers.context import AttentionMetadata, DecodeBatch, PrefillBatch
-from workers.engine.plan import StepPlan
+from workers.engine.plan import ScheduledSequence, StepPlan
 from workers.execution.flat import Changes, FlatStep, flatten
+from workers.execution.halving import independent_order
 from workers.execution.pinned import HostBuffers
 from workers.execution.sampling_state import Finish, SamplingBatch, SamplingState
 from workers.execution.upload import Array, Uploader
@@ -88,9 +89,16 @@ class BatchState:
     """Tokens, block tables and sampling parameters of the sequences, by slot; updated by plans."""
 
     def __init__(
-        self, *, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int, device: torch.device
+        self,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        vocab_size: int,
+        device: torch.device,
+        batch_invariant: bool = False,
     ) -> None:
-        self.block_size, self.device = block_size, device
+        self.block_size, self.device, self.batch_invariant = block_size, device, batch_invariant
         self.width = max_model_len + 1  # the last token drawn may stand just behind the context
         self.max_blocks = -(-self.width // block_size)
         self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
@@ -125,6 +133,26 @@ class BatchState:
             raise EngineFault(f"the plan of step {plan.step} schedules nothing")
         changes = self._apply(plan)
         return flatten(plan, self._tables, block_size=self.block_size, width=self.width, changes=changes)
+
+    def flatten_again(self, step: int, scheduled: tuple[ScheduledSequence, ...]) -> FlatStep:
+        """Some of a step whose changes `flatten` and `change_again` have made."""
+        plan = StepPlan(step, (), (), scheduled)
+        return flatten(plan, self._tables, block_size=self.block_size, width=self.width, changes=None)
+
+    def change_again(self, flat: FlatStep) -> None:
+        """Make the changes of a step, of which it is not known whether they reached the device."""
+        if flat.changes is not None:
+            self._change(*self._uploader.upload(flat.changes))
+
+    def order(self, plan: StepPlan) -> list[ScheduledSequence]:
+        """What the plan runs, in an order in which it may be run in parts."""
+        return independent_order(plan.scheduled, self._tables, self.block_size)
+
+    def places(self, run: ScheduledSequence) -> torch.Tensor:
+        """The slots [count] int64 of the KV cache that `run` writes, on the device."""
+        positions = np.arange(run.start, run.start + run.count)
+        blocks = self._tables[run.slot, positions // self.block_size].astype(np.int64)
+        return torch.from_numpy(blocks * self.block_size + positions % self.block_size).to(self.device)
 
     def upload(self, flat: FlatStep) -> StepInputs:
         """The step on the device, without padding."""
@@ -166,7 +194,7 @@ class BatchState:
         return StepInputs(
             input_ids=self.flat_tokens.index_select(0, t[token_at]),
             positions=t[position],
-            attention=AttentionMetadata(t[slots], decodes, decode, prefill),
+            attention=AttentionMetadata(t[slots], decodes, decode, prefill, self.batch_invariant),
             emit_index=None if emit_index is None else t[emit_index],
             emit_at=t[emit_at],
             sampling=finish(t),

@@ -165,7 +165,7 @@ class PaddedStep:
             tables = state.block_table.index_select(0, t["prefill_seqs"])
             # Counted from the first token of all: how many decodes there are is not known when it is captured.
             prefill = PrefillBatch(tables, t["prefill_lens"], t["cu_query"], self.shape.tokens, longest, first=0)
-        metadata = AttentionMetadata(t["slots"], self.shape.decodes, decode, prefill)
+        metadata = AttentionMetadata(t["slots"], self.shape.decodes, decode, prefill, state.batch_invariant)
         with forward_context(ForwardContext((metadata,) * len(self._caches), self._caches)):
             hidden = self._model(state.flat_tokens.index_select(0, t["token_at"]), t["positions"])
             if self.shape.prefills:

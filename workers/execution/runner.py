@@ -4,11 +4,16 @@ On CUDA a submitted step is queued on the stream and the host goes on; the drawn
 behind an event, and nothing else waits. After `capture`, steps that fit a captured shape are replayed. On the CPU a
 step runs in one worker thread, or at once in `submit`.
 
+A step that is out of memory is run in halves, one after the other, and these in halves, before the next step begins:
+who planned it sees but a slower one. A sequence that finds no room for a single token ends with a fault; the others go
+on.
+
 Shapes: T tokens, E emitting rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +25,10 @@ import torch
 from workers.api.errors import EchelonError, EngineFault, OutOfMemory
 from workers.api.request import TokenLogprobs
 from workers.context import ForwardContext, LayerCache, forward_context
-from workers.engine.plan import SlotResult, StepHandle, StepPlan, StepResult
+from workers.engine.plan import ScheduledSequence, SlotResult, StepHandle, StepPlan, StepResult
 from workers.execution.flat import FlatStep
 from workers.execution.graphs import CapturedStep, StepGraphs
+from workers.execution.halving import halves, in_step_order, is_out_of_memory, rows_of
 from workers.execution.inputs import BatchState, StepInputs
 from workers.execution.prompt_scores import PromptScores, score_prompts
 from workers.execution.sampler import FAULTS, Logprobs, Sampled, sample_own
@@ -30,16 +36,29 @@ from workers.execution.sampling_state import GREEDY, PromptRows, SamplingBatch, 
 from workers.models.base import CausalModel
 from workers.parallel.group import Group
 
+log = logging.getLogger("echelon.runner")
+
 
 @dataclass(frozen=True, slots=True)
-class _Launched:
-    """A step whose results lie on the host, or will once its event has happened. `lent`: its host buffers."""
+class _Part:
+    """What a step, or a part of one, has drawn: it lies on the host, or will once the step's event has happened."""
 
     emit_slots: tuple[int, ...]
     wanted: WantedLogprobs | None
     sampled: Sampled | None
-    lent: list[torch.Tensor]
     prompts: Sequence[PromptScores] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step under way. `cut`: it did not run as a whole; `lost`: of its slots, those that have no memory, and why;
+    `lent`: its host buffers.
+    """
+
+    parts: list[_Part]
+    cut: bool
+    lost: dict[int, str]
+    lent: list[torch.Tensor]
 
 
 class _Deferred:
@@ -70,6 +89,7 @@ class Runner:
 
     `threaded` (CPU only): a worker thread runs the steps, so that the caller may plan the next one meanwhile.
     `collect`: whether results are brought to the host; ranks other than 0 leave that to rank 0.
+    `halves`: whether a step that is out of memory is run in parts. Not with several ranks, which must run the same.
     """
 
     def __init__(
@@ -81,9 +101,11 @@ class Runner:
         rank: int = 0,
         threaded: bool = False,
         collect: bool = True,
+        halves: bool = True,
     ) -> None:
         self.model, self.caches, self.state = model, tuple(caches), state
-        self.rank, self.device, self._collect = rank, state.device, collect
+        self.rank, self.device, self._collect, self._halves = rank, state.device, collect, halves
+        self._lost: dict[int, str] = {}  # slots whose sequence had no memory, until they are somebody else's
         self._graphs: StepGraphs | None = None
         self._pool = (
             ThreadPoolExecutor(1, thread_name_prefix=f"echelon-rank{rank}")
@@ -169,6 +191,74 @@ class Runner:
         """Queue the step on the device: inputs, forward, draw, token table, copy to the host."""
         flat = self.state.flatten(plan)
         rows = self.state.sampling.prompt_rows(plan)
+        if self._lost:
+            for slot in (*plan.removed, *(new.slot for new in plan.added)):
+                self._lost.pop(slot, None)
+        why: str | None = None
+        try:
+            parts = [self._launch_part(flat, rows)]
+        except Exception as e:
+            if not (self._halves and is_out_of_memory(e)):
+                raise
+            why = str(e)
+        if why is not None:  # not in the handler: the error holds on to the frames in which the step's tensors are
+            parts = self._launch_in_parts(plan, flat, rows, why)
+        lost: dict[int, str] = {}
+        if self._lost:
+            lost = {run.slot: self._lost[run.slot] for run in plan.scheduled if run.slot in self._lost}
+        return _Launched(parts, why is not None, lost, self.state.host.take())
+
+    def _launch_in_parts(self, plan: StepPlan, flat: FlatStep, rows: Sequence[PromptRows], why: str) -> list[_Part]:
+        """`_launch` of a step for which there was no memory as a whole."""
+        where = f"rank {self.rank}, step {plan.step}"
+        log.warning("%s (%d sequences, %d tokens) is out of memory and runs in halves: %s", where, len(plan.scheduled),
+                    plan.num_tokens, why)  # fmt: skip
+        self._free_spare_memory()
+        self.state.change_again(flat)
+        done: list[_Part] = []
+        waiting = [self.state.order(plan)]
+        failed = True  # the whole was tried already
+        while waiting:
+            runs = self._without_lost(waiting.pop())
+            if runs and not failed:
+                part = in_step_order(runs)
+                try:
+                    done.append(self._launch_part(self.state.flatten_again(plan.step, part), rows_of(part, rows)))
+                    continue
+                except Exception as e:
+                    if not is_out_of_memory(e):
+                        raise
+                    why = str(e)
+                self._free_spare_memory()
+            failed = False
+            pieces = halves(runs) if runs else ()
+            if pieces is None:
+                log.error("%s: no memory for one token of slot %d, whose request fails: %s", where, runs[0].slot, why)
+                self._lost[runs[0].slot] = f"{where}: out of memory for a single token: {why}"
+                self._without_lost(runs)
+            else:
+                waiting += reversed(pieces)
+        return done
+
+    def _without_lost(self, runs: list[ScheduledSequence]) -> list[ScheduledSequence]:
+        """Those whose sequences have memory. What the others would have stored is NaN, so that nobody who shares their
+        blocks takes it for keys and values: such a sequence ends with a fault.
+        """
+        kept = [run for run in runs if run.slot not in self._lost]
+        for run in runs:
+            if run.slot in self._lost:
+                places = self.state.places(run)
+                for cache in self.caches:
+                    for tensor in (cache.key, cache.value):
+                        tensor.view(-1, *tensor.shape[2:]).index_fill_(0, places, torch.nan)
+        return kept
+
+    def _free_spare_memory(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _launch_part(self, flat: FlatStep, rows: Sequence[PromptRows]) -> _Part:
+        """A step, or a part of one, of which log-probabilities of prompts are wanted at `rows`."""
         captured = None if self._graphs is None or rows else self._graphs.find(flat)
         prompts: Sequence[PromptScores] = ()
         if captured is None:
@@ -176,9 +266,8 @@ class Runner:
         else:
             sampling, sampled = self._replay(captured, flat)
         if sampled is None or not self._collect:
-            return _Launched((), None, None, self.state.host.take(), prompts if self._collect else ())
-        on_host = self._to_host(sampled)
-        return _Launched(tuple(flat.emit_slots.tolist()), sampling.logprobs, on_host, self.state.host.take(), prompts)
+            return _Part((), None, None, prompts if self._collect else ())
+        return _Part(tuple(flat.emit_slots.tolist()), sampling.logprobs, self._to_host(sampled), prompts)
 
     def _run_eagerly(
         self, inputs: StepInputs, rows: Sequence[PromptRows]
@@ -229,28 +318,37 @@ class Runner:
         return host.view(tensor.shape).copy_(tensor, non_blocking=True)
 
     def _result(self, plan: StepPlan, launched: _Launched, seconds: float) -> StepResult:
-        sampled, wanted = launched.sampled, launched.wanted
-        prompts = tuple([one.read() for one in launched.prompts]) if launched.prompts else ()
-        if sampled is None:
-            return StepResult(plan.step, (), seconds, prompts)
-        tokens = sampled.tokens.tolist()
-        logprobs: dict[int, TokenLogprobs] = {}
-        if sampled.logprobs is not None and wanted is not None:
-            logprobs = _read_logprobs(tokens, sampled.logprobs, wanted)
-        slots = tuple(
-            SlotResult(slot, (token,), (logprobs[row],) if row in logprobs else ())
-            if token >= 0
-            else SlotResult(slot, (), fault=FAULTS[token])
-            for row, (slot, token) in enumerate(zip(launched.emit_slots, tokens, strict=True))
-        )
-        return StepResult(plan.step, slots, seconds, prompts)
+        parts = launched.parts
+        prompts = tuple([one.read() for part in parts for one in part.prompts])
+        if not launched.cut and not launched.lost:
+            return StepResult(plan.step, _read(parts[0]), seconds, prompts)
+        found = {result.slot: result for part in parts for result in _read(part)}
+        found |= {slot: SlotResult(slot, (), fault=why) for slot, why in launched.lost.items()}
+        slots = tuple(found[run.slot] for run in plan.scheduled if run.emit)
+        return StepResult(plan.step, slots, seconds, prompts, launched.cut)
 
     def _fault(self, plan: StepPlan, error: Exception) -> EngineFault:
         where = f"rank {self.rank}, step {plan.step} ({len(plan.scheduled)} sequences, {plan.num_tokens} tokens)"
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             return OutOfMemory(f"{where}: {error}; lower cache_fraction or max_num_batched_tokens")
         text = str(error) if isinstance(error, EchelonError) else f"{type(error).__name__}: {error}"
         return EngineFault(f"{where}: {text}")
+
+
+def _read(part: _Part) -> tuple[SlotResult, ...]:
+    sampled, wanted = part.sampled, part.wanted
+    if sampled is None:
+        return ()
+    tokens = sampled.tokens.tolist()
+    logprobs: dict[int, TokenLogprobs] = {}
+    if sampled.logprobs is not None and wanted is not None:
+        logprobs = _read_logprobs(tokens, sampled.logprobs, wanted)
+    return tuple(
+        SlotResult(slot, (token,), (logprobs[row],) if row in logprobs else ())
+        if token >= 0
+        else SlotResult(slot, (), fault=FAULTS[token])
+        for row, (slot, token) in enumerate(zip(part.emit_slots, tokens, strict=True))
+    )
 
 
 def _read_logprobs(tokens: list[int], values: Logprobs, wanted: WantedLogprobs) -> dict[int, TokenLogprobs]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kernels import invariant_attention
 from kernels.attention_tile import PLAIN, ScoreOptions
 from kernels.dense_prefill import dense_prefill, is_supported, plan
 from kernels.kv_cache import store_kv
@@ -80,6 +81,8 @@ def _attention(
         q = rotary_and_store(
             q, k, v, positions, cos_sin, cache.key, cache.value, batch.slots, batch.memo, interleaved, padding
         )
+    if batch.batch_invariant:
+        return _attend_invariantly(q, batch, cache, scale, window, options)
     if prefill is None:
         return _decode(q, batch, cache, scale, window, options, None)
     if dense_slots is not None and batch.decode is None and not prefill.rest and len(prefill.dense) == 1:
@@ -98,6 +101,33 @@ def _attention(
         at = first + call.first
         real, rows = slice(at, at + call.tokens), slice(at, at + call.rows)
         out[real] = dense_prefill(q[rows], v[real], cache.key, cache.value, dense_slots[rows], call, scale)
+    return out
+
+
+def _attend_invariantly(
+    q: torch.Tensor,
+    batch: context.AttentionMetadata,
+    cache: context.LayerCache,
+    scale: float,
+    window: int,
+    options: ScoreOptions,
+) -> torch.Tensor:
+    """One kernel for decodes and prompts: no token's result depends on the others."""
+    attend, decode, prefill = invariant_attention.invariant_attention, batch.decode, batch.prefill
+    out = torch.empty_like(q)
+    if decode is not None:  # before the others, see below
+        span = slice(batch.num_decodes)
+        attend(
+            q[span], cache.key, cache.value, decode.block_tables, None, decode.kv_lens, 1, decode.max_kv, scale, window,
+            out=out[span], rows=decode.rows, options=options,
+        )  # fmt: skip
+    if prefill is not None:
+        assert not prefill.dense, "dense prompts go to cuDNN, which is not batch-invariant"
+        span = slice(prefill.first, None)
+        attend(
+            q[span], cache.key, cache.value, prefill.block_tables, prefill.cu_query, prefill.kv_lens, prefill.max_query,
+            prefill.max_kv, scale, window, out=out[span], options=options,
+        )  # fmt: skip
     return out
 
 
@@ -228,12 +258,15 @@ class Attention(nn.Module):
         )
         return out.view(tokens, self.num_heads * size)
 
-    def launches(self, cache: context.LayerCache, tokens: int, sequences: int) -> list[Callable[[], None]]:
+    def launches(
+        self, cache: context.LayerCache, tokens: int, sequences: int, *, batch_invariant: bool = False
+    ) -> list[Callable[[], None]]:
         """All kernels that long steps of up to `tokens` tokens of up to `sequences` sequences may launch: to be called
         once each, in any thread. Layers of one shape have the same.
         """
         q = torch.empty((1, self.num_heads, self.head_size), dtype=cache.key.dtype, device=cache.key.device)
-        return launches_of(q, cache.key, cache.value, tokens, sequences, self.window, self.options)
+        find = invariant_attention.launches_of if batch_invariant else launches_of
+        return find(q, cache.key, cache.value, tokens, sequences, self.window, self.options)
 
     def plan_long_prompts(self, cache: context.LayerCache, tokens: int) -> bool:
         """Whether `dense_prefill` takes this layer's prompts; all lengths in steps of up to `tokens` are planned then.

@@ -10,19 +10,28 @@ import torch
 
 from workers.api.errors import ConfigError
 from workers.parallel.group import Groups
-from workers.quant.method import LinearMethod, Part, UnquantizedLinear
+from workers.quant.method import BatchInvariantLinear, LinearMethod, Part, UnquantizedLinear
 
-_PLAIN = UnquantizedLinear()
+_PLAIN, _INVARIANT = UnquantizedLinear(), BatchInvariantLinear()
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Where and how layers are made. `linear_method` maps a linear's dotted name to its method."""
+    """Where and how layers are made. `linear_method` maps a linear's dotted name to its method.
+
+    `batch_invariant`: a token's result may not depend on the other tokens of its step, not in its last bit.
+    """
 
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     groups: Groups = field(default_factory=Groups)
     linear_method: Callable[[str], LinearMethod] = lambda _name: _PLAIN
+    batch_invariant: bool = False
+
+    @staticmethod
+    def invariant(dtype: torch.dtype, device: torch.device, groups: Groups) -> Build:
+        """A build whose layers are batch-invariant."""
+        return Build(dtype, device, groups, lambda _name: _INVARIANT, batch_invariant=True)
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kernels.invariant_linear import invariant_linear
 from kernels.linear import linear
 from kernels.sampling import greedy, greedy_with_score
 from workers.context import embedding_override
@@ -79,10 +80,11 @@ class ParallelLMHead(VocabShard):
         super().__init__(vocab_size, channels, build=build, weight=None if tied is None else tied.weight)
         zeros = torch.zeros(self.rows, dtype=build.dtype, device=build.device) if bias else None
         self.bias = None if zeros is None else nn.Parameter(zeros, requires_grad=False)
+        self._product = invariant_linear if build.batch_invariant else linear
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [T, C] -> logits [T, P] of this rank's rows, in the model's dtype, with the padding."""
-        return linear(hidden, self.weight, self.bias)
+        return self._product(hidden, self.weight, self.bias)
 
     def gather(self, logits: torch.Tensor) -> torch.Tensor:
         """What each rank has [T, P] -> logits [T, V] on every rank, without the padding."""

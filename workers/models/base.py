@@ -80,11 +80,13 @@ class CausalModel(nn.Module):
     """The base of all models. A subclass sets the attributes below in its constructor.
 
     `window`s and heads are in `kv_cache_specs`; `max_positions` is the longest context in tokens the checkpoint allows.
+    `batch_invariant`: whether a `Build` that asks for it makes a token's result independent of its step's other tokens.
     """
 
     weight_rules: tuple[WeightRule, ...] = ()
 
     captures: bool = True  # whether steps may become CUDA graphs
+    batch_invariant: bool = False
     vocab_size: int
     max_positions: int
     num_layers: int

@@ -20,6 +20,7 @@ from workers.layers.attention import Attention, Sinks, alibi_slopes
 from workers.layers.build import Build
 from workers.layers.embedding import NormalizedLMHead, ParallelLMHead, VocabParallelEmbedding
 from workers.layers.linear import QKVParallelLinear, RowParallelLinear
+from workers.layers.moe import Experts
 from workers.layers.norm import HeadNorm, LayerNorm, OffsetRMSNorm, RMSNorm, ShardedRMSNorm
 from workers.layers.rotary import RopeSettings, RotaryEmbedding
 from workers.models.base import CausalModel
@@ -282,6 +283,7 @@ class DecoderModel(CausalModel):
         self.max_positions = self.context_length(config)
         self.dtype = build.dtype
         self.model = Stack(type(self), s, max_model_len, build=build)
+        self.batch_invariant = build.batch_invariant and not any(isinstance(m, Experts) for m in self.modules())
         tied = self.model.embed_tokens if s.tied else None
         head = NormalizedLMHead if s.head_normalized else ParallelLMHead
         self.lm_head = head(s.vocab_size, s.hidden, build=build, tied=tied, bias=s.head_bias)

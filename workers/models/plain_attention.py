@@ -78,7 +78,9 @@ class PlainAttention(Attention):
             weights = scores.softmax(dim=-1)
         return torch.einsum("hql,lhd->qhd", weights, v).to(q.dtype)
 
-    def launches(self, cache: context.LayerCache, tokens: int, sequences: int) -> list[Callable[[], None]]:
+    def launches(
+        self, cache: context.LayerCache, tokens: int, sequences: int, *, batch_invariant: bool = False
+    ) -> list[Callable[[], None]]:
         """None: no kernel is launched."""
         return []
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from kernels.invariant_linear import invariant_linear
 from kernels.linear import linear
 from workers.api.errors import ConfigError
 
@@ -131,3 +132,11 @@ class UnquantizedLinear:
     def apply(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Matrix product and bias."""
         return linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
+
+
+class BatchInvariantLinear(UnquantizedLinear):
+    """The plain method, by a product in which a token's result does not depend on the other tokens."""
+
+    def apply(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Matrix product and bias."""
+        return invariant_linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
