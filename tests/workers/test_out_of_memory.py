@@ -33,8 +33,10 @@ class Limited:
 
     def __init__(self, model: Any, most: int, error: Callable[[], Exception] = planted) -> None:
         self._model, self._most, self._error = model, most, error
-        self.compute_logits = model.compute_logits
         self.seen: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         self.seen.append(len(ids))
