@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--contrast", type=int, default=200, help="requests with the mode off")
     parser.add_argument("--out", type=int, default=24, help="tokens of each")
     parser.add_argument("--divide", type=int, default=1, help="divide the lengths of the prompts")
-    parser.add_argument("--num-blocks", type=int, default=1400, help="of the pool: few, so that some are preempted")
+    parser.add_argument("--num-blocks", type=int, default=500, help="of the pool: few, so that some are preempted")
     parser.add_argument("--products", action="store_true", help="time products (GPU)")
     parser.add_argument("--cost", nargs="*", default=[], choices=list(workloads.ALL), help="workloads to be timed")
     parser.add_argument("--cost-requests", type=int, default=0, help="only the first so many of each")
