@@ -11,6 +11,8 @@ from tiny import added, prompt, rank_of, reference, replica, request, run
 from workers.api.request import Delta, EngineRequest, TokenLogprobs
 from workers.engine.core import Engine
 from workers.engine.plan import PromptLogprobs, StepPlan
+from workers.engine.sequence import Sequence
+from workers.execution import runner
 from workers.parallel.group import Groups
 from workers.rank import Rank
 
@@ -75,24 +77,34 @@ def test_nothing_of_such_a_prompt_is_taken_from_the_cache_but_others_find_it_the
     assert serve(engine, [request("plain", ids)])["plain"][-1].cached_tokens == 48
 
 
-def test_preempted_requests_get_each_log_probability_once() -> None:
-    rank = rank_of("llama", num_blocks=9, block_size=8, max_num_batched_tokens=32)
+def test_preempted_requests_get_each_log_probability_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rank = rank_of("llama", num_blocks=9, block_size=8, max_num_batched_tokens=8, max_num_seqs=4)
     engine = Engine(rank.config.engine, rank.runner, num_blocks=9, max_model_len=72, watermark=0)
     prompts = [prompt(20, seed=i) for i in range(5)]
+    known, preempt = [], engine.roster.preempt
+
+    def noted(sequence: Sequence) -> None:
+        known.append(sequence.prompt_logprobs)
+        preempt(sequence)
+
+    monkeypatch.setattr(engine.roster, "preempt", noted)
     found = serve(engine, [scored(str(i), ids, max_tokens=24) for i, ids in enumerate(prompts)])
-    assert engine.load().preemptions > 0
+    assert None in known  # after its prompt, and
+    assert any(known)  # in the middle of it
     for i, ids in enumerate(prompts):
         given = [delta.prompt_logprobs for delta in found[str(i)] if delta.prompt_logprobs]
         assert len(given) == 1
         check(given[0], ids, reference("llama"))
 
 
-def test_a_replay_does_not_score_again() -> None:
+def test_a_replay_does_not_score_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = scored("a", prompt(20))
     again = EngineRequest("b", asked.prompt_ids, asked.sampling, resumed_ids=(5,))
     engine = rank_of("llama").make_engine()
     assert serve(engine, [asked])["a"][0].prompt_logprobs
+    monkeypatch.delattr(runner, "score_prompts")  # it would be missed
     deltas = serve(engine, [again])["b"]
+    assert sum(len(delta.token_ids) for delta in deltas) == 2
     assert not any(delta.prompt_logprobs for delta in deltas)
 
 
@@ -100,14 +112,14 @@ def test_two_ranks_score_what_one_does() -> None:
     ids = prompt(30)
 
     def work(number: int, groups: Groups) -> list[PromptLogprobs]:
-        runner = rank_of("llama", rank=number, groups=groups, num_blocks=8).runner
+        own = rank_of("llama", rank=number, groups=groups, num_blocks=8).runner
         new = added(1, ids, (3, 5), prompt_logprobs=TOP)
         plans = [
             StepPlan(1, (), (new,), (run(1, 0, 12, emit=0),)),
             StepPlan(2, (), (), (run(1, 12, 1, emit=0),)),
             StepPlan(3, (), (), (run(1, 13, 17),)),
         ]
-        return [one for plan in plans for one in runner.submit(plan).result().prompts]
+        return [one for plan in plans for one in own.submit(plan).result().prompts]
 
     first, other = on_ranks(2, work)
     assert [(one.slot, one.start) for one in first] == [(1, 1), (1, 13), (1, 14)]
