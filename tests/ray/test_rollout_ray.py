@@ -26,8 +26,8 @@ def text_of(answer: dict[str, Any]) -> str:
 class Crowd:
     """Threads that ask the same things again and again until `stop`; what they got, by what they asked."""
 
-    def __init__(self, cluster: Any, size: int = 4) -> None:
-        self._cluster, self._over = cluster, threading.Event()
+    def __init__(self, cluster: Any, size: int = 4, model: str = "demo") -> None:
+        self._cluster, self._over, self._model = cluster, threading.Event(), model
         self.said: dict[str, set[str]] = {}
         self.answers = 0
         self.failures: list[str] = []
@@ -40,7 +40,7 @@ class Crowd:
         said = self.said.setdefault(text, set())
         while not self._over.is_set():
             try:
-                said.add(text_of(self._cluster.chat(text, max_tokens=40 + 20 * number, **COUNT)))
+                said.add(text_of(self._cluster.chat(text, max_tokens=40 + 20 * number, model=self._model, **COUNT)))
                 self.answers += 1
             except Exception as e:  # the test reports it
                 self.failures.append(f"{type(e).__name__}: {e}")
@@ -103,6 +103,33 @@ def drain(cluster: Any) -> None:
     assert victim not in {r.info.id for r in cluster.rows()}
     long.join(timeout=60)
     assert answers[0]["usage"]["completion_tokens"] == 900
+
+
+def test_requests_wait_while_the_only_replica_is_replaced_in_place(cluster: Any) -> None:
+    prepare_ray()
+    import ray
+
+    from cluster.gateway_actor import Served
+    from cluster.names import GATEWAY, NAMESPACE
+    from cluster.upgrade import roll_out
+
+    await_true(lambda: cluster.ready("second"), "the second model has no replica")
+    runs: Served = ray.get(ray.get_actor(GATEWAY, namespace=NAMESPACE).served.remote())
+    (before,) = cluster.rows("second")
+    section = runs.config.of("second").model.model_copy(update={"upgrade": "stop_first", "drain_timeout": 0.0})
+    wanted = dataclasses.replace(
+        runs, config=runs.config.with_model(section), versions={**runs.versions, "second": "in place"}
+    )
+    crowd = Crowd(cluster, model="second")
+    try:
+        roll_out("second", wanted, runs, "cpu", lambda text: None)
+        seen = crowd.answers
+        await_true(lambda: crowd.answers > seen, "nobody is answered by the new replica")
+    finally:
+        crowd.stop()
+    assert not crowd.failures
+    (after,) = cluster.rows("second")
+    assert after.info.id != before.info.id
 
 
 def test_what_does_not_come_up_is_taken_back_and_nobody_notices(cluster: Any) -> None:
