@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -80,6 +81,7 @@ def run_guarantees(given: argparse.Namespace) -> Outcome:
 
 def run_suites(given: argparse.Namespace) -> Outcome:
     """A table; with `--pictures` service over time of each, and the frontier."""
+    draw = None if given.pictures is None else importlib.import_module("simulation.pictures")  # if it is missing, now
     known = suites.suites()
     wrong = set(given.only or ()) - {s.name for s in known} - {"frontier"}
     if wrong:
@@ -113,13 +115,11 @@ def run_suites(given: argparse.Namespace) -> Outcome:
                 f"{1e3 * row['ttft']:.0f} ms", f"{row['speed']:.2f}",
             )  # fmt: skip
         _out.print(shape)
-    if given.pictures is not None:
-        from simulation import pictures
-
+    if draw is not None:
         if chosen:
-            pictures.draw_suites(chosen, results, given.pictures)
+            draw.draw_suites(chosen, results, given.pictures)
         if with_frontier:
-            pictures.draw_frontier(frontier, given.pictures)
+            draw.draw_frontier(frontier, given.pictures)
     return True, written
 
 
