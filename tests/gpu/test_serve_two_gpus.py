@@ -24,6 +24,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def base_url() -> Iterator[str]:
+    pytest.importorskip("ray")
     from cluster.environment import free_port, prepare_ray
 
     prepare_ray()
