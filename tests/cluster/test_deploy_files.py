@@ -112,3 +112,22 @@ def test_a_serve_file_without_the_secret_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("ECHELON_SECRET", "short")
     with pytest.raises(ConfigError, match="ECHELON_SECRET"):
         serve_file.front({"file": str(file)})
+
+
+def test_each_model_of_a_file_is_an_application_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c.yaml"
+    models = "models: [{path: demo, device: cpu}, {path: demo, name: b, device: cpu, replicas: 3}]"
+    file.write_text(f"{models}\nhttp: {{no_auth: true}}\n")
+    monkeypatch.setenv("ECHELON_SECRET", "s" * 32)
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(serve_file, "start_dispatcher", lambda config, *_, **__: started.append(config.models))
+
+    def made(args: dict[str, str]) -> tuple[str, int]:
+        deployment = serve_file.replicas({"file": str(file), **args})._bound_deployment
+        return deployment.name, deployment.num_replicas
+
+    assert made({}) == ("demo", 1)
+    assert made({"model": "b"}) == ("b", 3)
+    assert started == [("demo", "b")] * 2, "the dispatcher knows of all"
+    with pytest.raises(ConfigError, match="no model 'c'"):
+        made({"model": "c"})
