@@ -10,11 +10,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import echelon
 from cluster.doctor import Finding, foreign_kernels, python_version, shared_memory
 from cluster.edge import EdgeSettings, UnfitConfiguration
 from cluster.environment import edge_file_if_any, ray_asks_for_token
 
-PACKAGES = ("echelon", "ray", "torch", "transformers")
+PACKAGES = ("ray", "torch", "transformers")  # besides our own, which may run from a checkout
 EXACT = ("echelon", "ray")  # what travels between processes is theirs
 MOST_SKEW = 5.0  # seconds between two clocks; ours only need them for logs
 
@@ -41,7 +42,11 @@ def report_of_this_host(address: str) -> HostReport:
     """What the start and `echelon doctor` ask of every host."""
     return HostReport(
         address=address,
-        versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        versions={
+            "python": platform.python_version(),
+            "echelon": echelon.__version__,
+            **{p: importlib.metadata.version(p) for p in PACKAGES},
+        },
         findings=(python_version(), foreign_kernels(), shared_memory()),
         clock=time.time(),
         token=ray_asks_for_token(),

@@ -16,14 +16,18 @@ CUT_SECONDS = 6.0
 
 
 class _HostFault(Fault):
-    """Of the worker host whose replica has the most leases. `names` are the hosts by address."""
+    """Of the worker host whose replica has the most leases, and which has no front: a front's death is another fault.
+    `names` are the hosts by address.
+    """
 
     cables: ClassVar[Cables]
     names: ClassVar[dict[str, str]]
 
     async def choose(self, scene: Scene) -> str:
-        """Its name."""
-        row = await scene.victim([r for r in await look(scene.site.ready) if r.info.host in self.names])
+        """Its name. Raises LookupError where there is none."""
+        fronts = await look(scene.site.front_hosts)
+        ready = await look(scene.site.ready)
+        row = await scene.victim([r for r in ready if r.info.host in self.names and r.info.host not in fronts])
         self.replica_id, name = row.info.id, self.names[row.info.host]
         self.victim = f"{name} with {row.info.id} ({row.leases} leases)"
         self.figures["leases"] = row.leases

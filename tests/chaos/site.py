@@ -16,7 +16,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from cluster.app import await_running, bring_down, bring_up
 from cluster.config import ClusterConfig, DispatchSection, EngineSection, HttpSection, ModelSection
 from cluster.environment import free_port
-from cluster.names import DISPATCHER, NAMESPACE, replicas_app
+from cluster.names import DISPATCHER, FRONT_APP, NAMESPACE, replicas_app
 
 ANSWER_SECONDS = 5.0
 FIRST_COME = {
@@ -87,16 +87,23 @@ class Site:
 
     def supervisor(self, replica_id: str) -> int:
         """The process id of the Serve replica `replica_id`. Raises LookupError."""
+        for replica in self._serve_replicas(replicas_app(self.model)):
+            if replica["replica_id"].endswith(replica_id):
+                return int(replica["pid"])
+        raise LookupError(f"Serve knows no replica {replica_id}")
+
+    def front_hosts(self) -> set[str]:
+        """Addresses of the hosts with an ingress. Raises LookupError."""
+        return {replica["node_ip"] for replica in self._serve_replicas(FRONT_APP)}
+
+    def _serve_replicas(self, application: str) -> list[dict[str, Any]]:
         try:
             controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
             details = ray.get(controller.get_serve_instance_details.remote(), timeout=ANSWER_SECONDS)
         except (ValueError, ray.exceptions.RayError) as e:
             raise LookupError(f"Serve's controller does not answer: {e}") from e
-        for deployment in details["applications"][replicas_app(self.model)]["deployments"].values():
-            for replica in deployment["replicas"]:
-                if replica["replica_id"].endswith(replica_id):
-                    return int(replica["pid"])
-        raise LookupError(f"Serve knows no replica {replica_id}")
+        deployments = details["applications"][application]["deployments"].values()
+        return [replica for deployment in deployments for replica in deployment["replicas"]]
 
     def rank(self, replica_id: str, number: int) -> int:
         """The process id of a rank, as its supervisor's log has it. Raises LookupError."""
