@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -86,6 +87,7 @@ AGAIN = 3  # tries of a trial that was invalid
 MEMORY_SECONDS = 10.0
 WARM_SECONDS = 5.0
 READY_SECONDS = 240.0
+WALL_CLOCK = Path(__file__).with_name("wall_clock.c")
 
 
 def faults(kinds: list[type[Fault]], seed: int) -> Iterator[type[Fault]]:
@@ -187,17 +189,14 @@ class Bench:
 
 
 @contextlib.contextmanager
-def clock_in(folder: Path, library: Path | None) -> Iterator[None]:
-    """What starts in the block takes its wall clock from a file in `folder`, by `library`."""
-    if library is not None:
+def clock_in(folder: Path, *, jumps: bool) -> Iterator[None]:
+    """What starts in the block takes its wall clock from a file in `folder`, where it `jumps`."""
+    if jumps:
+        library = folder / "wall_clock.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, WALL_CLOCK], check=True)
         ClockJumped.file = folder / "clock"
         set_clock(ClockJumped.file, 0)
-        os.environ |= {
-            "LD_PRELOAD": str(library.resolve()),
-            "FAKETIME_TIMESTAMP_FILE": str(ClockJumped.file),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+        os.environ |= {"LD_PRELOAD": str(library), "CHAOS_CLOCK": str(ClockJumped.file)}
     yield
     os.environ.pop("LD_PRELOAD", None)
 
@@ -218,7 +217,7 @@ def main() -> None:
     )
     parser.add_argument("--ingresses", type=int, default=1)
     parser.add_argument("--plain", type=int, default=0, help="then so many trials of each kind on Ray Serve alone")
-    parser.add_argument("--faketime", type=Path, help="libfaketimeMT.so.1: then the wall clock jumps, too")
+    parser.add_argument("--clock", action="store_true", help="the wall clock jumps, too (needs a C compiler)")
     parser.add_argument("--out", type=Path, default=Path("chaos.json"))
     parser.add_argument("--join", help=argparse.SUPPRESS)  # these three are for chaos.hosts_run
     parser.add_argument("--cables", type=Path, help=argparse.SUPPRESS)
@@ -227,7 +226,7 @@ def main() -> None:
     known = {kind.name: kind for kind in (KINDS if args.join is None else (*KINDS[:5], *HOST_KINDS))}
     if args.tp > 1:
         known |= {kind.name: kind for kind in GANG_KINDS}
-    if args.faketime is not None:
+    if args.clock:
         known[ClockJumped.name] = ClockJumped
     if args.join is not None:
         processes.ROOT = 1  # this host's processes are all of the cluster
@@ -244,7 +243,7 @@ def main() -> None:
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
-            clock_in(Path(folder), args.faketime),
+            clock_in(Path(folder), jumps=args.clock),
             running(shape, Path(folder), console.print, address=args.join) as site,
             Progress(*columns, console=console) as bar,
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import struct
 import uuid
 from pathlib import Path
 from time import monotonic
@@ -133,7 +134,7 @@ class BadConfig(Fault):
 
 
 class ClockJumped(Fault):
-    """The wall clock of every process jumps by a day, forth and back. `file` is the one that libfaketime reads."""
+    """The wall clock of every process jumps by a day, forth and back. `file` is the one that wall_clock.c reads."""
 
     name: ClassVar[str] = "wall clock jumps a day"
     hold: ClassVar[float] = 6.0
@@ -153,7 +154,6 @@ class ClockJumped(Fault):
 
 
 def set_clock(file: Path, offset: int) -> None:
-    """`offset` seconds from now on for all that read `file`."""
-    new = file.with_suffix(".new")
-    new.write_text(f"{offset:+d}\n")
-    new.rename(file)
+    """`offset` seconds from now on for all that have `file` in their memory."""
+    with file.open("r+b" if file.exists() else "w+b") as f:
+        f.write(struct.pack("=q", offset))
