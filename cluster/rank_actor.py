@@ -143,8 +143,7 @@ class RankActor:
             entered=self._enter,
         )
         self._stage = "opening the plan channel"
-        if groups is not None:  # from here on all ranks run the same step, and a late one is a dead one
-            groups.set_timeout(self._config.step_timeout)
+        rank.set_timeout(self._config.step_timeout)  # from here on all run the same step, and a late one is a dead one
         executor: Executor = rank.runner
         self._runner = executor
         node = ray.get_runtime_context().get_node_id()

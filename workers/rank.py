@@ -148,6 +148,10 @@ class Rank:
             ordering=ordering,
         )
 
+    def set_timeout(self, seconds: float) -> None:
+        """From now on a collective that takes longer fails, see `Groups.set_timeout`."""
+        self.groups.set_timeout(seconds)  # these, not those that we were given: they have the exchange
+
     def close(self) -> None:
         """Wait for submitted steps and stop the runner's thread."""
         self.runner.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -147,6 +148,16 @@ def test_a_timeout_is_for_all_inboxes_also_those_made_later(monkeypatch: pytest.
     made.prepare(16, torch.float32)
     assert [inboxes.patience.item() for inboxes in made._inboxes.values()] == [2.5e9, 2.5e9]
     assert endless > 365 * 86400e9
+
+
+def test_a_ranks_timeout_is_told_to_the_exchange_that_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    exchange: Any = SimpleNamespace(set_timeout=told.append, takes=lambda x: False)
+    monkeypatch.setattr("workers.rank.share_memory", lambda group, device: replace(group, exchange=exchange))
+    rank = Rank(replica(checkpoint("llama")), groups=Groups())
+    rank.set_timeout(2.5)
+    rank.close()
+    assert told == [2.5]
 
 
 def test_sums_are_left_to_the_norms_behind_them() -> None:
