@@ -36,7 +36,7 @@ def test_plans_arrive_in_order(far: bool, monkeypatch: pytest.MonkeyPatch) -> No
 
     if far:
         hosts = iter(["here", "there", "here", "elsewhere"])
-        monkeypatch.setattr(channel, "_boot_id", lambda: next(hosts, "here"))
+        monkeypatch.setattr(channel, "host_id", lambda: next(hosts, "here"))
     threads = [threading.Thread(target=receive, args=(i,)) for i in range(2)]
     for t in threads:
         t.start()
@@ -57,7 +57,7 @@ def test_plans_arrive_in_order(far: bool, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_receiver_that_is_gone_is_named(far: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if far:
         hosts = iter(["here", "there"])
-        monkeypatch.setattr(channel, "_boot_id", lambda: next(hosts))
+        monkeypatch.setattr(channel, "host_id", lambda: next(hosts))
     sender = PlanSender("127.0.0.1", receivers=1)
     thread = threading.Thread(target=lambda: PlanReceiver(sender.address, sender.secret, "rank 3").close())
     thread.start()
