@@ -49,7 +49,8 @@ def await_tiers(cluster: Any, names: list[str]) -> None:
             [r.__ray_call__.remote(lambda a: len(a._server._engine.ordering.policy.config.tiers)) for r in ranks],
             timeout=30,
         )
-        return [row.tier for row in table.tiers] == names and engines == [max(len(names), 1)] * len(ranks)
+        queues = {model: [t.tier for t in table.tiers if t.model == model] for model in ("demo", "second")}
+        return all(q == names for q in queues.values()) and engines == [max(len(names), 1)] * len(ranks)
 
     await_true(read, f"not all have read that the tiers are {names}")
 
