@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.markup import escape
 import echelon
 from cluster.keys_command import app as keys_app
 from cluster.qos_command import app as qos_app
+from cluster.serve_command import app as serve_app
 from workers.api.errors import ConfigError, EchelonError
 
 LOCAL_URL = "http://127.0.0.1:23333/v1"
@@ -20,9 +21,13 @@ LOCAL_URL = "http://127.0.0.1:23333/v1"
 app = typer.Typer(
     help="Echelon serves large language models on a Ray cluster.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda word: word.replace("_", "-"),  # LMDeploy's documents have both spellings
+    },
     pretty_exceptions_show_locals=False,
 )
+app.add_typer(serve_app, name="serve")
 app.add_typer(keys_app, name="keys")
 app.add_typer(qos_app, name="qos")
 errors = Console(stderr=True, highlight=False)
@@ -39,72 +44,6 @@ def root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Echelon serves large language models on a Ray cluster."""
-
-
-@app.command()
-def serve(
-    model: Annotated[str, typer.Argument(help="demo, a local folder, a hub id, or a cluster file (.yaml).")] = "demo",
-    host: Annotated[str | None, typer.Option(help="Where HTTP listens; default 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="HTTP port; default 23333.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Replicas of the model; default 1.")] = None,
-    no_auth: Annotated[
-        bool | None, typer.Option("--no-auth", help="Listen beyond loopback without API keys: anybody may come.")
-    ] = None,
-    api_keys: Annotated[
-        Path | None, typer.Option(help="Key file (echelon keys add): who has a key may come, from anywhere.")
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate and its chain: serve HTTPS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
-    qos_config_path: Annotated[
-        Path | None, typer.Option(help="QoS file, JSON or YAML: tiers, users, quotas (echelon qos check).")
-    ] = None,
-    tp: Annotated[int | None, typer.Option("--tp", help="GPUs of each replica (tensor parallel); default 1.")] = None,
-    name: Annotated[str | None, typer.Option(help="Model name for clients; default: the folder's.")] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: an own one.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Wait for so many nodes of the Ray cluster.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Return once it answers; it goes on by itself.")] = False,
-    model_file: Annotated[
-        list[Path] | None, typer.Option(help="Python file that registers a model or rewrites; may be repeated.")
-    ] = None,
-    implementation: Annotated[
-        str | None, typer.Option(help="native, transformers (its modules, patched), or auto: native if there is one.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool | None, typer.Option("--trust-remote-code", help="Run modelling code that lies in the checkpoint.")
-    ] = None,
-    session_len: Annotated[
-        int | None,
-        typer.Option(min=2, help="Longest context (prompt and answer) in tokens; default: the checkpoint's."),
-    ] = None,
-    rope_scaling_factor: Annotated[
-        float | None,
-        typer.Option(help="Dynamic NTK: rotations for contexts of up to so many times the trained one."),
-    ] = None,
-    batch_invariant: Annotated[
-        bool | None,
-        typer.Option("--batch-invariant", help="GPU: a text does not depend on what runs beside it, nor on a replay."),
-    ] = None,
-) -> None:
-    """Serve a model over HTTP until Ctrl-C or `echelon stop`."""
-    from cluster.serving import cluster_config, note_path, run_until_stopped
-
-    given: dict[str, Any] = {"host": host, "port": port, "replicas": replicas, "tensor_parallel": tp, "name": name}
-    given |= {"no_auth": no_auth, "nodes": nodes, "implementation": implementation}
-    given |= {"trust_remote_code": trust_remote_code, "max_model_len": session_len}
-    given |= {"rope_scaling_factor": rope_scaling_factor}
-    given |= {"batch_invariant": batch_invariant}
-    if model_file:
-        given["model_files"] = tuple(str(file.absolute()) for file in model_file)
-    files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key, "qos": qos_config_path}
-    given |= {k: str(v.absolute()) for k, v in files.items() if v is not None}
-    flags = {k: v for k, v in given.items() if v is not None}
-    if detach:
-        from cluster.detached import serve_detached
-
-        said = [one for one in sys.argv[2:] if one != "--detach"]
-        serve_detached(said, note_path(cluster_config(model, flags).http.port), typer.echo)
-    else:
-        run_until_stopped(model, flags, address=address)
 
 
 @app.command()

@@ -55,6 +55,20 @@ def test_batch_invariant_is_an_option_of_the_engines(monkeypatch: pytest.MonkeyP
     assert [engine.batch_invariant for engine in engines] == [False, True]
 
 
+def test_serve_needs_no_command_and_forgives_underscores(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, dict[str, object]]] = []
+    monkeypatch.setattr(serving, "run_until_stopped", lambda model, flags, address: seen.append((model, flags)))
+    for arguments in ([], ["demo", "--session_len", "64"], ["--session-len", "64", "demo"], ["model", "demo"]):
+        assert CliRunner().invoke(cli.app, ["serve", *arguments]).exit_code == 0
+    assert seen == [("demo", {}), ("demo", {"max_model_len": 64}), ("demo", {"max_model_len": 64}), ("demo", {})]
+    wrong = CliRunner().invoke(cli.app, ["serve", "demo", "--prot", "1"])
+    assert wrong.exit_code == 2
+    assert "--port" in wrong.output
+    text = CliRunner().invoke(cli.app, ["serve", "-h"]).output
+    assert "--session-len" in text
+    assert "serve model" in text
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "gpu-host"])
 def test_without_keys_only_loopback_is_served(host: str) -> None:
     with pytest.raises(ConfigError, match="--no-auth"):
