@@ -193,8 +193,14 @@ class TurnScheduler(Scheduler):
 
     def _runnable(self, flow: Flow, plan: Filling) -> list[Sequence]:
         """Its residents in the order of a turn."""
+        residents = flow.residents
+        if len(residents) == 1:  # the hot case
+            (sequence,) = residents
+            phase = sequence.phase
+            runs = phase is Phase.PREFILL or (phase is Phase.DECODE and sequence not in plan.running)
+            return [sequence] if runs else []
         decodes, prefills = [], []
-        for sequence in flow.residents:
+        for sequence in residents:
             if sequence.phase is Phase.PREFILL:
                 prefills.append(sequence)
             elif sequence.phase is Phase.DECODE and sequence not in plan.running:
