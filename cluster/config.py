@@ -82,6 +82,8 @@ class ModelSection(Section):
     implementation: Literal["auto", "native", "transformers"] = "auto"  # auto: native where there is a native one
     model_files: tuple[str, ...] = ()  # Python files that register models or rewrites, the same path on every node
     rope_scaling_factor: Annotated[float, Field(gt=1, le=1024)] | None = None  # dynamic NTK: max_model_len may grow so
+    chat_template: str | dict[str, Any] | None = None  # a built-in name, a file, or pieces; default: the checkpoint's
+    capability: Literal["completion", "infilling", "chat", "python"] | None = None  # default: the template's
     trust_remote_code: bool = False  # run modelling code that lies in the checkpoint's folder
     step_timeout: Annotated[float, Field(gt=0)] = 10.0  # seconds: a rank silent, or in one step, for so long is hung
     start_timeout: Seconds = 600.0  # a rank whose start stands still for so long is hung; a download counts as one step

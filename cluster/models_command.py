@@ -11,6 +11,7 @@ import typer
 
 from cluster.config import checked_config, resolve_model
 from cluster.environment import prepare_torch
+from router.text.chat_classes import MODELS
 
 
 def run_align(model: str, settings: Mapping[str, Any], *, tp: int, as_json: bool) -> bool:
@@ -44,3 +45,4 @@ def run_list(files: Sequence[str], *, as_json: bool) -> None:
     for row in rows:
         typer.echo(f"{row.architecture:<{width}}  {row.way:<12}  tp {row.tensor_parallel}  ({row.source})")
     typer.echo("Quantization, LoRA and images: for none of them yet.")
+    typer.echo(f"Chat templates (--chat-template NAME): {', '.join(MODELS.names)}")

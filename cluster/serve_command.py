@@ -73,6 +73,10 @@ def serve_model(
         float | None,
         typer.Option(help="Dynamic NTK: rotations for contexts of up to so many times the trained one."),
     ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(help="A built-in name (echelon list), or a file: .json, .jinja or .py.")
+    ] = None,
+    cap: Annotated[str | None, typer.Option(help="What chats ask for: completion, infilling, chat or python.")] = None,
     batch_invariant: Annotated[
         bool | None,
         typer.Option("--batch-invariant", help="GPU: a text does not depend on what runs beside it, nor on a replay."),
@@ -85,7 +89,7 @@ def serve_model(
     given |= {"no_auth": no_auth, "nodes": nodes, "implementation": implementation}
     given |= {"trust_remote_code": trust_remote_code, "max_model_len": session_len}
     given |= {"rope_scaling_factor": rope_scaling_factor}
-    given |= {"batch_invariant": batch_invariant}
+    given |= {"batch_invariant": batch_invariant, "chat_template": chat_template, "capability": cap}
     if model_file:
         given["model_files"] = tuple(str(file.absolute()) for file in model_file)
     files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key, "qos": qos_config_path}

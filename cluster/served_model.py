@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.config import ClusterConfig, resolve_model
 from cluster.environment import DEMO_MODEL
 from router.http.config import ServedModel
+from router.text.template_choice import chosen
 from router.text.tokenizer import Tokenizer
 from workers.api.errors import ConfigError
 
@@ -22,7 +23,9 @@ def served_model(config: ClusterConfig, folder: Path) -> ServedModel:
 
     The embedded model's chat template comes with this program, and is as harmless: it needs no process of its own.
     """
-    tokenizer = Tokenizer.from_folder(folder, trust_template=folder == resolve_model(DEMO_MODEL))
+    template = chosen(config.model.chat_template, config.model.capability)
+    harmless = folder == resolve_model(DEMO_MODEL) and template is None
+    tokenizer = Tokenizer.from_folder(folder, trust_template=harmless, template=template)
     max_model_len = config.model.max_model_len or tokenizer.context_length
     if max_model_len is None:
         raise ConfigError(f"{folder} does not say its context length: set model.max_model_len")

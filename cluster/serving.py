@@ -23,6 +23,7 @@ from cluster.doctor import refuse_if_unfit
 from cluster.environment import DEMO_MODEL, prepare_ray, state_dir
 from cluster.tls import read_certificate
 from router.keys.file import parse_keys, read_key_file
+from router.text.template_choice import SUFFIXES, inlined
 from workers.api.errors import ConfigError, EchelonError
 
 STOP_SECONDS = 30.0
@@ -34,7 +35,7 @@ PLACEMENT_FLAGS = ("nodes",)
 ENGINE_FLAGS = ("batch_invariant",)
 MODEL_FLAGS = (
     "replicas", "tensor_parallel", "name", "implementation", "model_files", "trust_remote_code", "max_model_len",
-    "rope_scaling_factor",
+    "rope_scaling_factor", "chat_template", "capability",
 )  # fmt: skip
 
 
@@ -55,10 +56,14 @@ def cluster_config(model: str, flags: dict[str, Any]) -> ClusterConfig:
         _take_from(folder, section, name)
     for section in models:
         _take_from(folder, section, "qos")
+        if isinstance(section["chat_template"], str):
+            section["chat_template"] = _template(section["chat_template"], folder)
         section["model_files"] = [str(folder / Path(file).expanduser()) for file in section["model_files"]]
         checkpoint = Path(section["path"]).expanduser()
         if section["path"] != DEMO_MODEL and checkpoint.is_dir():
             section["path"] = str(checkpoint.resolve())  # and "." has no name
+    if isinstance(given.get("chat_template"), str):
+        given["chat_template"] = _template(given["chat_template"], Path.cwd())
     models[0].update(given)
     values["dispatch"].update({k: flags[k] for k in DISPATCH_FLAGS if k in flags})
     values["http"].update({k: flags[k] for k in HTTP_FLAGS if k in flags})
@@ -76,6 +81,12 @@ def _take_from(folder: Path, section: dict[str, Any], name: str) -> None:
     """A path of the file is relative to its folder."""
     if section[name] is not None:
         section[name] = str(folder / Path(section[name]).expanduser())
+
+
+def _template(said: str, folder: Path) -> str | dict[str, Any]:
+    """What a file says of a chat template, relative to its folder; what is in JSON and jinja files travels inside."""
+    named = folder / Path(said).expanduser()
+    return inlined(str(named) if named.suffix in SUFFIXES else said)
 
 
 def note_path(port: int) -> Path:

@@ -183,7 +183,7 @@ class JobMaker:
         return Choice(
             index,
             tokenizer.detokenizer(skip_special_tokens=body.skip_special_tokens is not False),
-            stops=body.stop,
+            stops=body.stop if body.ignore_eos else (*body.stop, *tokenizer.stop_words),
             min_tokens=body.min_tokens or 0,
             wants_logprobs=body.asked_logprobs is not None,
             wants_prompt=body.asked_prompt_logprobs is not None,

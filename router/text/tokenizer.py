@@ -13,6 +13,7 @@ from router.text.checkpoint import read_backend, read_facts
 from router.text.detokenizer import ByteDetokenizer, ContextDetokenizer, Detokenizer, TokenTexts
 from router.text.encoding import check_bound, ids_of
 from router.text.rendering import DirectRenderer, Renderer
+from router.text.template_choice import Template, renderer_of
 from router.text.template_pool import TemplatePool
 from router.text.templates import ChatTemplate, check_template
 from router.text.token_bytes import TokenBytes
@@ -22,8 +23,9 @@ class Tokenizer:
     """Text to ids and back, for one checkpoint. Thread-safe: caches are written once.
 
     `vocab_size` counts ids (config.json's where it says one), `context_length` is in tokens (None = not said),
-    `eos_ids` end an answer, `special_ids` are not shown, `chat` encodes conversations (None = not a chat model), and
-    `token_bytes` gives what one token stands for by itself (for logprobs).
+    `eos_ids` end an answer, and so do `stop_words`, words of a chat template that are no tokens; `special_ids` are not
+    shown, `chat` encodes conversations (None = not a chat model), and `token_bytes` gives what one token stands for by
+    itself (for logprobs).
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         *,
         eos_ids: Sequence[int] = (),
+        stop_words: Sequence[str] = (),
         renderer: Renderer | None = None,
         context_length: int | None = None,
         vocab_size: int | None = None,
@@ -38,7 +41,9 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self.eos_ids = tuple(eos_ids)
+        ends = {word: backend.token_to_id(word) for word in stop_words}
+        self.eos_ids = tuple(dict.fromkeys([*eos_ids, *(i for i in ends.values() if i is not None)]))
+        self.stop_words = tuple(word for word, i in ends.items() if i is None)
         self.context_length = context_length
         self.vocab_size = vocab_size or backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
@@ -50,18 +55,24 @@ class Tokenizer:
         self.chat = ChatEncoder(backend, renderer, self._bound) if renderer else None
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, trust_template: bool = False) -> Tokenizer:
-        """The tokenizer of a checkpoint in the Hugging Face layout.
+    def from_folder(
+        cls, folder: str | Path, *, trust_template: bool = False, template: Template | None = None
+    ) -> Tokenizer:
+        """The tokenizer of a checkpoint in the Hugging Face layout, with `template` for its chat template, if given.
 
-        Its chat template runs in a process with limits, or, with `trust_template`, in this one. Raises ConfigError when
-        a file is missing or broken.
+        A template in jinja runs in a process with limits, or, with `trust_template`, in this one. Raises ConfigError
+        when a file is missing or broken.
         """
         root = Path(folder)
         backend = read_backend(root)
         facts = read_facts(root, backend)
-        source = facts.chat_template
+        source = facts.chat_template if template is None else template
         renderer: Renderer | None = None
-        if source is not None:
+        stop_words: tuple[str, ...] = ()
+        if source is not None and not isinstance(source, str):
+            renderer, form = renderer_of(source, backend)
+            stop_words = form.stop_words
+        elif source is not None:
             check_template(source)
             if trust_template:
                 renderer = DirectRenderer(ChatTemplate(source, facts.named_tokens))
@@ -70,6 +81,7 @@ class Tokenizer:
         return cls(
             backend,
             eos_ids=facts.eos_ids,
+            stop_words=stop_words,
             renderer=renderer,
             context_length=facts.context_length,
             vocab_size=facts.vocab_size,
