@@ -32,7 +32,7 @@ stop: $(STAMP)  ## Stop what make serve started on PORT
 
 test: $(STAMP)  ## Run all tests: fast ones first, then the kernels in Triton's interpreter, then Ray
 	$(BIN)/pytest $(PARALLEL) -m "not ray and not slow"
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpreter
+	TRITON_INTERPRET=1 $(BIN)/pytest $(PARALLEL) tests/kernels/interpreter
 	$(BIN)/pytest $(PARALLEL) -m "slow and not ray and not hosts"
 	$(BIN)/pytest --durations=12 -m "ray and not hosts and not long"
 
