@@ -130,6 +130,7 @@ class HttpSection(Section):
     no_auth: bool = False  # serve more than loopback although there are no API keys
     api_keys: str | None = None  # key file, the same path on every node; relative: to the cluster file
     port: Port = 23333
+    pages: bool = True  # show the web pages at /chat and /operator
     ingress_replicas: Positive = 1
     tls_cert: str | None = None  # PEM file with the certificate and its chain: then the front speaks HTTPS
     tls_key: str | None = None  # PEM file with the certificate's key, not encrypted
@@ -271,6 +272,7 @@ class ClusterConfig(Section):
             max_body_bytes=self.http.max_body_bytes,
             body_seconds=self.http.body_timeout,
             stalled_seconds=self.http.idle_timeout,
+            pages=self.http.pages,
             edge_secret=edge_secret,
         )
 

@@ -14,6 +14,7 @@ from cluster.config import ClusterConfig
 from cluster.dispatcher_actor import locate_dispatcher
 from cluster.environment import INGRESS_ENV
 from cluster.logs import set_up_logs
+from cluster.rank_places import RankPlaces
 from cluster.served_model import served_models
 from router.cluster_status import ClusterStatus
 from router.dispatch.client import DispatcherClient
@@ -57,6 +58,7 @@ class Ingress:
             answers=RemoteAnswers(dispatcher),
             stories=RemoteStories(dispatcher),
             nodes=dispatcher,
+            places=RankPlaces(),
             identity=KeyResolver(self._keys) if self._keys else NoKeys(loopback_only=not config.http.no_auth),
         )
 

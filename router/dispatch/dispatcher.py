@@ -11,6 +11,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from router.dispatch.activity import Activity
 from router.dispatch.config import DispatcherConfig
 from router.dispatch.fleet import Waiting
 from router.dispatch.granting import Expectations, Granting, Reply
@@ -336,6 +337,11 @@ class Dispatcher:
                         story["position"] = outlook.position
                         story["wait_seconds"] = [round(s, 2) for s in (outlook.low, outlook.middle, outlook.high)]
         return story
+
+    def activity(self, owner: str | None, tier: str = "") -> dict[str, Any]:
+        """What happens now, for an operator (`owner` None), or how an owner stands whose key says `tier`."""
+        activity = Activity(self._registry.fleets, self._leases, self._rooms, self.stories, self._clock())
+        return activity.of_all() if owner is None else activity.of_owner(owner, tier)
 
     def tiers(self) -> tuple[TierRow, ...]:
         """Every tier of every queue, with the gaps between its accounts: this looks after them."""

@@ -279,6 +279,18 @@ class AskStory:
 
 
 @dataclass(frozen=True, slots=True)
+class AskActivity:
+    """Who waits, and who is served; see `router.dispatch.activity`. Answered by `Story` of the same number.
+
+    `owner` None: all of it, for an operator; else how the owner stands, whose API key says `tier`.
+    """
+
+    number: int
+    owner: str | None
+    tier: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Story:
     """JSON; empty where nothing is known."""
 
@@ -336,5 +348,6 @@ DISPATCH_CODEC = FrameCodec(
         40: Ended,
         41: AskStory,
         42: Story,
+        43: AskActivity,
     }
 )

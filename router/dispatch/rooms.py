@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from router.dispatch.fleet import Waiting
 from router.dispatch.lease import Acquire, Settle
-from router.qos.config import QosConfig
+from router.qos.config import Account, QosConfig
 from router.qos.fair_queue import Facts, FairQueue
 from router.qos.ledger import Prices
 from router.qos.policy import Limits
@@ -37,11 +37,13 @@ class Rooms:
 
     def home(self, request: Acquire) -> tuple[str, str]:
         """Tier and account of `request`; the account is empty where there are no quotas."""
-        qos = self.qos_of(request.model)
-        if qos is None or not qos.enabled:
-            return request.tier, ""
-        account = qos.account(request.owner, request.tier)
-        return account.key
+        account = self.account(request.model, request.owner, request.tier)
+        return (request.tier, "") if account is None else account.key
+
+    def account(self, model: str, owner: str, tier: str) -> Account | None:
+        """Where requests of `owner`, whose key says `tier`, for `model` are charged; None where there are no quotas."""
+        qos = self.qos_of(model)
+        return qos.account(owner, tier) if qos is not None and qos.enabled else None
 
     def qos_of(self, model: str) -> QosConfig | None:
         """What orders the requests for `model`; None: first come, first served."""

@@ -16,6 +16,7 @@ from router.dispatch.lease import (
     DISPATCH_CODEC,
     Acquire,
     AddNode,
+    AskActivity,
     AskPages,
     AskStory,
     Cancel,
@@ -279,6 +280,9 @@ class DispatcherServer:
             case AskStory():
                 story = self.dispatcher.story(message.owner, message.request_id)
                 channel.send(Story(message.number, b"" if story is None else json.dumps(story).encode()))
+            case AskActivity():
+                activity = self.dispatcher.activity(message.owner, message.tier)
+                channel.send(Story(message.number, json.dumps(activity).encode()))
             case AddNode():
                 _start(self._add_node(channel, message), self._adding)
             case RemoveNode():

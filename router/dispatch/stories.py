@@ -10,6 +10,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 from router.dispatch.lease import Acquire, Ended, Granted, Refused, Settle
@@ -19,6 +20,7 @@ MOST_REQUESTS = 4096
 MOST_LEASES = 16  # of one request: its prompts, and their replays
 MOST_PLACES = 16
 MOST_CANDIDATES = 8
+MOST_LOOKED_AT = 256  # for the last ones that ended
 FIRST_LOOK = 0.2  # seconds after it came; then after twice as long each time
 
 
@@ -74,6 +76,27 @@ class _Story:
     account: str
     leases: dict[str, _Lease] = field(default_factory=dict)
     front: Ended | None = None
+
+    def brief(self, now: float) -> dict[str, Any]:
+        """What became of it, once `front` is known."""
+        assert self.front is not None, "it has not ended"
+        last = next(reversed(self.leases.values()), None)
+        granted = None if last is None or last.granted is None else last.granted[1]
+        ended = None if last is None or last.end is None else last.came + last.end["after_seconds"]
+        return {
+            "id": self.id,
+            "owner": self.owner,
+            "user": self.user,
+            "tier": self.tier,
+            "model": "" if last is None else last.model,
+            "replica": None if granted is None else granted.replica.id,
+            "outcome": self.front.outcome,
+            "first_token_seconds": self.front.first_seconds,
+            "seconds": round(sum(seconds for _, seconds in self.front.parts), 4),
+            "prompt_tokens": self.front.prompt_tokens,
+            "output_tokens": self.front.output_tokens,
+            "ago": None if ended is None else round(now - ended, 2),
+        }
 
 
 class Stories:
@@ -176,6 +199,21 @@ class Stories:
             "preemptions": sum(lease.settled.preemptions for lease in story.leases.values() if lease.settled),
             **_front(story.front),
         }
+
+    def candidates(self, lease_id: str) -> tuple[Candidate, ...]:
+        """The replicas that were weighed for a lease that stands; none where they are not known."""
+        lease = self._by_lease.get(lease_id)
+        return () if lease is None else lease.candidates
+
+    def ended_lately(self, most: int, now: float) -> list[dict[str, Any]]:
+        """Of the last requests to come those that are over for their clients, the youngest first; `ago` in seconds."""
+        found: list[dict[str, Any]] = []
+        for story in islice(reversed(self._stories.values()), MOST_LOOKED_AT):
+            if story.front is not None:
+                found.append(story.brief(now))
+                if len(found) == most:
+                    break
+        return found
 
     def waiting(self, owner: str | None, request_id: str) -> list[str]:
         """Ids of its leases that wait."""

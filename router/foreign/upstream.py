@@ -60,11 +60,12 @@ class Upstream:
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
         deadlines: Deadlines | None = None,
+        trust: ssl.SSLContext | None = None,
     ) -> Upstream:
-        """Ask for `url` and wait for the head of the answer. Raises NodeFailed."""
+        """Ask for `url` and wait for the head of the answer; `trust` is for https. Raises NodeFailed."""
         deadlines = deadlines or Deadlines()
         parts = urlsplit(url)
-        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        tls = (trust or ssl.create_default_context()) if parts.scheme == "https" else None
         port = parts.port or (443 if tls else 80)
         try:
             async with asyncio.timeout(deadlines.connect):

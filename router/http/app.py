@@ -25,12 +25,13 @@ from router.generation import Generator
 from router.http.config import FrontConfig, ServedModel
 from router.http.entry import read_body
 from router.http.exchange import Exchange
-from router.http.gate import Gate, error_response
+from router.http.gate import OPEN_PATHS, Gate, error_response
 from router.http.identity import Identity, IdentityResolver, NoKeys
 from router.http.job import Job
 from router.http.nodes import node_routes
 from router.http.once import Answers, Once, key_of
 from router.http.outlet import Turn
+from router.http.overview import Places, overview_routes
 from router.http.relay import Relay
 from router.http.status import Status
 from router.http.stories import Stories
@@ -41,6 +42,7 @@ from router.protocol.interactive import InteractiveBody, InteractiveQosBody
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
 from router.service import Service
+from router.web.assets import asset_routes, read_assets
 from workers.api.errors import EchelonError
 
 
@@ -65,6 +67,7 @@ def create_app(
     answers: Answers | None = None,
     stories: Stories | None = None,
     nodes: DispatcherClient | None = None,
+    places: Places | None = None,
     draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
     now: Callable[[], float] = time.time,
 ) -> FastAPI:
@@ -72,7 +75,8 @@ def create_app(
 
     `page` gives what /metrics shows; None = the numbers of this front and of the engines. `answers` keeps those of
     requests with an idempotency key; None = the header is ignored. `stories` remembers what became of
-    requests. `nodes` gives the /nodes routes and the models of foreign nodes; None = there are none.
+    requests. `nodes` gives the /nodes routes, the models of foreign nodes, /me and /cluster; None = there are none.
+    `places` tells /cluster where ranks are.
     Errors have OpenAI's body and every answer an `x-request-id`. Raises ConfigError when two models share a name.
     """
     service = Service(models, generator, config=config, draw_seed=draw_seed, now=now, metrics=metrics, stories=stories)
@@ -96,8 +100,13 @@ def create_app(
 
     started = int(now())
     app = Front(title="Echelon", version="1", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    pages = read_assets() if config.pages else {}
     app.add_middleware(
-        Gate, resolver=identity or NoKeys(), edge_secret=config.edge_secret, count=service.metrics.refused
+        Gate,
+        resolver=identity or NoKeys(),
+        edge_secret=config.edge_secret,
+        count=service.metrics.refused,
+        open_paths=OPEN_PATHS | pages.keys(),
     )
     app.add_exception_handler(EchelonError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -214,6 +223,8 @@ def create_app(
 
     if nodes is not None:
         app.include_router(node_routes(nodes, functools.partial(read_body, config=config)))
+        app.include_router(overview_routes(nodes, service.names, places))
+    app.routes.extend(asset_routes(pages))
     return app
 
 

@@ -22,6 +22,7 @@ class FrontConfig:
     limits: RequestLimits = field(default_factory=RequestLimits)
     text_threads: int = 2
     stalled_seconds: float = 60.0  # a client that reads nothing for so long is cut off
+    pages: bool = False  # whether it shows the web pages, too
 
     def __post_init__(self) -> None:
         if self.max_body_bytes < 1024:

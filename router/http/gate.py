@@ -1,7 +1,7 @@
 """The outermost layer: a request id on every answer, an identity for every route but health, a body for every error.
 
 What may pass is decided by `scope["path"]` as it came, before any routing: no header, no root path and no other
-spelling of a route gets by, since all but three exact paths need an identity.
+spelling of a route gets by, since all but a few exact paths need an identity.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -53,7 +53,7 @@ class Gate:
 
     A client's own `x-request-id` is kept when it is 1 to 128 characters of letters, digits and `._:/+=@-`.
     `edge_secret` is what the proxy in front shows, to be believed whose request it hands on. `count` is called with the
-    code of every refusal made here.
+    code of every refusal made here. `open_paths` need no identity.
     """
 
     def __init__(
@@ -62,11 +62,13 @@ class Gate:
         resolver: IdentityResolver,
         edge_secret: str = "",
         count: Callable[[str], None] = lambda code: None,
+        open_paths: Collection[str] = OPEN_PATHS,
     ) -> None:
         self._app = app
         self._resolver = resolver
         self._edge_secret = edge_secret.encode()
         self._count = count
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection's scope."""
@@ -99,7 +101,7 @@ class Gate:
 
         try:
             _check_head(scope)
-            if scope["path"] not in OPEN_PATHS:
+            if scope["path"] not in self._open_paths:
                 client = scope.get("client")
                 state["identity"] = self._resolver.resolve(headers, client[0] if client else None)
             await self._app(scope, body.receive, send_named)

@@ -94,6 +94,11 @@ class FairQueue(Generic[Item]):
         """All that wait, in the order they were queued."""
         return (entry.item for entry in self._waiting.values())
 
+    @property
+    def waiting_by_user(self) -> dict[tuple[str, str], int]:
+        """How many wait, by tier and user."""
+        return dict(self._user_count)
+
     # in and out
 
     def refusal(self, item: Item) -> str | None:
