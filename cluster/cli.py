@@ -14,6 +14,7 @@ import echelon
 from cluster.keys_command import app as keys_app
 from cluster.qos_command import app as qos_app
 from cluster.serve_command import app as serve_app
+from cluster.web_command import gradio
 from workers.api.errors import ConfigError, EchelonError
 
 LOCAL_URL = "http://127.0.0.1:23333/v1"
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(serve_app, name="serve")
+serve_app.command()(gradio)
 app.add_typer(keys_app, name="keys")
 app.add_typer(qos_app, name="qos")
 errors = Console(stderr=True, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import ipaddress
@@ -9,11 +10,13 @@ import json
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -21,7 +24,7 @@ from cluster.access import key_file
 from cluster.config import ClusterConfig, ModelSection, checked_config, read_cluster_config, resolve_model
 from cluster.doctor import refuse_if_unfit
 from cluster.environment import DEMO_MODEL, prepare_ray, state_dir
-from cluster.tls import read_certificate
+from cluster.tls import context_trusting, read_certificate
 from router.keys.file import parse_keys, read_key_file
 from router.text.template_choice import SUFFIXES, inlined
 from workers.api.errors import ConfigError, EchelonError
@@ -142,7 +145,14 @@ def refuse_taken_port(host: str, port: int) -> None:
             ) from e
 
 
-def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None) -> None:
+class Beside(Protocol):
+    """What stands beside a cluster while it serves."""
+
+    def __call__(self, url: str, trust: ssl.SSLContext | None) -> AbstractContextManager[str]:
+        """For the API at `url`, whose certificate `trust` takes; it says in a line where it is. Raises EchelonError."""
+
+
+def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None, beside: Beside | None = None) -> None:
     """Bring the cluster up, say where it answers, and wait for Ctrl-C or SIGTERM. Raises EchelonError."""
     config = cluster_config(model, flags)
     refuse_if_unfit()
@@ -166,6 +176,7 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
     note.write_text(json.dumps(said))
     console = Console(highlight=False)
     say = functools.partial(console.print, soft_wrap=True, markup=False)
+    around = contextlib.ExitStack()
     try:
         started = time.monotonic()
         with console.status("starting") as status:
@@ -187,6 +198,12 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
         url, options = certificate.curl_options(cluster.base_url) if certificate else (cluster.base_url, "")
         say(f"  curl{options} {url}/chat/completions -H 'content-type: application/json'{key} -d '{body}'")
         say(f"  from Python: echelon.connect({cluster.ray_address!r})")
+        if beside is not None:
+            trust = context_trusting(certificate.path) if certificate else None
+            say(f"  {around.enter_context(beside(cluster.base_url, trust))}")
+        elif config.http.pages:
+            root = url.removesuffix("/v1")
+            say(f"  web page: {root}/chat")
         note.write_text(json.dumps({**said, "url": cluster.base_url}))  # `--detach` has read all of the above then
         say(f"  stop it with Ctrl-C, `make stop PORT={config.http.port}` or `echelon stop --port {config.http.port}`")
         replicas = sum(one.model.replicas for one in config.each)
@@ -201,6 +218,7 @@ def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None)
         console.print("stopped before it was up")
     finally:
         try:
+            around.close()
             bring_down(own_ray=address is None)
         finally:
             note.unlink(missing_ok=True)

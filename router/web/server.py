@@ -71,7 +71,7 @@ class _HandedOn(Response):
         self.background = None
         path = request.scope.get("raw_path", request.url.path.encode()).partition(b"?")[0].decode("ascii")
         headers = {name: request.headers[name] for name in ASKED if name in request.headers}
-        self._method, self._url, self._headers = request.method, url + path, headers
+        self._method, self._url, self._asked = request.method, url + path, headers
         self._body, self._trust = body, trust
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +89,7 @@ class _HandedOn(Response):
     async def _run(self, scope: Scope, receive: Receive, send: Outlet) -> None:
         try:
             upstream = await Upstream.open(
-                self._method, self._url, headers=self._headers, body=self._body, deadlines=DEADLINES, trust=self._trust
+                self._method, self._url, headers=self._asked, body=self._body, deadlines=DEADLINES, trust=self._trust
             )
         except NodeFailed as e:
             log.info("the API server at %s %s", self._url, e)
