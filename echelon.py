@@ -7,15 +7,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cluster.client import Handle
+    from cluster.pipeline.answers import Response, Session
+    from cluster.pipeline.api_client import APIClient, client
+    from cluster.pipeline.engine_config import PytorchEngineConfig, TurbomindEngineConfig
+    from cluster.pipeline.generation_config import GenerationConfig
+    from cluster.pipeline.pipeline import Pipeline, pipeline
+    from cluster.pipeline.server_process import Served, serve
     from router.text.chat_classes import MODELS, BaseChatTemplate, ChatTemplateConfig
 
-__all__ = ["MODELS", "BaseChatTemplate", "ChatTemplateConfig", "connect"]
+__all__ = [
+    "MODELS",
+    "APIClient",
+    "BaseChatTemplate",
+    "ChatTemplateConfig",
+    "GenerationConfig",
+    "Pipeline",
+    "PytorchEngineConfig",
+    "Response",
+    "Served",
+    "Session",
+    "TurbomindEngineConfig",
+    "client",
+    "connect",
+    "pipeline",
+    "serve",
+]
 
 __version__ = "0.1.0"
 
 
 # Imported when they are first asked for: `import echelon` costs next to nothing.
-_HOMES = dict.fromkeys(("MODELS", "BaseChatTemplate", "ChatTemplateConfig"), "router.text.chat_classes")
+_HOMES = {
+    **dict.fromkeys(("MODELS", "BaseChatTemplate", "ChatTemplateConfig"), "router.text.chat_classes"),
+    **dict.fromkeys(("APIClient", "client"), "cluster.pipeline.api_client"),
+    **dict.fromkeys(("PytorchEngineConfig", "TurbomindEngineConfig"), "cluster.pipeline.engine_config"),
+    **dict.fromkeys(("Response", "Session"), "cluster.pipeline.answers"),
+    **dict.fromkeys(("Pipeline", "pipeline"), "cluster.pipeline.pipeline"),
+    **dict.fromkeys(("Served", "serve"), "cluster.pipeline.server_process"),
+    "GenerationConfig": "cluster.pipeline.generation_config",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,15 +9,20 @@ from cluster.environment import api_key as key_of_environment
 from cluster.names import GATEWAY, NAMESPACE
 from router.protocol.answers import Usage
 from workers.api.errors import ConfigError
+from workers.api.request import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedChoice:
-    """One answer. `token_ids` are all that were emitted, the one that ended it included."""
+    """One answer. `token_ids` are all that were emitted, the one that ended it included.
+
+    `logprobs` are of the tokens drawn, where `logprobs` was asked for.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

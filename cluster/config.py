@@ -15,7 +15,7 @@ from router.dispatch.dispatcher import DispatcherConfig
 from router.dispatch.scaling import ScalingConfig
 from router.foreign.node import NodeSpec
 from router.foreign.upstream import checked_url
-from router.http.config import FrontConfig
+from router.http.config import Cors, FrontConfig
 from router.protocol.json_entry import MAX_BODY_BYTES
 from router.qos.file import load_qos_config
 from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
@@ -140,6 +140,11 @@ class HttpSection(Section):
     body_timeout: Seconds = 120.0  # for a whole body; then 408
     idle_timeout: Seconds = 60.0  # while a client neither sends nor takes what it should
     keep_alive_timeout: Seconds = 60.0  # between two requests of one connection
+
+    allow_origins: tuple[str, ...] = ()  # of web pages that may ask (CORS), or "*"; default: none
+    allow_credentials: bool = False
+    allow_methods: tuple[str, ...] = ("*",)
+    allow_headers: tuple[str, ...] = ("*",)
 
     @model_validator(mode="after")
     def _certificate_with_key(self) -> Self:
@@ -274,7 +279,14 @@ class ClusterConfig(Section):
             stalled_seconds=self.http.idle_timeout,
             pages=self.http.pages,
             edge_secret=edge_secret,
+            cors=self._cors(),
         )
+
+    def _cors(self) -> Cors | None:
+        http = self.http
+        if not http.allow_origins:
+            return None
+        return Cors(http.allow_origins, http.allow_credentials, http.allow_methods, http.allow_headers)
 
     def edge_settings(self, edge_secret: str) -> EdgeSettings:
         """What the proxy in front of the ingresses is told."""
@@ -350,9 +362,11 @@ def checked_config(values: Any, source: str) -> ClusterConfig:
         raise ConfigError(f"{source}: {places}") from e
 
 
-def resolve_model(path: str, revision: str | None = None, *, code: bool = False) -> Path:
+def resolve_model(
+    path: str, revision: str | None = None, *, code: bool = False, download_dir: str | None = None
+) -> Path:
     """The local folder of a checkpoint: the embedded model, a folder, or a hub id (downloaded, with `code` its Python
-    files too). Raises ConfigError.
+    files too, into `download_dir`; None: the hub's cache). Raises ConfigError.
     """
     if path == DEMO_MODEL:
         return Path(str(importlib.resources.files("configs") / "demo-model"))
@@ -368,7 +382,7 @@ def resolve_model(path: str, revision: str | None = None, *, code: bool = False)
 
     try:
         wanted = ["*.json", "*.safetensors", "*.jinja", *(["*.py"] if code else [])]
-        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted, cache_dir=download_dir))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise ConfigError(f"cannot get {path!r} from the model hub: {e}. A local folder works without it.") from e
 

@@ -38,6 +38,14 @@ def api_key() -> str | None:
     return os.environ.get("ECHELON_API_KEY") or None
 
 
+def ssl_files() -> tuple[str, str]:
+    """Certificate and key for `--ssl`: $SSL_CERTFILE and $SSL_KEYFILE. Raises ConfigError where one is not set."""
+    found = tuple(os.environ.get(name, "") for name in ("SSL_CERTFILE", "SSL_KEYFILE"))
+    if not all(found):
+        raise ConfigError("--ssl needs $SSL_CERTFILE and $SSL_KEYFILE: PEM files of a certificate and of its key")
+    return str(Path(found[0]).absolute()), str(Path(found[1]).absolute())
+
+
 def cluster_secret() -> str:
     """What the parts of a cluster that Serve builds from a file greet each other with: $ECHELON_SECRET.
 

@@ -111,7 +111,10 @@ class Gateway:
             logging.getLogger("echelon.gateway").exception("a request failed")
             raise EngineFault(f"the gateway failed: {type(e).__name__}") from None
         choices = zip(answer.choices, answer.token_ids, strict=True)
-        return Generated(tuple(GeneratedChoice(c.text, ids, c.finish) for c, ids in choices), answer.usage)
+        given = (
+            GeneratedChoice(c.text, ids, c.finish, tuple(t.logprobs for t in c.tokens or ())) for c, ids in choices
+        )
+        return Generated(tuple(given), answer.usage)
 
     async def get_ppl(self, key: str | None, prompts: Any, /, model: str | None = None) -> float | list[float]:
         """How badly the model predicts `prompts` (text or token ids, or a list of them): see `Handle.get_ppl`.

@@ -153,8 +153,12 @@ class Beside(Protocol):
 
 
 def run_until_stopped(model: str, flags: dict[str, Any], *, address: str | None, beside: Beside | None = None) -> None:
+    """`serve_until_stopped` of a model or a cluster file, with command-line flags on top. Raises EchelonError."""
+    serve_until_stopped(cluster_config(model, flags), address=address, beside=beside)
+
+
+def serve_until_stopped(config: ClusterConfig, *, address: str | None, beside: Beside | None = None) -> None:
     """Bring the cluster up, say where it answers, and wait for Ctrl-C or SIGTERM. Raises EchelonError."""
-    config = cluster_config(model, flags)
     refuse_if_unfit()
     who = refuse_open_house(config, joins=address is not None)
     refuse_taken_port(config.http.host, config.http.port)

@@ -10,9 +10,11 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -108,6 +110,8 @@ def create_app(
         count=service.metrics.refused,
         open_paths=OPEN_PATHS | pages.keys(),
     )
+    if config.cors is not None:  # around the gate: a browser asks without a key whether it may ask with one
+        app.add_middleware(CORSMiddleware, **asdict(config.cors))
     app.add_exception_handler(EchelonError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
 

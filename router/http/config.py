@@ -11,6 +11,16 @@ from workers.api.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
+class Cors:
+    """Which web pages may ask, as browsers see to it: `*` is all. The names are those of starlette's middleware."""
+
+    allow_origins: tuple[str, ...]
+    allow_credentials: bool = False
+    allow_methods: tuple[str, ...] = ("*",)
+    allow_headers: tuple[str, ...] = ("*",)
+
+
+@dataclass(frozen=True, slots=True)
 class FrontConfig:
     """Limits of the front. Bytes, counts and seconds."""
 
@@ -21,6 +31,7 @@ class FrontConfig:
     edge_secret: str = field(default="", repr=False)  # what the proxy in front shows; "" = there is none to be believed
     limits: RequestLimits = field(default_factory=RequestLimits)
     text_threads: int = 2
+    cors: Cors | None = None  # None: no page but the server's own
     stalled_seconds: float = 60.0  # a client that reads nothing for so long is cut off
     pages: bool = False  # whether it shows the web pages, too
 

@@ -203,6 +203,26 @@ class ChatTemplateConfig:
         """What is set."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    def portable(self) -> dict[str, Any]:
+        """`to_dict` for other processes: of a class that is registered here, its pieces.
+
+        Raises ConfigError for a class that writes its prompts itself.
+        """
+        if self.model_name not in MODELS.registered:
+            return self.to_dict()
+        form = self.chat_template
+        if isinstance(form, BaseChatTemplate):
+            raise ConfigError(
+                f"the chat template {self.model_name!r} is a class of this process: put it into a Python file, and "
+                "name that (chat_template='FILE.py', --chat-template FILE.py)"
+            )
+        pieces = {name: getattr(form, name) for name in (*PIECES, "capability")}
+        return {
+            "model_name": self.model_name,
+            **{name: value for name, value in pieces.items() if value is not None},
+            "stop_words": list(form.stop_words),
+        }
+
     @property
     def chat_template(self) -> ChatForm | BaseChatTemplate:
         """The template. Raises ConfigError."""

@@ -1,0 +1,81 @@
+"""What LMDeploy's `serve api_server` says, as a cluster config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.config import ClusterConfig, checked_config
+from cluster.environment import ssl_files, state_dir
+from cluster.pipeline.engine_config import BackendConfig
+from cluster.pipeline.notices import without_effect
+from cluster.pipeline.pipeline import LEVELS, model_config
+from router.keys.edit import add_key
+from router.text.chat_classes import ChatTemplateConfig
+from workers.api.errors import ConfigError
+
+PORT = 23333
+OWNER = "api"  # of keys that are given by themselves
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """`server_name` None: loopback without keys, every address with them. `api_keys`: keys, or one key file.
+
+    `cors` are fields of the file's `http` section.
+    """
+
+    server_name: str | None = None
+    server_port: int = PORT
+    log_level: str = "ERROR"
+    api_keys: Sequence[str] = field(default=(), repr=False)
+    ssl: bool = False
+    no_auth: bool = False
+    qos_config_path: str | None = None
+    cors: dict[str, Any] = field(default_factory=dict)
+
+
+def server_config(
+    path: str,
+    name: str | None,
+    backend: BackendConfig | None,
+    template: ChatTemplateConfig | None,
+    options: ServerOptions,
+    fields: dict[str, Any],
+) -> ClusterConfig:
+    """The config of a server of one model; `fields` are more of its section. Raises ConfigError."""
+    level = options.log_level.upper()
+    if level not in LEVELS:
+        raise ConfigError(f"log_level {options.log_level!r} is not one of {', '.join(LEVELS)}")
+    config = model_config(path, name, backend, template, fields, elsewhere=True)
+    keys = _key_file(options.api_keys, options.server_port)
+    host = options.server_name or ("127.0.0.1" if keys is None and not options.no_auth else "0.0.0.0")
+    http: dict[str, Any] = {"host": host, "port": options.server_port, **options.cors}
+    if keys is not None:
+        http["api_keys"] = keys
+    elif options.no_auth:
+        http["no_auth"] = True
+    if options.ssl:
+        http["tls_cert"], http["tls_key"] = ssl_files()
+    values = config.model_dump() | {"http": http, "log": {"level": "error" if level == "CRITICAL" else level.lower()}}
+    if options.qos_config_path is not None:
+        values["dispatch"] = {"qos": str(Path(options.qos_config_path).absolute())}
+    return checked_config(values, "the options")
+
+
+def _key_file(keys: Sequence[str], port: int) -> str | None:
+    """The key file that is given, or a private one with the keys that are."""
+    if not keys:
+        return None
+    if len(keys) == 1 and Path(keys[0]).is_file():
+        return str(Path(keys[0]).absolute())
+    file = state_dir() / f"api-server-{port}-keys.yaml"
+    file.unlink(missing_ok=True)
+    for key in dict.fromkeys(keys):
+        add_key(file, key, OWNER)
+    without_effect(
+        "one owner for each of the api_keys", f"keys that are given by themselves are all {OWNER!r}'s; see echelon keys"
+    )
+    return str(file)
