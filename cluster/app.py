@@ -71,8 +71,8 @@ def join_ray(address: str) -> None:
         raise EchelonError(f"no Ray cluster answers at {address}: {e}") from e
 
 
-def start_ray(config: ClusterConfig, spare_cpus: int = 0) -> None:
-    """Start an own Ray cluster on this machine, with logical CPUs for all ranks.
+def start_ray(config: ClusterConfig, spare_cpus: int = 0, gpus: int | None = None) -> None:
+    """Start an own Ray cluster on this machine, with logical CPUs for all ranks, and `gpus` (None: those it has).
 
     The caller's SIGTERM handler stays: Ray's own ends its processes at once, before they can be stopped in order.
     """
@@ -83,6 +83,7 @@ def start_ray(config: ClusterConfig, spare_cpus: int = 0) -> None:
     ray.init(
         address="local",
         num_cpus=max(cpu_count(), ranks + one_more) + spare_cpus,
+        num_gpus=gpus,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         **QUIET,
@@ -121,19 +122,20 @@ def choose_devices(config: ClusterConfig, *, may_grow: bool = False) -> dict[str
 
 
 def bring_up(
-    config: ClusterConfig, *, address: str | None, progress: Progress, spare_cpus: int = 0, every_node: bool = True
-) -> RunningCluster:
+    config: ClusterConfig, *, address: str | None, progress: Progress, spare_cpus: int = 0, gpus: int | None = None,
+    every_node: bool = True,
+) -> RunningCluster:  # fmt: skip
     """Start everything and return once a real request was answered. Raises EchelonError with what to do.
 
     One replica is enough for an answer: `await_running` waits for the others.
 
-    `spare_cpus`: logical CPUs of an own Ray for what else is to run in it. `every_node`: HTTP is taken on each node
-    with replicas, not on the head alone.
+    `spare_cpus`: logical CPUs of an own Ray for what else is to run in it. `gpus`: its logical GPUs, where gangs are to
+    share those of the machine. `every_node`: HTTP is taken on each node with replicas, not on the head alone.
     """
     secret = secrets.token_hex(16)
     if address is None:
         progress("starting Ray")
-        start_ray(config, spare_cpus)
+        start_ray(config, spare_cpus, gpus)
         edge = own_edge(config, secret)
     else:
         progress(f"joining Ray at {address}")

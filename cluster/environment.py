@@ -78,8 +78,13 @@ def free_ports(count: int) -> list[int]:
         return [int(s.getsockname()[1]) for s in sockets]
 
 
-def set_collective_interface(host: str) -> None:
-    """Let gloo and NCCL use the interface that carries address `host`; alone they may pick loopback."""
+def prepare_collectives(host: str, node: str) -> None:
+    """Let gloo and NCCL use the interface that carries address `host`; alone they may pick loopback.
+
+    NCCL takes ranks of one `node` for neighbours, and no others: by itself it goes by host name and kernel, which
+    containers of one machine may share without sharing GPUs.
+    """
+    os.environ.setdefault("NCCL_HOSTID", node)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         for _, interface in socket.if_nameindex():
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 import ray
@@ -23,9 +24,9 @@ from workers.api.config import ReplicaConfig
 from workers.api.errors import EngineFault
 from workers.api.replica import ReplicaInfo
 
-PULSE_SECONDS = 1.0
+PULSE_SECONDS = 0.5
 SHORTEST_LOOK = 0.1
-NAMED_SECONDS = 1.5  # a rank silent for so long is named in the log; with a pulse a second, 2.5 s after it stopped
+NAMED_SECONDS = 1.5  # a rank silent for so long is named in the log; with two pulses a second, 2 s after it stopped
 LINGER_SECONDS = 0.3  # the death of one rank fails the others: all are heard before one is blamed
 BLAME_SECONDS = 0.5  # who does not answer for so long when others have ended is named ahead of them
 ANSWER_SECONDS = 1.0
@@ -41,7 +42,8 @@ class Gang:
         threads: int, qos: StepQos | None = None,
     ) -> None:  # fmt: skip
         self._id = replica_id
-        # Ranks that wait for a hung one give up after `step_timeout`, and their errors say more than silence does.
+        self._silence = config.step_timeout
+        # Ranks that wait for a hung one give up after `step_timeout`, and their errors say more than a long step does.
         self._patience = config.step_timeout * (1.0 if config.tensor_parallel == 1 else 1.5)
         self._start_patience, self._clock = config.start_timeout, time.monotonic
         remote = ray.remote(RankActor)
@@ -94,7 +96,7 @@ class Gang:
     async def _stands_still(self, number: int) -> str:
         """Returns when the start of rank `number` has been at the same place, or silent, for too long."""
         known, since = "no answer yet", self._clock()
-        asked = asyncio.ensure_future(self.ranks[number].stage.remote())
+        asked = _asked(self.ranks[number].stage.remote())
         while self._clock() - since <= self._start_patience:
             await asyncio.wait([asked], timeout=PULSE_SECONDS)
             if not asked.done():
@@ -104,12 +106,12 @@ class Gang:
             if (stage := asked.result()) != known or stage == UP:
                 known, since = stage, self._clock()
             await asyncio.sleep(PULSE_SECONDS)
-            asked = asyncio.ensure_future(self.ranks[number].stage.remote())
+            asked = _asked(self.ranks[number].stage.remote())
         return f"the start of rank {number} has stood still for {self._start_patience:g} s: {known}"
 
     async def sequences(self) -> int:
         """How many the engine has that have not ended; none where it cannot be asked."""
-        asked = asyncio.ensure_future(self.ranks[0].sequences.remote())
+        asked = _asked(self.ranks[0].sequences.remote())
         await asyncio.wait([asked], timeout=ANSWER_SECONDS)
         return asked.result() if asked.done() and asked.exception() is None else 0
 
@@ -118,7 +120,7 @@ class Gang:
 
         The other ranks may still run: `kill` them.
         """
-        runs = {number: asyncio.ensure_future(rank.run.remote()) for number, rank in enumerate(self.ranks)}
+        runs = {number: _asked(rank.run.remote()) for number, rank in enumerate(self.ranks)}
         pulses = {number: asyncio.ensure_future(self._pulse(number)) for number in runs}
         try:
             await asyncio.wait([*runs.values(), *pulses.values()], return_when=asyncio.FIRST_COMPLETED)
@@ -151,17 +153,17 @@ class Gang:
         pid = self.pids[number]
         while True:
             then, began = self._delays(number), time.monotonic()
-            ping = asyncio.ensure_future(self.ranks[number].ping.remote())
+            ping = _asked(self.ranks[number].ping.remote())
             silent, named = 0.0, False
-            while not ping.done() and silent < self._patience:
-                limit = self._patience if named else min(NAMED_SECONDS, self._patience)
+            while not ping.done() and silent < self._silence:
+                limit = self._silence if named else min(NAMED_SECONDS, self._silence)
                 await asyncio.wait([ping], timeout=max(limit - silent, SHORTEST_LOOK))
                 silent = time.monotonic() - began - most_waited(then, self._delays(number))
                 if not ping.done() and not named and silent >= limit:
                     log.warning("replica %s rank %d (pid %d) is silent for %g s", self._id, number, pid, limit)
                     named = True
             if not ping.done():
-                return False, f"rank {number} (pid {pid}) has not answered for {self._patience:g} s"
+                return False, f"rank {number} (pid {pid}) has not answered for {self._silence:g} s"
             if ping.exception() is None and ping.result() > self._patience:
                 return True, f"rank {number} (pid {pid}) is in one step for {ping.result():.0f} s"
             await asyncio.sleep(PULSE_SECONDS)
@@ -172,7 +174,7 @@ class Gang:
     async def _silent(self, numbers: list[int]) -> list[int]:
         if not numbers:
             return []
-        pings = {n: asyncio.ensure_future(self.ranks[n].ping.remote()) for n in numbers}
+        pings = {n: _asked(self.ranks[n].ping.remote()) for n in numbers}
         await asyncio.wait(pings.values(), timeout=BLAME_SECONDS)
         return [n for n, ping in pings.items() if not ping.done() or ping.exception() is not None]
 
@@ -180,6 +182,13 @@ class Gang:
         """End all ranks, whatever they do."""
         for rank in self.ranks:
             ray.kill(rank)
+
+
+def _asked(call: Awaitable[Any]) -> asyncio.Future[Any]:
+    """A call that is under way. Ranks that are ended fail those that nobody waits for any more: that is no news."""
+    asked = asyncio.ensure_future(call)
+    asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return asked
 
 
 def _cause(error: BaseException | None) -> str:

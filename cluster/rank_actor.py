@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from cluster.config import resolve_model
-from cluster.environment import free_port, gpu_index, prepare_torch, set_collective_interface
+from cluster.environment import free_port, gpu_index, prepare_collectives, prepare_torch
 from cluster.logs import set_up_logs
 from cluster.starved import StepWatch
 from cluster.step_qos import StepQos
@@ -119,13 +119,14 @@ class RankActor:
         from workers.rank import Rank
         from workers.replica import EngineServer
 
+        node = ray.get_runtime_context().get_node_id()
         groups = gpu = None
+        if self._config.device == "cuda":
+            (assigned,) = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+            gpu = gpu_index(assigned)
         if meeting is not None:
             self._stage = "meeting the other ranks"
-            set_collective_interface(self._host)
-            if self._config.device == "cuda":
-                (assigned,) = ray.get_runtime_context().get_accelerator_ids()["GPU"]
-                gpu = gpu_index(assigned)
+            prepare_collectives(self._host, node)
             groups = connect(
                 rank=self._rank,
                 tensor_parallel=self._config.tensor_parallel,
@@ -138,6 +139,7 @@ class RankActor:
             rank=self._rank,
             groups=groups,
             gpu=gpu,
+            host=node,
             threads=self._threads,
             progress=self._loaded,
             entered=self._enter,
@@ -146,7 +148,6 @@ class RankActor:
         rank.set_timeout(self._config.step_timeout)  # from here on all run the same step, and a late one is a dead one
         executor: Executor = rank.runner
         self._runner = executor
-        node = ray.get_runtime_context().get_node_id()
         if self._rank > 0:
             assert meeting is not None
             self._receiver = PlanReceiver(meeting.plans, meeting.plan_secret, f"rank {self._rank}")

@@ -50,10 +50,10 @@ class Rank:
     """A loaded, warmed-up rank.
 
     `groups` come from `workers.parallel.group.connect`; without them the rank is alone. `gpu` is the index of its
-    device where several are seen (None: by its number). `threads` is for torch.set_num_threads (None leaves it).
-    `threaded`: on the CPU, run steps in a worker thread. `peer_memory`: sum through the ranks' memory where that is
-    possible. `progress` is called with (tensors loaded, tensors in all), `entered` with the name of each phase as it
-    begins. Raises ConfigError, WeightError or OutOfMemory.
+    device where several are seen (None: by its number), `host` what tells its host from others. `threads` is for
+    torch.set_num_threads (None leaves it). `threaded`: on the CPU, run steps in a worker thread. `peer_memory`: sum
+    through the ranks' memory where that is possible. `progress` is called with (tensors loaded, tensors in all),
+    `entered` with the name of each phase as it begins. Raises ConfigError, WeightError or OutOfMemory.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Rank:
         rank: int = 0,
         groups: Groups | None = None,
         gpu: int | None = None,
+        host: str = "",
         threads: int | None = None,
         threaded: bool = False,
         peer_memory: bool = True,
@@ -82,7 +83,7 @@ class Rank:
         with self._phase("config"):
             self.device = _device(config.device, rank if gpu is None else gpu)
             if peer_memory:
-                self.groups = replace(self.groups, tp=share_memory(self.groups.tp, self.device))
+                self.groups = replace(self.groups, tp=share_memory(self.groups.tp, self.device, host))
             source = read_config(config.model.path)
             factor = config.model.rope_scaling_factor
             if factor is not None:

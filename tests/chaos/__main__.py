@@ -216,6 +216,7 @@ def main() -> None:
         "--tp", type=int, default=1, help="ranks of a replica; from two on one that follows is hit, too"
     )
     parser.add_argument("--ingresses", type=int, default=1)
+    parser.add_argument("--gpus", type=int, help="logical ones: twice as many as there are, and two gangs share each")
     parser.add_argument("--plain", type=int, default=0, help="then so many trials of each kind on Ray Serve alone")
     parser.add_argument("--clock", action="store_true", help="the wall clock jumps, too (needs a C compiler)")
     parser.add_argument("--out", type=Path, default=Path("chaos.json"))
@@ -235,7 +236,7 @@ def main() -> None:
     names = [name.strip() for name in args.only.split(",") if name.strip()] or list(known)
     if unknown := [name for name in names if name not in known]:
         parser.error(f"unknown faults {unknown}; there are: {', '.join(known)}")
-    shape = Shape(replicas=args.replicas, tensor_parallel=args.tp, ingresses=args.ingresses)
+    shape = Shape(replicas=args.replicas, tensor_parallel=args.tp, ingresses=args.ingresses, gpus=args.gpus)
     report = Report(" ".join(["python -m chaos", *sys.argv[1:]]), args.seed, asdict(shape))
     console = make_console()
     adopt_orphans()

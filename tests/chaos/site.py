@@ -33,6 +33,7 @@ class Shape:
     replicas: int = 3
     tensor_parallel: int = 1
     ingresses: int = 1
+    gpus: int | None = None  # logical ones; None: those of the machine
     blocks: int = 320
     idle_timeout: float = 10.0  # of a client that takes nothing, in seconds
 
@@ -152,7 +153,7 @@ def running(
         dispatch=DispatchSection(qos=str(site.qos_file)),
     )
     try:
-        bring_up(config, address=address, progress=progress, spare_cpus=4)
+        bring_up(config, address=address, progress=progress, spare_cpus=4, gpus=shape.gpus)
         await_running(progress)
         yield site
     finally:

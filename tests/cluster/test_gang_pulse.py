@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -39,8 +40,9 @@ class Rank:
         return self.step_age
 
 
-def gang_of(*ranks: Rank, patience: float = 0.1) -> Gang:
+def gang_of(*ranks: Rank, silence: float = 0.1, patience: float = 5.0) -> Gang:
     gang = Gang.__new__(Gang)  # the constructor starts actors
+    gang._silence = silence
     gang.ranks, gang.pids, gang._patience = list(ranks), [100 + i for i in range(len(ranks))], patience  # type: ignore[arg-type]
     gang._id, gang._here = "r1", [False] * len(ranks)
     return gang
@@ -99,7 +101,7 @@ async def test_a_silent_rank_is_named_in_the_log_long_before_it_is_given_up(
 ) -> None:
     monkeypatch.setattr(gang_module, "NAMED_SECONDS", 0.02)
     ranks = Rank(), Rank()
-    run = await running(gang_of(*ranks, patience=60.0), *ranks)
+    run = await running(gang_of(*ranks, silence=60.0), *ranks)
     ranks[1].stopped = True
     named = "replica r1 rank 1 (pid 101) is silent for 0.02 s"
     while named not in caplog.messages:  # noqa: ASYNC110
@@ -119,16 +121,38 @@ async def test_a_rank_in_one_step_for_too_long_is_named() -> None:
 
 async def test_a_silent_rank_is_named_before_the_one_that_waits_for_it() -> None:
     ranks = Rank(), Rank()
-    run = await running(gang_of(*ranks, patience=5.0), *ranks)
+    run = await running(gang_of(*ranks, silence=5.0), *ranks)
     ranks[1].stopped, ranks[0].step_age = True, 7.0
     assert await run == "rank 1 does not answer; rank 0 (pid 100) is in one step for 7 s"
 
 
 async def test_a_rank_that_ends_is_told_by_its_end() -> None:
     ranks = Rank(), Rank()
-    run = await running(gang_of(*ranks, patience=60.0), *ranks)
+    run = await running(gang_of(*ranks, silence=60.0), *ranks)
     ranks[1].stopped = True
     ranks[0].end.set_exception(RuntimeError("a step failed"))
     assert await run == "rank 1 does not answer; rank 0 ended: RuntimeError: a step failed"
     await asyncio.sleep(0)
     assert "_pulse" not in {getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks()}
+
+
+async def test_the_end_of_a_rank_that_nobody_waits_for_is_no_news() -> None:
+    """The gang gave up on a stopped rank; killed, it fails the calls that were under way there."""
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    ranks = Rank(), Rank()
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def ping() -> float:
+        await failed
+        return 0.0
+
+    run = await running(gang_of(*ranks), *ranks)
+    ranks[1].ping = Method(ping)
+    assert await run == "rank 1 (pid 101) has not answered for 0.1 s"
+    for future in (failed, *(rank.end for rank in ranks)):
+        future.set_exception(RuntimeError("the actor died"))
+    del run, future
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert told == []

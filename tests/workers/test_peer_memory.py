@@ -98,6 +98,21 @@ def test_a_rank_that_cannot_make_an_inbox_says_why(
     assert "no handles here" in caplog.text
 
 
+def test_hosts_of_one_kernel_are_told_apart(handle: dist.ProcessGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks in two containers of a machine, as one of them sees it: each has the other's GPU for its neighbour's."""
+    told: dict[str, list[int]] = {}
+
+    def agree(self: Group, values: list[int], device: torch.device) -> list[list[int]]:
+        told.setdefault(host, values)
+        return [values, values]
+
+    monkeypatch.setattr(Group, "agree", agree)
+    for host in ("node a", "node b"):
+        share_memory(Group("tp", 0, 2, handle), GPU, host)
+    assert told["node a"][0] != told["node b"][0]
+    assert told["node a"][1] == told["node b"][1]
+
+
 def test_a_group_of_one_or_of_threads_stays_as_it_is() -> None:
     alone = Group("tp")
     assert share_memory(alone, GPU) is alone
@@ -153,7 +168,7 @@ def test_a_timeout_is_for_all_inboxes_also_those_made_later(monkeypatch: pytest.
 def test_a_ranks_timeout_is_told_to_the_exchange_that_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[float] = []
     exchange: Any = SimpleNamespace(set_timeout=told.append, takes=lambda x: False)
-    monkeypatch.setattr("workers.rank.share_memory", lambda group, device: replace(group, exchange=exchange))
+    monkeypatch.setattr("workers.rank.share_memory", lambda group, device, host: replace(group, exchange=exchange))
     rank = Rank(replica(checkpoint("llama")), groups=Groups())
     rank.set_timeout(2.5)
     rank.close()

@@ -85,12 +85,16 @@ class PeerMemory:
         self._kept.append((inbox, peers))
 
 
-def share_memory(group: Group, device: torch.device) -> Group:
-    """`group` with sums through its ranks' memory where that is possible; the log says which way, and why."""
+def share_memory(group: Group, device: torch.device, host: str = "") -> Group:
+    """`group` with sums through its ranks' memory where that is possible; the log says which way, and why.
+
+    `host` is what tells this rank's host apart, where more is known than a kernel says of itself: hosts that are
+    containers of one machine may share that, its name and /dev/shm, but each counts its GPUs from 0.
+    """
     if group.size == 1 or not isinstance(group.handle, dist.ProcessGroup):
         return group
     way = dist.get_backend(group.handle)
-    why = "they are on CPUs" if device.type != "cuda" else _obstacle(group, device)
+    why = "they are on CPUs" if device.type != "cuda" else _obstacle(group, device, host)
     if why is None:
         memory = PeerMemory(group, device)
         why = _trial(memory, group, device)
@@ -101,11 +105,11 @@ def share_memory(group: Group, device: torch.device) -> Group:
     return group
 
 
-def _obstacle(group: Group, device: torch.device) -> str | None:
+def _obstacle(group: Group, device: torch.device, host: str) -> str | None:
     """Why the ranks' GPUs cannot write each other, as all ranks see it."""
-    host = int.from_bytes(hashlib.blake2b(host_id().encode(), digest_size=7).digest(), "little")
+    place = int.from_bytes(hashlib.blake2b(f"{host_id()} {host}".encode(), digest_size=7).digest(), "little")
     index = torch.cuda.current_device() if device.index is None else device.index
-    said = group.agree([host, index], device)
+    said = group.agree([place, index], device)
     hosts, indices = [one[0] for one in said], [one[1] for one in said]
     if len(set(hosts)) > 1:
         return "they are on several hosts"
