@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from cluster.config import LogSection
+from cluster.controller_clock import keep_controller_in_time
 from cluster.logs import set_up_logs
 from cluster.names import DISPATCHER, NAMESPACE
 from cluster.qos_file import QosFile
@@ -35,7 +36,7 @@ class DispatcherActor:
     ) -> None:
         set_up_logs(log.level, log.format)
         self._qos = {model: QosFile(path) for model, path in (qos or {}).items()}
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._server = DispatcherServer(config, secret=secret, host=ray.util.get_node_ip_address())
         self._starting = asyncio.Lock()
         self._address: tuple[str, int] | None = None
@@ -45,8 +46,9 @@ class DispatcherActor:
         async with self._starting:
             if self._address is None:
                 self._address = await self._server.start()
+                self._tasks.append(asyncio.create_task(keep_controller_in_time(), name="Serve's clock"))
                 if self._qos:
-                    self._watching = asyncio.create_task(self._watch(), name="QoS files")
+                    self._tasks.append(asyncio.create_task(self._watch(), name="QoS files"))
         return self._address
 
     async def _watch(self) -> None:

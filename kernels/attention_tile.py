@@ -37,6 +37,53 @@ PLAIN = ScoreOptions()
 
 
 @triton_jit
+def find_tile(tile: tensor, cu_query_ptr: tensor, batch: tensor, BLOCK_B: constexpr, BLOCK_Q: constexpr) -> tensor:
+    """Whose queries tile number `tile` has: (sequence, its first row, its queries, the first of them in the tile).
+
+    Sequence b has its first tile at start // BLOCK_Q + b: room for every tile, without a sum over the lengths. There is
+    nothing to do where the first query is below 0 or not below their number.
+    """
+    index = tl.arange(0, BLOCK_B)
+    starts = tl.load(cu_query_ptr + index, mask=index < batch, other=0)
+    begun = (starts // BLOCK_Q + index <= tile) & (index < batch)
+    b = tl.maximum(tl.sum(begun.to(tl.int32), axis=0) - 1, 0)
+    start = tl.load(cu_query_ptr + b)
+    count = tl.load(cu_query_ptr + b + 1) - start
+    return b, start, count, (tile - (start // BLOCK_Q + b)) * BLOCK_Q
+
+
+@triton_jit
+def load_queries(
+    q_ptr: tensor,
+    start: tensor,
+    lead: tensor,
+    count: tensor,
+    kv_head: tensor,
+    q_row: tensor,
+    q_head: tensor,
+    GROUP: constexpr,
+    SIZE: constexpr,
+    BLOCK_Q: constexpr,
+    BLOCK_M: constexpr,
+    BLOCK_D: constexpr,
+) -> tensor:
+    """A tile of queries: tokens times the heads of a group as rows.
+
+    Returns q [M, D], and by row its token, its head, how many queries are before it in the tile, and whether it is one;
+    the channels, and which of [M, D] is real.
+    """
+    row = tl.arange(0, BLOCK_M)
+    ahead = row // GROUP
+    head = kv_head * GROUP + row % GROUP
+    channel = tl.arange(0, BLOCK_D)
+    wanted = (row < BLOCK_Q * GROUP) & (lead + ahead < count)
+    real = wanted[:, None] & (channel < SIZE)[None, :]
+    token = (start + lead + ahead).to(tl.int64)
+    q_at = q_ptr + (token * q_row + head * q_head)[:, None] + channel[None, :]
+    return tl.load(q_at, mask=real, other=0.0), token, head, ahead, wanted, channel, real
+
+
+@triton_jit
 def attend_tiles(
     q: tensor,
     acc: tensor,

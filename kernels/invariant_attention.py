@@ -20,7 +20,7 @@ from functools import partial
 
 import torch
 
-from kernels.attention_tile import PLAIN, ScoreOptions, attend_tiles
+from kernels.attention_tile import PLAIN, ScoreOptions, attend_tiles, find_tile, load_queries
 from kernels.backend import (
     begin,
     constexpr,
@@ -134,31 +134,17 @@ def _attention_kernel(
     else:
         # The last tiles of a sequence see most: they begin first.
         tile = tl.num_programs(1) - 1 - tl.program_id(1)
-        # Sequence b has its first tile at start // BLOCK_Q + b: room for every tile, without a sum over the lengths.
-        index = tl.arange(0, BLOCK_B)
-        starts = tl.load(cu_query_ptr + index, mask=index < batch, other=0)
-        b = tl.sum(((starts // BLOCK_Q + index <= tile) & (index < batch)).to(tl.int32), axis=0) - 1
-        if b < 0:
-            return
-        start = tl.load(cu_query_ptr + b)
-        count = tl.load(cu_query_ptr + b + 1) - start
-        lead = (tile - (start // BLOCK_Q + b)) * BLOCK_Q
-        if lead >= count:
+        b, start, count, lead = find_tile(tile, cu_query_ptr, batch, BLOCK_B, BLOCK_Q)
+        if (lead < 0) | (lead >= count):
             return
     kv_len = tl.load(length_ptr + b)
     if cu_query_ptr is not None and kv_len == 0:
         return
-    row = tl.arange(0, BLOCK_M)
-    query = lead + row // GROUP
-    head = kv_head * GROUP + row % GROUP
-    channel = tl.arange(0, BLOCK_D)
-    wanted = (row < BLOCK_Q * GROUP) & (query < count)
-    real = wanted[:, None] & (channel < SIZE)[None, :]
-    token = (start + query).to(tl.int64)
-    q_at = q_ptr + (token * q_row + head * q_head)[:, None] + channel[None, :]
-    q = tl.load(q_at, mask=real, other=0.0)
+    q, token, head, ahead, wanted, channel, real = load_queries(
+        q_ptr, start, lead, count, kv_head, q_row, q_head, GROUP, SIZE, BLOCK_Q, BLOCK_M, BLOCK_D
+    )
     first_query = kv_len - count + lead
-    query_at = first_query + row // GROUP
+    query_at = first_query + ahead
     last = tl.minimum(first_query + BLOCK_Q, kv_len)
     lowest = kv_len * 0
     if WINDOW > 0:

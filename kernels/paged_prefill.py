@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from kernels.attention_tile import PLAIN, ScoreOptions, attend_tiles
+from kernels.attention_tile import PLAIN, ScoreOptions, attend_tiles, find_tile, load_queries
 from kernels.backend import constexpr, next_power_of_two, tensor, tl, triton_jit_for_any, use_triton
 from kernels.kv_cache import Memo
 from kernels.paged_dense import attend
@@ -78,32 +78,17 @@ def _prefill_kernel(
     # The last tiles of a sequence see most: they begin first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
-    # Sequence b has its first tile at start // BLOCK_Q + b: room for every tile, without a sum over the lengths.
-    index = tl.arange(0, BLOCK_B)
-    starts = tl.load(cu_query_ptr + index, mask=index < batch, other=0)
-    begun = (starts // BLOCK_Q + index <= tile) & (index < batch)
-    b = tl.sum(begun.to(tl.int32), axis=0) - 1
-    if b < 0:
-        return
-    start = tl.load(cu_query_ptr + b)
-    count = tl.load(cu_query_ptr + b + 1) - start
-    begin = (tile - (start // BLOCK_Q + b)) * BLOCK_Q
-    if begin >= count:
+    b, start, count, begin = find_tile(tile, cu_query_ptr, batch, BLOCK_B, BLOCK_Q)
+    if (begin < 0) | (begin >= count):
         return
     kv_len = tl.load(length_ptr + b)
     if kv_len == 0:
         return
-    row = tl.arange(0, BLOCK_M)
-    query = begin + row // GROUP
-    head = kv_head * GROUP + row % GROUP
-    channel = tl.arange(0, BLOCK_D)
-    wanted = (row < BLOCK_Q * GROUP) & (query < count)
-    real = wanted[:, None] & (channel < SIZE)[None, :]
-    token = (start + query).to(tl.int64)
-    q_at = q_ptr + (token * q_row + head * q_head)[:, None] + channel[None, :]
-    q = tl.load(q_at, mask=real, other=0.0)
+    q, token, head, ahead, _, channel, real = load_queries(
+        q_ptr, start, begin, count, kv_head, q_row, q_head, GROUP, SIZE, BLOCK_Q, BLOCK_M, BLOCK_D
+    )
     lead = kv_len - count + begin
-    query_at = lead + row // GROUP
+    query_at = lead + ahead
     last = tl.minimum(lead + BLOCK_Q, kv_len)
     lowest = kv_len * 0
     if WINDOW > 0:

@@ -134,7 +134,10 @@ class BadConfig(Fault):
 
 
 class ClockJumped(Fault):
-    """The wall clock of every process jumps by a day, forth and back. `file` is the one that wall_clock.c reads."""
+    """The wall clock of every process jumps by a day, forth and back. `file` is the one that wall_clock.c reads.
+
+    Noticed: Serve's controller, which would look after nobody for a day, was started again.
+    """
 
     name: ClassVar[str] = "wall clock jumps a day"
     hold: ClassVar[float] = 6.0
@@ -142,12 +145,14 @@ class ClockJumped(Fault):
 
     async def inject(self, scene: Scene) -> None:
         self.victim = "every process"
+        self._controllers = await look(lambda: pids("controller"))
         set_clock(self.file, DAY)
         self.at = monotonic()
         asyncio.get_running_loop().call_later(self.hold / 2, set_clock, self.file, -DAY)
 
     def noticed(self, site: Site) -> bool:
-        return True
+        now = pids("controller")
+        return bool(now) and not set(now) & set(self._controllers)
 
     async def heal(self, scene: Scene) -> None:
         set_clock(self.file, 0)
