@@ -140,6 +140,8 @@ class HttpSection(Section):
     body_timeout: Seconds = 120.0  # for a whole body; then 408
     idle_timeout: Seconds = 60.0  # while a client neither sends nor takes what it should
     keep_alive_timeout: Seconds = 60.0  # between two requests of one connection
+    session_ttl: Seconds = 3600.0  # that an interactive session's history is kept after its last round
+    max_sessions: Positive = 1000  # of an owner; the longest idle one makes room for a new one
 
     allow_origins: tuple[str, ...] = ()  # of web pages that may ask (CORS), or "*"; default: none
     allow_credentials: bool = False
@@ -280,6 +282,8 @@ class ClusterConfig(Section):
             pages=self.http.pages,
             edge_secret=edge_secret,
             cors=self._cors(),
+            session_ttl=self.http.session_ttl,
+            max_sessions=self.http.max_sessions,
         )
 
     def _cors(self) -> Cors | None:

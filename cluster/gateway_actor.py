@@ -27,6 +27,7 @@ from router.dispatch.client import DispatcherClient
 from router.engine_link import EngineLinks
 from router.metrics_page import FrontMetrics
 from router.perplexity import get_ppl
+from router.remote_histories import RemoteHistories
 from router.remote_stories import RemoteStories
 from router.request_context import enter
 from router.service import Reply, Service, refused
@@ -154,7 +155,13 @@ class Gateway:
             dispatcher = DispatcherClient(name, secret=self._secret, locate=locate_dispatcher)
             dispatcher.start()
             sessions = Sessions(dispatcher, EngineLinks(name, secret=self._secret))
-            self._service = Service(self._models, sessions, stories=RemoteStories(dispatcher))
+            http = self._served.config.http
+            self._service = Service(
+                self._models,
+                sessions,
+                stories=RemoteStories(dispatcher),
+                histories=RemoteHistories(dispatcher, ttl=http.session_ttl, max_sessions=http.max_sessions),
+            )
             self._metrics = FrontMetrics(dispatcher, self._service.metrics)
             self._metrics.start()  # the ingresses show them
         return self._service

@@ -27,6 +27,7 @@ from router.keys.resolver import KeyResolver
 from router.metrics import Metrics
 from router.metrics_page import FrontMetrics
 from router.remote_answers import RemoteAnswers
+from router.remote_histories import RemoteHistories
 from router.remote_stories import RemoteStories
 from router.sessions import Sessions
 
@@ -48,6 +49,7 @@ class Ingress:
         status, metrics = ClusterStatus(dispatcher, models=config.names), Metrics()
         self._metrics = FrontMetrics(dispatcher, metrics, EngineMetrics(status))
         self._metrics.start()
+        http = config.http
         self._front = create_app(
             config.front_config(edge),
             served_models(config),
@@ -57,9 +59,10 @@ class Ingress:
             page=self._metrics.page,
             answers=RemoteAnswers(dispatcher),
             stories=RemoteStories(dispatcher),
+            histories=RemoteHistories(dispatcher, ttl=http.session_ttl, max_sessions=http.max_sessions),
             nodes=dispatcher,
             places=RankPlaces(),
-            identity=KeyResolver(self._keys) if self._keys else NoKeys(loopback_only=not config.http.no_auth),
+            identity=KeyResolver(self._keys) if self._keys else NoKeys(loopback_only=not http.no_auth),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

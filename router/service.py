@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,19 +19,22 @@ from router.http.config import FrontConfig, ServedModel
 from router.http.identity import Identity
 from router.http.job import Job, JobMaker
 from router.http.reading import Answer, Reading
+from router.http.rounds import Histories, Round
 from router.http.stories import Stories
 from router.metrics import Meter, Metrics
 from router.protocol.errors import HttpRefusal, answer_for, code_of, echo, is_refusal
-from router.protocol.interactive import InteractiveBody, InteractiveQosBody
+from router.protocol.interactive import InteractiveBody, InteractiveQosBody, cancelled
 from router.protocol.json_entry import parse_object
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
 from router.protocol.validation import validate
+from router.remote_histories import LocalLine, RemoteHistories
 from router.request_context import REQUEST_AT
 from router.request_log import log_finished, log_kept, log_refused
 from router.text.offload import TextPool
 from workers.api.errors import ConfigError, EchelonError, InvalidRequest, ModelNotFound, RequestError
 
+Body = ChatBody | CompletionBody | InteractiveBody
 BODIES: dict[str, type[ChatBody] | type[CompletionBody] | type[InteractiveBody]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
@@ -63,7 +67,7 @@ def refused(error: BaseException) -> Reply:
 class Service:
     """Answers on `generator` for `models`, for `identity`. `draw_seed` gives 64 random bits, `now` seconds since 1970.
 
-    `stories` hears of each request that has ended.
+    `stories` hears of each request that has ended. `histories` keeps interactive sessions; None = in this process.
     Raises ConfigError when two models share a name.
     """
 
@@ -77,6 +81,7 @@ class Service:
         now: Callable[[], float] = time.time,
         metrics: Metrics | None = None,
         stories: Stories | None = None,
+        histories: Histories | None = None,
     ) -> None:
         self._stories = stories
         self.foreign: Callable[[], Sequence[str]] = tuple  # names of models that others serve
@@ -85,6 +90,9 @@ class Service:
         if len(self._models) != len(models):
             raise ConfigError("two served models share a name")
         self._generator = generator
+        self._histories = histories or RemoteHistories(
+            LocalLine(), ttl=self.config.session_ttl, max_sessions=self.config.max_sessions
+        )
         self.metrics = metrics or Metrics()
         self._pool = TextPool(self.config.text_threads)
         self._maker = JobMaker(self.config, self._pool, draw_seed, now)
@@ -147,6 +155,8 @@ class Service:
 
     def ended(self, job: Job, meter: Meter, cached_tokens: int) -> None:
         """`job` is over, for whatever reason: its meter is closed, and it is told to whom it concerns."""
+        if job.round is not None:
+            job.round.drop()
         meter.close()
         log_finished(job, meter, cached_tokens)
         if self._stories is not None:
@@ -166,8 +176,37 @@ class Service:
 
     async def job(self, route: str, body: bytes, identity: Identity) -> Job:
         """The job that `body` (JSON) asks for on `route` (a key of BODIES). Raises RequestError, which is counted."""
+        return await self.job_of(route, await self.checked(route, body, identity), identity)
+
+    async def checked(self, route: str, body: bytes, identity: Identity) -> Body:
+        """What `body` (JSON) says on `route` (a key of BODIES). Raises RequestError, which is counted."""
+        with self._counted(route, identity):
+            kind = BODIES.get(route)
+            if kind is None:
+                raise HttpRefusal(404, f"Invalid URL (POST {echo(route)})", code="unknown_url")
+            limit = self.config.max_body_bytes
+            return await self._pool.run(
+                len(body), lambda: validate(kind, parse_object(body, max_bytes=limit)), inline=INLINE_BYTES
+            )
+
+    async def job_of(self, route: str, checked: Body, identity: Identity) -> Job:
+        """The job that `checked` asks for. An interactive session's next round begins.
+
+        Raises RequestError, which is counted, Overloaded and NoReplica.
+        """
+        with self._counted(route, identity):
+            return await self._job(checked, identity)
+
+    async def cancel(self, asked: InteractiveBody, identity: Identity) -> bytes:
+        """The round that runs in the session of `asked` is over: the answer that says so. Raises NoReplica."""
+        assert asked.session is not None
+        await self._histories.cancel(_called(asked, identity).owner, asked.session)
+        return cancelled()
+
+    @contextmanager
+    def _counted(self, route: str, identity: Identity) -> Iterator[None]:
         try:
-            return await self._job(route, body, identity)
+            yield
         except RequestError as e:
             self.count_refusal(route, identity, e)
             raise
@@ -182,32 +221,35 @@ class Service:
         self.metrics.refused(code_of(error))
         log_refused(identity, route, code_of(error))
 
-    async def _job(self, route: str, body: bytes, identity: Identity) -> Job:
-        kind = BODIES.get(route)
-        if kind is None:
-            raise HttpRefusal(404, f"Invalid URL (POST {echo(route)})", code="unknown_url")
-        limit = self.config.max_body_bytes
-        checked = await self._pool.run(
-            len(body), lambda: validate(kind, parse_object(body, max_bytes=limit)), inline=INLINE_BYTES
-        )
-        user_id = None
-        if isinstance(checked, QosChatBody | QosCompletionBody | InteractiveQosBody):
-            user_id = checked.user_id
+    async def _job(self, checked: Body, identity: Identity) -> Job:
+        identity = _called(checked, identity)
         if isinstance(checked, InteractiveBody):
-            identity = identity.called(user_id, None)
-            return await self._maker.interactive(checked, self._only(checked.model, identity), identity)
-        identity = identity.called(user_id, checked.user)
+            return await self._round(checked, self._only(checked.model, identity), identity)
         model = self.model(checked.model, identity)
         if isinstance(checked, ChatBody):
             return await self._maker.chat(checked, model, identity)
         return await self._maker.completion(checked, model, identity)
+
+    async def _round(self, asked: InteractiveBody, model: ServedModel, identity: Identity) -> Job:
+        session = asked.session
+        if session is None or not asked.interactive_mode:
+            job = await self._maker.interactive(asked, model, identity)
+            if session is not None:
+                await self._histories.forget(identity.owner, session)
+            return job
+        round_ = await Round.begin(self._histories, identity.owner, session)
+        try:
+            return await self._maker.interactive(asked, model, identity, round_)
+        except BaseException:
+            round_.drop()
+            raise
 
     async def run(self, job: Job) -> Answer:
         """The whole answer to `job`. Cancelling it aborts the sequences. Raises EchelonError."""
         meter = self.meter(job)
         reading = Reading(job, meter)
         try:
-            return await reading.collect(self._generator)
+            return await reading.collect(job.by(self._generator))
         except Exception as e:
             meter.failed(code_of(e), refused=is_refusal(e))
             raise
@@ -216,12 +258,15 @@ class Service:
 
     async def answer(self, route: str, body: bytes, identity: Identity) -> Answer:
         """`job`, then `run`. Raises InvalidRequest for a stream: there is nobody to read it."""
-        return await self.run(await self._whole_job(route, body, identity))
+        return await self.run(await self._whole_job(route, await self.checked(route, body, identity), identity))
 
     async def reply(self, route: str, body: bytes, identity: Identity) -> Reply:
         """The status, headers and body that HTTP would answer with; it raises nothing but CancelledError."""
         try:
-            job = await self._whole_job(route, body, identity)
+            checked = await self.checked(route, body, identity)
+            if isinstance(checked, InteractiveBody) and checked.cancel:
+                return Reply(200, await self.cancel(checked, identity))
+            job = await self._whole_job(route, checked, identity)
             answer = await self.run(job)
         except Exception as e:
             if not isinstance(e, EchelonError):
@@ -229,8 +274,15 @@ class Service:
             return refused(e)
         return Reply(200, job.format.body(answer.choices, answer.usage))
 
-    async def _whole_job(self, route: str, body: bytes, identity: Identity) -> Job:
-        job = await self.job(route, body, identity)
-        if job.stream:
+    async def _whole_job(self, route: str, checked: Body, identity: Identity) -> Job:
+        if checked.stream:
             raise InvalidRequest("Invalid 'stream': only whole answers are given here.", param="stream")
-        return job
+        return await self.job_of(route, checked, identity)
+
+
+def _called(checked: Body, identity: Identity) -> Identity:
+    """Whom `identity` is for a body of its, which may name a user."""
+    user_id = None
+    if isinstance(checked, QosChatBody | QosCompletionBody | InteractiveQosBody):
+        user_id = checked.user_id
+    return identity.called(user_id, None if isinstance(checked, InteractiveBody) else checked.user)

@@ -31,6 +31,7 @@ from router.dispatch.lease import (
     Story,
     Verdict,
 )
+from router.dispatch.rounds import Begun, EndRound, RoundBegun, RoundCancelled, StopRound
 from workers.api.channel import Channel, dial
 from workers.api.errors import (
     ContextLengthExceeded,
@@ -48,6 +49,7 @@ log = logging.getLogger("echelon.dispatch")
 
 Locate = Callable[[], Awaitable[tuple[str, int]]]
 OnLost = Callable[[LeaseLost], None]
+Numbered = FrontPages | Claimed | Story | NodeAnswer | RoundBegun | RoundCancelled
 
 
 @dataclass(slots=True)
@@ -104,6 +106,7 @@ class DispatcherClient:
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.on_opened: list[Callable[[], None]] = []  # called on each connection, to tell what the dispatcher forgot
+        self.on_stop: list[Callable[[StopRound], None]] = []  # called when a round of an interactive session is to end
         self.table = ReplicaTable((), 0)
         self.table_at = float("-inf")  # when it came, monotonic
 
@@ -231,7 +234,10 @@ class DispatcherClient:
                     lost.on_lost(message)
             case ReplicaTable():
                 self.table, self.table_at = message, monotonic()
-            case FrontPages() | Claimed() | Story() | NodeAnswer():
+            case StopRound():
+                for on_stop in self.on_stop:
+                    on_stop(message)
+            case FrontPages() | Claimed() | Story() | NodeAnswer() | RoundBegun() | RoundCancelled():
                 asked = self._asked.get(message.number)
                 if asked is not None and not asked.done():
                     asked.set_result(message)
@@ -269,8 +275,10 @@ class DispatcherClient:
         if self._channel is not None:
             self._channel.send(message)
 
-    def _unread(self, message: FrontPages | Claimed | Story | NodeAnswer) -> None:
+    def _unread(self, message: Numbered) -> None:
         """Whoever asked has left; what it would have been first to run, the next one may."""
+        if isinstance(message, RoundBegun) and message.verdict is Begun.BEGUN:
+            self.tell(EndRound(message.owner, message.session, message.revision, b"", 0.0))
         if isinstance(message, Claimed) and message.verdict is Verdict.FIRST:
             self.tell(Keep(message.key, b"", b""))
 

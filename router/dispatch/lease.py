@@ -10,6 +10,15 @@ import enum
 from dataclasses import dataclass
 
 from router.dispatch.prefixes import PromptHashes
+from router.dispatch.rounds import (
+    BeginRound,
+    CancelRound,
+    EndRound,
+    HoldRound,
+    RoundBegun,
+    RoundCancelled,
+    StopRound,
+)
 from workers.api.replica import LoadReport, ReplicaInfo
 from workers.api.wire import BASE_MESSAGES, FrameCodec
 
@@ -349,5 +358,12 @@ DISPATCH_CODEC = FrameCodec(
         41: AskStory,
         42: Story,
         43: AskActivity,
+        50: BeginRound,
+        51: RoundBegun,
+        52: EndRound,
+        53: HoldRound,
+        54: CancelRound,
+        55: RoundCancelled,
+        56: StopRound,
     }
 )

@@ -12,6 +12,8 @@ from time import monotonic
 
 from router.dispatch.answers import KeptAnswers, Told
 from router.dispatch.dispatcher import Dispatcher, DispatcherConfig, Reply
+from router.dispatch.histories import KeptHistories
+from router.dispatch.histories import Told as ToldOfRounds
 from router.dispatch.lease import (
     DISPATCH_CODEC,
     Acquire,
@@ -34,6 +36,7 @@ from router.dispatch.lease import (
 )
 from router.dispatch.ledger import Ledger
 from router.dispatch.observer import Observer
+from router.dispatch.rounds import BeginRound, CancelRound, EndRound, HoldRound
 from router.dispatch.scaling import FleetLoad
 from router.foreign.node import NodeSpec
 from router.foreign.watch import LOOK_SECONDS, ForeignNodes
@@ -86,6 +89,7 @@ class DispatcherServer:
         self._config = config
         self.nodes = ForeignNodes(self)
         self._answers = KeptAnswers(monotonic, config.orphan_grace)
+        self._histories = KeptHistories(monotonic, config.orphan_grace)
         self._registered: dict[str, _Registration] = {}
         self._ingresses: dict[str, Channel] = {}
         self._pages: dict[str, bytes] = {}  # by ingress
@@ -275,6 +279,14 @@ class DispatcherServer:
                 self._tell(self._answers.claim(channel.peer, message))
             case Keep():
                 self._tell(self._answers.keep(channel.peer, message))
+            case BeginRound():
+                self._tell(self._histories.begin(channel.peer, message))
+            case EndRound():
+                self._tell(self._histories.end(channel.peer, message))
+            case HoldRound():
+                self._tell(self._histories.hold(channel.peer, message))
+            case CancelRound():
+                self._tell(self._histories.cancel(channel.peer, message))
             case Ended():
                 self.dispatcher.stories.ended(message)
             case AskStory():
@@ -301,6 +313,7 @@ class DispatcherServer:
             del self._ingresses[channel.peer]
             self._pages.pop(channel.peer, None)
             self._answers.client_gone(channel.peer)
+            self._histories.client_gone(channel.peer)
             self._answer(self.dispatcher.client_gone(channel.peer))
 
     # inside
@@ -332,7 +345,7 @@ class DispatcherServer:
             if channel is not None:  # else it re-registers when it comes back, and learns it then
                 channel.send(reply.message)
 
-    def _tell(self, told: Told) -> None:
+    def _tell(self, told: Told | ToldOfRounds) -> None:
         for client, message in told:
             channel = self._ingresses.get(client)
             if channel is not None:
@@ -350,6 +363,7 @@ class DispatcherServer:
             await asyncio.sleep(TICK_SECONDS)
             self._answer(self.dispatcher.tick())
             self._tell(self._answers.tick())
+            self._tell(self._histories.tick())
             for replica_id, sync in self.dispatcher.service_syncs():
                 self._registered[replica_id].observer.send_sync(sync)
             for replica_id in self.dispatcher.canaries():

@@ -16,7 +16,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -29,18 +28,20 @@ from router.http.entry import read_body
 from router.http.exchange import Exchange
 from router.http.gate import OPEN_PATHS, Gate, error_response
 from router.http.identity import Identity, IdentityResolver, NoKeys
+from router.http.interactive import interactive_routes
 from router.http.job import Job
 from router.http.nodes import node_routes
 from router.http.once import Answers, Once, key_of
 from router.http.outlet import Turn
 from router.http.overview import Places, overview_routes
 from router.http.relay import Relay
+from router.http.rounds import Histories
+from router.http.schema import body_of
 from router.http.status import Status
 from router.http.stories import Stories
 from router.http.straight import note_server
 from router.metrics import CONTENT_TYPE, Metrics
 from router.protocol.errors import HttpRefusal, echo
-from router.protocol.interactive import InteractiveBody, InteractiveQosBody
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
 from router.service import Service
@@ -68,6 +69,7 @@ def create_app(
     page: Callable[[], Awaitable[bytes]] | None = None,
     answers: Answers | None = None,
     stories: Stories | None = None,
+    histories: Histories | None = None,
     nodes: DispatcherClient | None = None,
     places: Places | None = None,
     draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
@@ -77,17 +79,27 @@ def create_app(
 
     `page` gives what /metrics shows; None = the numbers of this front and of the engines. `answers` keeps those of
     requests with an idempotency key; None = the header is ignored. `stories` remembers what became of
-    requests. `nodes` gives the /nodes routes, the models of foreign nodes, /me and /cluster; None = there are none.
-    `places` tells /cluster where ranks are.
+    requests. `histories` keeps interactive sessions; None = this process does. `nodes` gives the /nodes routes, the
+    models of foreign nodes, /me and /cluster; None = there are none. `places` tells /cluster where ranks are.
     Errors have OpenAI's body and every answer an `x-request-id`. Raises ConfigError when two models share a name.
     """
-    service = Service(models, generator, config=config, draw_seed=draw_seed, now=now, metrics=metrics, stories=stories)
+    service = Service(
+        models,
+        generator,
+        config=config,
+        draw_seed=draw_seed,
+        now=now,
+        metrics=metrics,
+        stories=stories,
+        histories=histories,
+    )
     once = None if answers is None else Once(answers)
     turn = Turn()
+    read = functools.partial(read_body, config=config)
     show = page or functools.partial(local_page, service.metrics, EngineMetrics(status))
 
     def own(job: Job) -> Exchange:
-        return Exchange(job, generator, service.meter(job), service.ended, turn, config.stalled_seconds)
+        return Exchange(job, job.by(generator), service.meter(job), service.ended, turn, config.stalled_seconds)
 
     relay = None if nodes is None else Relay(nodes, service, own)
     if relay is not None:
@@ -117,7 +129,7 @@ def create_app(
 
     async def generate(request: Request, route: str) -> Response:
         owner: Identity = request.state.identity
-        body = await read_body(request, config)
+        body = await read(request)
         key = None if once is None else key_of(request.headers, owner.owner, route)
         if relay is not None and key is None:
             relayed = await relay.take(route, body, owner)
@@ -139,35 +151,25 @@ def create_app(
             return exchange
         return once.first(key, body, exchange, stream=job.stream)
 
-    @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatBody), tags=["openai"])
+    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatBody), tags=["openai"])
     async def chat_completions(request: Request) -> Response:
         """A chat's answer, as one body or as a stream of events."""
         return await generate(request, "/v1/chat/completions")
 
-    @app.post("/v1/completions", openapi_extra=_body_of(CompletionBody), tags=["openai"])
+    @app.post("/v1/completions", openapi_extra=body_of(CompletionBody), tags=["openai"])
     async def completions(request: Request) -> Response:
         """The continuation of one or more prompts, as one body or as a stream of events."""
         return await generate(request, "/v1/completions")
 
-    @app.post("/v1/chat/completions_qos", openapi_extra=_body_of(QosChatBody), tags=["qos"])
+    @app.post("/v1/chat/completions_qos", openapi_extra=body_of(QosChatBody), tags=["qos"])
     async def chat_completions_qos(request: Request) -> Response:
         """The same for a user of the caller's: `user_id`."""
         return await generate(request, "/v1/chat/completions_qos")
 
-    @app.post("/v1/completions_qos", openapi_extra=_body_of(QosCompletionBody), tags=["qos"])
+    @app.post("/v1/completions_qos", openapi_extra=body_of(QosCompletionBody), tags=["qos"])
     async def completions_qos(request: Request) -> Response:
         """The same for a user of the caller's: `user_id`."""
         return await generate(request, "/v1/completions_qos")
-
-    @app.post("/v1/chat/interactive", openapi_extra=_body_of(InteractiveBody), tags=["lmdeploy"])
-    async def chat_interactive(request: Request) -> Response:
-        """A chat's answer as LMDeploy documents it, as one body or as lines of JSON. No history is kept here."""
-        return await generate(request, "/v1/chat/interactive")
-
-    @app.post("/v1/chat/interactive_qos", openapi_extra=_body_of(InteractiveQosBody), tags=["qos"])
-    async def chat_interactive_qos(request: Request) -> Response:
-        """The same for a user of the caller's: `user_id`."""
-        return await generate(request, "/v1/chat/interactive_qos")
 
     @app.get("/v1/models", tags=["openai"])
     async def list_models(request: Request) -> Response:
@@ -225,8 +227,9 @@ def create_app(
             raise HttpRefusal(403, "This API key may not read the metrics: give it 'admin: true'.", code="admin_only")
         return Response(await show(), media_type=CONTENT_TYPE)
 
+    app.include_router(interactive_routes(service, once, own, read))
     if nodes is not None:
-        app.include_router(node_routes(nodes, functools.partial(read_body, config=config)))
+        app.include_router(node_routes(nodes, read))
         app.include_router(overview_routes(nodes, service.names, places))
     app.routes.extend(asset_routes(pages))
     return app
@@ -260,26 +263,6 @@ def _health(good: bool, status: Status) -> Response:
         "seconds_since_step": round(since_step, 2) if math.isfinite(since_step) else None,
     }
     return JSONResponse(body, 200 if good else 503)
-
-
-def _body_of(model: type[BaseModel]) -> dict[str, Any]:
-    # The route parses its body itself, so that FastAPI does not know the schema; definitions go inline.
-    schema = model.model_json_schema(mode="validation", ref_template="#/$defs/{model}")
-    definitions = schema.pop("$defs", {})
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": _inlined(schema, definitions)}},
-        }
-    }
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    if isinstance(schema, dict):
-        if "$ref" in schema:
-            return _inlined(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
-        return {k: _inlined(v, definitions) for k, v in schema.items()}
-    return [_inlined(v, definitions) for v in schema] if isinstance(schema, list) else schema
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

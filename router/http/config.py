@@ -34,13 +34,17 @@ class FrontConfig:
     cors: Cors | None = None  # None: no page but the server's own
     stalled_seconds: float = 60.0  # a client that reads nothing for so long is cut off
     pages: bool = False  # whether it shows the web pages, too
+    session_ttl: float = 3600.0  # seconds that the history of an interactive session is kept after its last round
+    max_sessions: int = 1000  # of an owner; the longest idle one makes room for a new one
 
     def __post_init__(self) -> None:
         if self.max_body_bytes < 1024:
             raise ConfigError(f"max_body_bytes must be at least 1024, got {self.max_body_bytes}")
         if self.text_threads < 1:
             raise ConfigError(f"text_threads must be at least 1, got {self.text_threads}")
-        for name in ("stalled_seconds", "body_seconds", "body_grace_seconds", "body_min_rate"):
+        if self.max_sessions < 1:
+            raise ConfigError(f"max_sessions must be at least 1, got {self.max_sessions}")
+        for name in ("stalled_seconds", "body_seconds", "body_grace_seconds", "body_min_rate", "session_ttl"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from router.generation import GenerationRequest
+from router.generation import GenerationRequest, Generator
 from router.http.choice import Choice
 from router.http.config import FrontConfig, ServedModel
 from router.http.identity import Identity
+from router.http.rounds import Round, RoundChoice, Stoppable
 from router.protocol.answers import ChatFormat, CompletionFormat, Format, PromptShown
 from router.protocol.errors import HttpRefusal
 from router.protocol.interactive import InteractiveBody, InteractiveFormat
@@ -35,11 +37,16 @@ class Job:
     stream: bool
     usage_wanted: bool
     logprobs: bool
+    round: Round | None = None  # of an interactive session
 
     @property
     def prompt_tokens(self) -> int:
         """Over all prompts."""
         return sum(len(r.prompt_ids) for r in self.requests)
+
+    def by(self, generator: Generator) -> Generator:
+        """`generator`, made to stop when the round is cancelled."""
+        return generator if self.round is None else Stoppable(generator, self.round, self.choices[0])
 
 
 class JobMaker:
@@ -65,16 +72,27 @@ class JobMaker:
         )
         return self._job(body, model, identity, [ids], form, route, "messages", [""])
 
-    async def interactive(self, asked: InteractiveBody, model: ServedModel, identity: Identity) -> Job:
-        """The job of a chat as LMDeploy asks for it. Raises InvalidRequest, HttpRefusal."""
-        route, body, form = "/v1/chat/interactive", asked.as_chat(model.name), InteractiveFormat()
+    async def interactive(
+        self, asked: InteractiveBody, model: ServedModel, identity: Identity, round_: Round | None = None
+    ) -> Job:
+        """The job of a chat as LMDeploy asks for it, the next of its session's rounds or one by itself.
+
+        Raises InvalidRequest, HttpRefusal.
+        """
+        route, form = "/v1/chat/interactive", InteractiveFormat()
+        body = asked.as_chat(model.name, asked.prompt if round_ is None else round_.history.before(asked.prompt))
         try:
             ids = await self._rendered(body, model, route)
         except InvalidRequest as e:
             e.param = "prompt" if e.param == "messages" else e.param  # as it is called here
             raise
-        job = self._job(body, model, identity, [ids], form, route, "prompt", [""])
-        form.follow(job.choices[0], len(ids))
+        kind = Choice if round_ is None else functools.partial(RoundChoice, round_)
+        job = self._job(body, model, identity, [ids], form, route, "prompt", [""], kind)
+        before = 0
+        if round_ is not None:
+            job.round, before = round_, round_.history.shared(model.name, ids)
+            round_.asks(model.name, body.messages, ids)
+        form.follow(job.choices[0], len(ids) - before, before)
         return job
 
     async def completion(self, body: CompletionBody, model: ServedModel, identity: Identity) -> Job:
@@ -142,6 +160,7 @@ class JobMaker:
         route: str,
         param: str,
         echoes: list[str],
+        kind: Callable[..., Choice] = Choice,
     ) -> Job:
         limits, facts, n = self._config.limits, model.facts, body.n or 1
         requests: list[GenerationRequest] = []
@@ -167,7 +186,7 @@ class JobMaker:
                     adapter=model.adapter,
                 )
             )
-            choices += [self._choice(body, model.tokenizer, len(choices) + c, echoes) for c in range(n)]
+            choices += [self._choice(body, model.tokenizer, len(choices) + c, echoes, kind) for c in range(n)]
         return Job(
             model.name,
             tuple(requests),
@@ -179,8 +198,10 @@ class JobMaker:
         )
 
     @staticmethod
-    def _choice(body: Common, tokenizer: Tokenizer, index: int, echoes: list[str]) -> Choice:
-        return Choice(
+    def _choice(
+        body: Common, tokenizer: Tokenizer, index: int, echoes: list[str], kind: Callable[..., Choice]
+    ) -> Choice:
+        return kind(
             index,
             tokenizer.detokenizer(skip_special_tokens=body.skip_special_tokens is not False),
             stops=body.stop if body.ignore_eos else (*body.stop, *tokenizer.stop_words),

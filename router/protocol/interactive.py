@@ -1,14 +1,14 @@
 """/v1/chat/interactive and /v1/chat/interactive_qos: bodies and answers as LMDeploy documents them.
 
-No history is kept on the server: what needs it (`interactive_mode`, `cancel`) is refused by name, and so are images and
-adapters. `session_id` has no meaning without it and is taken as it stands. A stream is JSON objects, one a line: what
-LMDeploy's client reads.
+With `interactive_mode`, `session_id` names a session whose history is kept here; without, the prompt is all there is,
+and a session of that number starts anew. Images and adapters are refused by name. A stream is JSON objects, one a line:
+what LMDeploy's client reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -21,10 +21,9 @@ from router.protocol.openai import (
     ChatMessage,
     Harmless,
     Strict,
-    is_false,
     is_nothing,
 )
-from router.protocol.qos_bodies import UserId, is_integer, without_false_stop
+from router.protocol.qos_bodies import UserId, without_false_stop
 from router.protocol.sse import dumps, quoted
 from router.protocol.validation import Refused, type_name
 
@@ -37,9 +36,6 @@ class InteractiveBody(Strict):
     """
 
     not_done: ClassVar[dict[str, Harmless]] = {
-        "session_id": is_integer,
-        "interactive_mode": is_false,
-        "cancel": is_false,
         "image_url": is_nothing,
         "adapter_name": is_nothing,
         "kwargs": is_nothing,  # LMDeploy's client sends it, empty
@@ -47,6 +43,9 @@ class InteractiveBody(Strict):
 
     prompt: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     model: str | None = None
+    session_id: Annotated[int, Field(ge=-1, lt=2**63)] | None = None  # -1: none
+    interactive_mode: bool | None = None
+    cancel: bool | None = None  # ends the round that runs; nothing else of the body counts
     stream: bool | None = None
     stop: Stop = ()
     request_output_len: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
@@ -61,6 +60,8 @@ class InteractiveBody(Strict):
     @classmethod
     def _as_documented(cls, data: Any) -> Any:
         data = without_false_stop(data)
+        if isinstance(data, dict) and data.get("cancel") is True:
+            data = {**data, "prompt": "cancel"}
         if not isinstance(data, dict) or "prompt" not in data or isinstance(data["prompt"], list):
             return data
         if not isinstance(data["prompt"], str):
@@ -72,11 +73,22 @@ class InteractiveBody(Strict):
             )
         return {**data, "prompt": [{"role": "user", "content": data["prompt"]}]}
 
-    def as_chat(self, model: str) -> ChatBody:
-        """The same for `model` as /v1/chat/completions would be asked, with the defaults that LMDeploy documents."""
+    @model_validator(mode="after")
+    def _cancels_a_session(self) -> Self:
+        if self.cancel and self.session is None:
+            raise Refused("Missing required parameter: '{param}': whose round is to be cancelled?", at=("session_id",))
+        return self
+
+    @property
+    def session(self) -> int | None:
+        """The session that it is about; None: none."""
+        return None if self.session_id == -1 else self.session_id
+
+    def as_chat(self, model: str, messages: list[ChatMessage]) -> ChatBody:
+        """`messages` for `model` as /v1/chat/completions would be asked, with the defaults that LMDeploy documents."""
         return ChatBody.model_construct(
             model=model,
-            messages=self.prompt,
+            messages=messages,
             stream=self.stream,
             stop=self.stop,
             max_tokens=self.request_output_len,
@@ -112,11 +124,13 @@ class InteractiveFormat:
     def __init__(self) -> None:
         self._choice: Counted | None = None
         self._tail = ""
+        self._counts: dict[str, int] = {}
 
-    def follow(self, choice: Counted, input_tokens: int) -> None:
-        """The answer is `choice`, to a prompt of `input_tokens`."""
+    def follow(self, choice: Counted, input_tokens: int, history_tokens: int) -> None:
+        """The answer is `choice`, to a prompt of `history_tokens` and then `input_tokens`."""
         self._choice = choice
-        self._tail = f',"input_tokens":{input_tokens},"history_tokens":0,"finish_reason":'
+        self._counts = {"input_tokens": input_tokens, "history_tokens": history_tokens}
+        self._tail = f',"input_tokens":{input_tokens},"history_tokens":{history_tokens},"finish_reason":'
 
     def opening(self, index: int) -> str:
         """Nothing."""
@@ -144,8 +158,7 @@ class InteractiveFormat:
         fields = {
             "text": choice.text,
             "tokens": usage.completion_tokens,
-            "input_tokens": usage.prompt_tokens,
-            "history_tokens": 0,
+            **self._counts,
             "finish_reason": choice.finish,
         }
         return dumps(fields).encode("ascii")
@@ -153,3 +166,9 @@ class InteractiveFormat:
     def _line(self, text: str, reason: str) -> str:
         assert self._choice is not None
         return f'{{"text":{quoted(text)},"tokens":{self._choice.token_count}{self._tail}{reason}}}\n'
+
+
+def cancelled() -> bytes:
+    """The answer to `cancel`, once no round runs any more."""
+    fields = {"text": "", "tokens": 0, "input_tokens": 0, "history_tokens": 0, "finish_reason": None}
+    return dumps(fields).encode("ascii")

@@ -180,3 +180,10 @@ class FakeGenerator:
         if wanted is None:
             return ()
         return tuple(TokenLogprobs(i, -0.5, 1, tuple(((i + k) % 300, -0.5 - k) for k in range(wanted))) for i in ids)
+
+
+def all_routes(routes):
+    """Those of included routers, too, which newer releases of FastAPI keep apart."""
+    for route in routes:
+        included = getattr(route, "original_router", None)
+        yield from [route] if included is None else all_routes(included.routes)

@@ -364,11 +364,17 @@ INTERACTIVES = [
     *(
         bad(f"{name} {v!r}", {name: v}, "unsupported_parameter", name)
         for name, v in (
-            ("interactive_mode", True), ("interactive_mode", 1), ("cancel", True), ("session_id", "1"),
-            ("session_id", True), ("image_url", "http://x/y.png"), ("image_url", ["x"]), ("adapter_name", "lora"),
+            ("image_url", "http://x/y.png"), ("image_url", ["x"]), ("adapter_name", "lora"),
             ("kwargs", {"a": 1}),
         )
     ),
+    *(
+        bad(f"{name} {v!r}", {name: v}, "invalid_type", name)
+        for name, v in (("interactive_mode", 1), ("cancel", 1), ("session_id", "1"), ("session_id", True))
+    ),
+    bad("session_id -2", {"session_id": -2}, "integer_below_min_value", "session_id"),
+    bad("cancel nothing", {"cancel": True}, "invalid_value", "session_id"),
+    bad("cancel none", {"cancel": True, "session_id": -1}, "invalid_value", "session_id"),
     *(
         bad(f"unknown {name}", {name: v}, "unknown_parameter", name)
         for name, v in {"messages": [HI], "max_tokens": 4, "n": 1, "user": "u", "user_id": "u", "foo": 1}.items()

@@ -26,7 +26,7 @@ from workers.api.errors import (
 )
 from workers.api.request import Delta, FinishReason
 
-from .fakes import ANSWER, FakeGenerator, FakeStatus
+from .fakes import ANSWER, FakeGenerator, FakeStatus, all_routes
 from .test_json_entry import hostile_body
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -222,7 +222,7 @@ async def test_identity(tokenizer):
     generator = FakeGenerator(tokenizer)
     app = create_app(FrontConfig(), [ServedModel("m", tokenizer, 256)], generator, FakeStatus(), identity=Keys())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as c:
-        for route in app.routes:
+        for route in all_routes(app.routes):
             for method in route.methods or ():
                 r = await c.request(method, re.sub(r"\{.*?\}", "m", route.path), json=HI)
                 if route.path.startswith("/health"):
