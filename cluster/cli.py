@@ -11,7 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 
 import echelon
+from cluster.api_server_command import SpacedLists, api_client, api_server, proxy
+from cluster.chat_command import chat
+from cluster.convert_command import convert
+from cluster.env_command import check_env
 from cluster.keys_command import app as keys_app
+from cluster.lite_command import app as lite_app
 from cluster.qos_command import app as qos_app
 from cluster.serve_command import app as serve_app
 from cluster.web_command import gradio
@@ -30,6 +35,13 @@ app = typer.Typer(
 )
 app.add_typer(serve_app, name="serve")
 serve_app.command()(gradio)
+serve_app.command(name="api_server", cls=SpacedLists)(api_server)
+serve_app.command(name="api_client")(api_client)
+serve_app.command(name="proxy", cls=SpacedLists)(proxy)
+app.command()(chat)
+app.command()(convert)
+app.command(name="check_env")(check_env)
+app.add_typer(lite_app, name="lite")
 app.add_typer(keys_app, name="keys")
 app.add_typer(qos_app, name="qos")
 errors = Console(stderr=True, highlight=False)
@@ -129,25 +141,6 @@ def batch(
         raise ConfigError("--url and --address exclude each other")
     options = BatchOptions(source, target, url or LOCAL_URL, address, model, concurrency, patience, timeout)
     raise typer.Exit(run_batch(options))
-
-
-@app.command()
-def chat(
-    url: Annotated[str | None, typer.Option(help=f"The running server; default {LOCAL_URL}.")] = None,
-    model: Annotated[str | None, typer.Option(help="Which of its models; default: the first.")] = None,
-    local: Annotated[str | None, typer.Option(help="No server: this model (as for serve) in this process.")] = None,
-    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0: always the likeliest word.")] = None,
-) -> None:
-    """Talk to a model in the terminal."""
-    from cluster.chat.command import chat_in_process, chat_with_server
-
-    if local is None:
-        chat_with_server(url or LOCAL_URL, model, system=system, temperature=temperature)
-    elif url is None and model is None:
-        chat_in_process(local, system=system, temperature=temperature)
-    else:
-        raise ConfigError("--local takes neither --url nor --model")
 
 
 @app.command()

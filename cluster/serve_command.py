@@ -18,6 +18,7 @@ class ModelFirst(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the command in front where there is none."""
         named = args and (args[0] in ("-h", "--help") or args[0].replace("-", "_") in self.commands)
+        named = named or (not args and ctx.resilient_parsing)  # a shell asks what could stand here
         rest: list[str] = super().parse_args(ctx, args if named else [MODEL, *args])
         return rest
 

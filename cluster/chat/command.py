@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 from rich.console import Console
 
@@ -12,18 +13,21 @@ from cluster.environment import api_key
 from cluster.http_client import Server
 
 
-def chat_with_server(url: str, model: str | None, *, system: str | None, temperature: float | None) -> None:
-    """Talk to a running server. Raises EchelonError when there is none at `url`."""
-    _talk(RemoteAnswers(Server.parse(url, api_key()), model, temperature), system)
+def chat_with_server(
+    url: str, model: str | None, *, system: str | None, temperature: float | None, key: str | None = None
+) -> None:
+    """Talk to a running server; `key` None = $ECHELON_API_KEY. Raises EchelonError when there is none at `url`."""
+    _talk(RemoteAnswers(Server.parse(url, key or api_key()), model, temperature), system)
 
 
-def chat_in_process(model: str, *, system: str | None, temperature: float | None) -> None:
-    """Talk to a model in this process. Raises EchelonError when it cannot be loaded."""
+def chat_in_process(model: str, *, system: str | None, temperature: float | None, **options: Any) -> None:
+    """Talk to a model in this process; `options` are those of `echelon.pipeline`.
+
+    Raises EchelonError when it cannot be loaded.
+    """
     from cluster.chat.local import LocalAnswers
 
-    with Console(stderr=True).status(f"loading {model} ..."):
-        answers = LocalAnswers(model, temperature)
-    _talk(answers, system)
+    _talk(LocalAnswers(model, temperature, **options), system)
 
 
 def _talk(answers: Answers, system: str | None) -> None:

@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from cluster.config import ClusterConfig, checked_config, resolve_model
+from cluster.environment import DEMO_MODEL
 from cluster.pipeline.answers import Response, Session
 from cluster.pipeline.engine_config import BackendConfig
 from cluster.pipeline.generation_config import GenerationConfig
@@ -225,6 +227,8 @@ def model_config(
         path = str(resolve_model(path, backend.revision if backend else None, download_dir=folder))
     if fields.pop("backend", None) is not None:
         without_effect("backend", "there is one engine here")
+    if elsewhere and path != DEMO_MODEL and Path(path).expanduser().is_dir():
+        path = str(Path(path).expanduser().resolve())  # other processes have other working folders
     model |= fields | {"path": path}
     if name is not None:
         model["name"] = name

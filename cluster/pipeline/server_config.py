@@ -10,7 +10,6 @@ from typing import Any
 from cluster.config import ClusterConfig, checked_config
 from cluster.environment import ssl_files, state_dir
 from cluster.pipeline.engine_config import BackendConfig
-from cluster.pipeline.notices import without_effect
 from cluster.pipeline.pipeline import LEVELS, model_config
 from router.keys.edit import add_key
 from router.text.chat_classes import ChatTemplateConfig
@@ -36,6 +35,14 @@ class ServerOptions:
     qos_config_path: str | None = None
     cors: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def level(self) -> str:
+        """Of a cluster file's `log` section. Raises ConfigError."""
+        level = self.log_level.upper()
+        if level not in LEVELS:
+            raise ConfigError(f"log_level {self.log_level!r} is not one of {', '.join(LEVELS)}")
+        return "error" if level == "CRITICAL" else level.lower()
+
 
 def server_config(
     path: str,
@@ -46,10 +53,15 @@ def server_config(
     fields: dict[str, Any],
 ) -> ClusterConfig:
     """The config of a server of one model; `fields` are more of its section. Raises ConfigError."""
-    level = options.log_level.upper()
-    if level not in LEVELS:
-        raise ConfigError(f"log_level {options.log_level!r} is not one of {', '.join(LEVELS)}")
     config = model_config(path, name, backend, template, fields, elsewhere=True)
+    values = config.model_dump() | {"http": http_section(options), "log": {"level": options.level}}
+    if options.qos_config_path is not None:
+        values["dispatch"] = {"qos": str(Path(options.qos_config_path).absolute())}
+    return checked_config(values, "the options")
+
+
+def http_section(options: ServerOptions) -> dict[str, Any]:
+    """The file's section. Raises ConfigError."""
     keys = _key_file(options.api_keys, options.server_port)
     host = options.server_name or ("127.0.0.1" if keys is None and not options.no_auth else "0.0.0.0")
     http: dict[str, Any] = {"host": host, "port": options.server_port, **options.cors}
@@ -59,14 +71,11 @@ def server_config(
         http["no_auth"] = True
     if options.ssl:
         http["tls_cert"], http["tls_key"] = ssl_files()
-    values = config.model_dump() | {"http": http, "log": {"level": "error" if level == "CRITICAL" else level.lower()}}
-    if options.qos_config_path is not None:
-        values["dispatch"] = {"qos": str(Path(options.qos_config_path).absolute())}
-    return checked_config(values, "the options")
+    return http
 
 
 def _key_file(keys: Sequence[str], port: int) -> str | None:
-    """The key file that is given, or a private one with the keys that are."""
+    """The key file that is given, or a private one with the keys that are, all of them of one owner."""
     if not keys:
         return None
     if len(keys) == 1 and Path(keys[0]).is_file():
@@ -75,7 +84,4 @@ def _key_file(keys: Sequence[str], port: int) -> str | None:
     file.unlink(missing_ok=True)
     for key in dict.fromkeys(keys):
         add_key(file, key, OWNER)
-    without_effect(
-        "one owner for each of the api_keys", f"keys that are given by themselves are all {OWNER!r}'s; see echelon keys"
-    )
     return str(file)

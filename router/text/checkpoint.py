@@ -57,6 +57,11 @@ def read_facts(root: Path, backend: tokenizers.Tokenizer) -> TextFacts:
     )
 
 
+def has_template(root: Path) -> bool:
+    """Whether the folder brings a chat template. Raises ConfigError where it cannot be read."""
+    return _template_source(root, _read_json(root / "tokenizer_config.json")) is not None
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}

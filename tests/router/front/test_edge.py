@@ -8,14 +8,15 @@ import json
 import logging
 import socket
 
+import httpx
 import pytest
 import uvicorn
 
 from router.http.app import create_app
-from router.http.config import FrontConfig, ServedModel
+from router.http.config import Cors, FrontConfig, ServedModel
 from router.http.gate import Gate
 from router.http.identity import Identity
-from workers.api.errors import ConfigError
+from workers.api.errors import ConfigError, NotAuthorized
 
 from .fakes import FakeGenerator, FakeStatus
 
@@ -244,3 +245,29 @@ async def test_a_url_has_an_end(client, path, wanted):
     r = await client.get(path)
     assert r.status_code == wanted
     assert r.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_pages_of_named_origins_may_ask(tokenizer) -> None:
+    cors = Cors(("https://app.example",), allow_credentials=True)
+    app = create_app(
+        FrontConfig(cors=cors), [ServedModel("m", tokenizer, 256)], FakeGenerator(tokenizer), FakeStatus(),
+        identity=NoOne(),
+    )  # fmt: skip
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+        before = await client.options(CHAT, headers={"origin": "https://app.example", **asked})
+        assert before.status_code == 200  # without a key: browsers send none with this question
+        assert before.headers["access-control-allow-origin"] == "https://app.example"
+        refused = await client.post(CHAT, content=HI, headers={"origin": "https://app.example"})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "https://app.example"  # so that the page sees why
+        other = await client.options(CHAT, headers={"origin": "https://evil.example", **asked})
+        assert other.status_code == 400
+        assert "access-control-allow-origin" not in other.headers
+
+
+class NoOne:
+    """Nobody has a key."""
+
+    def resolve(self, headers, client):
+        raise NotAuthorized("no key")
