@@ -80,8 +80,9 @@ class Inboxes:
         return cls(rank, layout, places, epochs, patience)
 
     def wait_at_most(self, seconds: float) -> None:
-        """From the next sum on."""
-        self.patience.fill_(int(seconds * 1e9))
+        """From the next sum on; inboxes that were made in inference mode may be told outside of it."""
+        with torch.inference_mode():
+            self.patience.fill_(int(seconds * 1e9))
 
 
 @triton_jit

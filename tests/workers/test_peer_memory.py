@@ -15,6 +15,7 @@ from thread_ranks import ThreadGroup, on_ranks
 from tiny import checkpoint, replica
 
 import workers.parallel.peer_memory as peer_memory
+from kernels.all_reduce import Inboxes, Layout
 from kernels.sampling import greedy
 from workers.execution.graphs import kept_by_any
 from workers.layers.build import Build
@@ -227,3 +228,11 @@ def test_what_ranks_say_comes_in_their_order() -> None:
         return groups.tp.agree([rank, 10 * rank, 5], CPU)
 
     assert on_ranks(3, agree) == [[[0, 0, 5], [1, 10, 5], [2, 20, 5]]] * 3
+
+
+@pytest.mark.parametrize("made_in_inference_mode", [True, False])
+def test_the_limit_of_a_sum_is_set_in_any_mode(made_in_inference_mode: bool) -> None:
+    with torch.inference_mode(made_in_inference_mode):
+        inboxes = Inboxes.at([0, 0], 0, Layout(2, 8, 4), CPU)
+    inboxes.wait_at_most(1.5)
+    assert inboxes.patience.tolist() == [1_500_000_000]
