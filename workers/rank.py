@@ -24,7 +24,8 @@ from workers.api.ordering import Ordering
 from workers.api.request import EngineRequest, FinishReason, SamplingParams
 from workers.context import LayerCache
 from workers.engine.core import Engine
-from workers.engine.plan import Executor, NewSequence, ScheduledSequence, StepPlan, StepResult
+from workers.engine.grammar import Grammars
+from workers.engine.plan import Executor, NewSequence, ScheduledSequence, StepMasks, StepPlan, StepResult
 from workers.execution.cache import allocate, block_bytes, count_blocks
 from workers.execution.inputs import BatchState
 from workers.execution.memory import free_bytes, peak_bytes, readable
@@ -146,8 +147,16 @@ class Rank:
             num_blocks=self.num_blocks,
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
+            grammars=self._grammars(),
             ordering=ordering,
         )
+
+    def _grammars(self) -> Grammars | None:
+        try:
+            return Grammars.of_folder(self.config.model.path, self.vocab_size)
+        except ConfigError as e:
+            log.info("rank %d: %s", self.rank, e)
+            return None
 
     def set_timeout(self, seconds: float) -> None:
         """From now on a collective that takes longer fails, see `Groups.set_timeout`."""
@@ -266,9 +275,12 @@ class Rank:
         plain = SamplingParams(max_tokens=2, temperature=0.0)
         drawn = replace(plain, temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1, logit_bias=((0, 1.0),),
                         logprobs=2, seed=0)  # fmt: skip
-        for params in (drawn, plain):
-            added = NewSequence(0, (0,) * count, count, params, blocks)
-            _run(self.runner, StepPlan(-2, (0,), (added,), (ScheduledSequence(0, 0, count, 1),)))
+        for params, masked in ((drawn, True), (plain, False)):
+            added = NewSequence(0, (0,) * count, count, params, blocks, masked=masked)
+            slots = (0,) if masked else ()
+            _run(
+                self.runner, StepPlan(-2, (0,), (added,), (ScheduledSequence(0, 0, count, 1),), slots), self.vocab_size
+            )
         if len(blocks) * size > count:
             _run(self.runner, StepPlan(-1, (), (), (ScheduledSequence(0, count, 1, 1),)))
 
@@ -293,8 +305,11 @@ def run_to_completion(engine: Engine, requests: Iterable[EngineRequest]) -> dict
     return tokens
 
 
-def _run(runner: Runner, plan: StepPlan) -> StepResult:
-    result = runner.submit(plan).result()
+def _run(runner: Runner, plan: StepPlan, vocab_size: int = 0) -> StepResult:
+    handle = runner.submit(plan)
+    if plan.masked:
+        runner.draw(StepMasks(plan.step, plan.masked, b"\xff" * (4 * -(-vocab_size // 32) * len(plan.masked))))
+    result = handle.result()
     for slot in result.slots:
         if slot.fault is not None:
             raise EngineFault(f"the first step failed: {slot.fault}")

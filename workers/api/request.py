@@ -8,6 +8,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from workers.api.grammar import GrammarSpec
+
 INVALID = "invalid: "  # how `Delta.error` starts when the request itself is at fault: no replica would take it
 
 
@@ -73,6 +75,7 @@ class EngineRequest:
     salt: bytes = b""  # part of every block hash: owners do not share prefixes unless they share a salt
     adapter: str | None = None
     media: tuple[MediaSegment, ...] = ()
+    grammar: GrammarSpec | None = None  # what the answer must look like; `min_tokens` yields where it can only stop
 
     @property
     def known_ids(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from workers.api.errors import EngineFault
-from workers.api.request import Delta, FinishReason
+from workers.api.request import INVALID, Delta, FinishReason
 from workers.engine.plan import ScheduledSequence, SlotResult, StepPlan, StepResult
 from workers.engine.quick import quick
 from workers.engine.roster import Roster
@@ -120,7 +120,7 @@ class Committer:
         roster, drawn = self._roster, answer.token_ids
         if answer.fault is not None:
             roster.cache.forget(sequence)
-            return roster.finish(sequence, FinishReason.ERROR, error=answer.fault)
+            return roster.finish(sequence, FinishReason.ERROR, error=_why(sequence, answer.fault))
         for taken, token in enumerate(drawn, 1):
             sequence.token_ids.append(token)
             if sequence.phase is Phase.WAITING:  # preempted while this was in flight
@@ -129,6 +129,14 @@ class Committer:
             if reason is not None:
                 return roster.finish(sequence, reason, token_ids=drawn[:taken], logprobs=answer.logprobs[:taken])
         return _delta(sequence.id, sequence.num_emitted - len(drawn), drawn, answer.logprobs)
+
+
+def _why(sequence: Sequence, fault: str) -> str:
+    """What to say of a fault: where the grammar has failed, nothing could be drawn for that reason."""
+    grammar = sequence.grammar
+    if grammar is None or grammar.error is None:
+        return fault
+    return f"{INVALID}the grammar is too complex, or cannot go on: {grammar.error}"
 
 
 def _take_prompts(step: PlannedStep, result: StepResult) -> None:

@@ -17,11 +17,12 @@ from workers.api.replica import CacheNews, LoadReport
 from workers.api.request import Delta, EngineRequest, FinishReason
 from workers.engine.commit import Committer
 from workers.engine.cost import StepCost
+from workers.engine.grammar import Grammars, GrammarState
 from workers.engine.ledger import check_ledgers
 from workers.engine.plan import Executor, StepHandle
 from workers.engine.roster import Roster
 from workers.engine.scheduler import PlannedStep, Scheduler
-from workers.engine.sequence import Sequence
+from workers.engine.sequence import Phase, Sequence
 from workers.engine.stop import validate
 from workers.engine.turn_scheduler import TurnScheduler
 
@@ -38,7 +39,8 @@ class Engine:
     `num_blocks` blocks of `config.block_size` tokens are the pool. The context is `max_model_len` tokens or the
     pool's, whichever is less, so that every accepted request can run to its end alone. `watermark` is the room, in
     tokens, that admission leaves for each resident to grow. `ordering` says who runs (None: first come, first served)
-    by `clock` (seconds) and by what steps cost, which is learned from those that ran.
+    by `clock` (seconds) and by what steps cost, which is learned from those that ran. Without `grammars` requests that
+    have one are refused.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Engine:
         num_blocks: int,
         max_model_len: int,
         vocab_size: int | None = None,
+        grammars: Grammars | None = None,
         ordering: Ordering | None = None,
         clock: Callable[[], float] = time.monotonic,
         watermark: int = 64,
@@ -68,6 +71,7 @@ class Engine:
         self._committer = Committer(self.roster)
         self._executor = executor
         self._vocab_size = vocab_size
+        self.grammars = grammars
         self._clock = clock
         self._outbox: list[Delta] = []
         self._in_flight: _InFlight | None = None
@@ -84,7 +88,8 @@ class Engine:
         if request.id in self.roster.live:
             raise InvalidRequest(f"request id {request.id[:64]!r} is in use", param="id")
         validate(request, self.max_model_len, self._vocab_size)
-        sequence = Sequence(request, self._arrivals, self.max_model_len, self.roster.flow(request))
+        grammar = self._grammar_of(request)
+        sequence = Sequence(request, self._arrivals, self.max_model_len, self.roster.flow(request), grammar)
         self._arrivals += 1
         self.roster.add(sequence, self._clock() - request.age)
 
@@ -171,6 +176,8 @@ class Engine:
         if planned is not None:
             self._in_flight = _InFlight(planned, self._executor.submit(planned.plan))
             self.roster.cache.settle()
+            if previous is None:
+                self._mask(planned)
             if not self.config.step_ahead:
                 previous, self._in_flight = self._in_flight, None
         if previous is not None:
@@ -182,8 +189,34 @@ class Engine:
                 step = previous.step
                 prefill = step.num_tokens - step.num_decodes
                 self._cost.observe(result.seconds, prefill, step.num_decodes, step.kv_tokens, step.pairs)
+            if planned is not None and self._in_flight is not None:
+                self._mask(planned)  # while the device is at its forward pass
         self.stats.wait_seconds += waited
         self.stats.host_seconds += self._clock() - began - waited
+
+    def _mask(self, step: PlannedStep) -> None:
+        """The masks of `step`, now that the tokens before its draws are known."""
+        if not step.plan.masked:
+            return
+        assert self.grammars is not None, "a sequence has a grammar that nobody compiled"
+        masked = set(step.plan.masked)
+        rows = [
+            (run.slot, None, ())
+            if s.phase is Phase.FINISHED or s.grammar is None
+            else (run.slot, s.grammar, s.token_ids[s.num_prompt + s.grammar.count :])
+            for s, run in zip(step.sequences, step.plan.scheduled, strict=True)
+            if run.slot in masked
+        ]
+        self._executor.draw(self.grammars.masks(step.plan.step, rows))
+
+    def _grammar_of(self, request: EngineRequest) -> GrammarState | None:
+        spec, sampling = request.grammar, request.sampling
+        if spec is None:
+            return None
+        if self.grammars is None:
+            raise InvalidRequest("this model takes no structured output", param="response_format")
+        room = min(sampling.max_tokens, self.max_model_len - len(request.prompt_ids))
+        return self.grammars.state(spec, sampling.stop_ids, sampling.min_tokens, room)
 
     def _hand_out(self) -> list[Delta]:
         deltas, self._outbox = self._outbox, []

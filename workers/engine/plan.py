@@ -27,6 +27,7 @@ class NewSequence:
     sampling: SamplingParams
     blocks: tuple[int, ...]  # those it holds before this step's `ScheduledSequence.new_blocks` (prefix hits)
     adapter: str | None = None
+    masked: bool = False  # each of its draws is under a mask, see `StepMasks`
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,29 @@ class ScheduledSequence:
 class StepPlan:
     """One step. `removed` slots are emptied first, then `added` ones filled (a slot may be in both), then all run.
 
-    `scheduled` holds the sequences with count == 1 first, then the longer ones.
+    `scheduled` holds the sequences with count == 1 first, then the longer ones. With `masked` slots all draws wait for
+    the step's `StepMasks`.
     """
 
     step: int
     removed: tuple[int, ...]
     added: tuple[NewSequence, ...]
     scheduled: tuple[ScheduledSequence, ...]
+    masked: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
         """Query tokens of the step."""
         return sum(s.count for s in self.scheduled)
+
+
+@dataclass(frozen=True, slots=True)
+class StepMasks:
+    """Which tokens the `slots` of a step may draw: a bit a token in words of 32, the lowest first, a row a slot."""
+
+    step: int
+    slots: tuple[int, ...]
+    bits: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +120,6 @@ class Executor(Protocol):
 
     def submit(self, plan: StepPlan) -> StepHandle:
         """Start a step; returns before it is done where the device is asynchronous."""
+
+    def draw(self, masks: StepMasks) -> None:
+        """The step submitted last, whose plan has `masked` slots, goes on to its draws. Ahead of the next `submit`."""

@@ -62,6 +62,7 @@ class Residents:
             sampling=request.sampling,
             blocks=tuple(hits),
             adapter=request.adapter,
+            masked=sequence.grammar is not None,
         )
 
     def grow(self, sequence: Sequence, count: int) -> tuple[int, ...]:

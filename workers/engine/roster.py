@@ -31,6 +31,7 @@ class Roster:
         self.live: dict[str, Sequence] = {}
         self.backlog = 0  # known tokens that are not planned, of waiting and part-done sequences
         self.in_flight = 0  # steps planned and not committed
+        self.grammars = 0  # live requests that have one
 
     def flow(self, request: EngineRequest) -> Flow:
         """Where the request belongs."""
@@ -40,6 +41,7 @@ class Roster:
         """An accepted request waits; it first came at `since`."""
         self.live[sequence.id] = sequence
         self.stats.accepted += 1
+        self.grammars += sequence.grammar is not None
         self._wait(sequence)
         if self.ordering is not None:
             self.ordering.arrived(sequence.flow.handle, sequence.id, since)
@@ -107,6 +109,7 @@ class Roster:
             self.ordering.ended(flow.handle, sequence.id, resident=not waited)
         self.queue.forget(flow)
         del self.live[sequence.id]
+        self.grammars -= sequence.grammar is not None
         self.stats.count_finish(reason)
         return Delta(
             request_id=sequence.id,

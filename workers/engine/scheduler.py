@@ -100,7 +100,8 @@ class Scheduler:
             pairs += pairs_of(run.start, run.count)
         if not decodes:
             return None
-        plan = StepPlan(self._next_step, self._residents.take_removed(), tuple(added), tuple(decodes))
+        masked = _masked(sequences, decodes) if self._roster.grammars else ()
+        plan = StepPlan(self._next_step, self._residents.take_removed(), tuple(added), tuple(decodes), masked)
         self._next_step += 1
         self._roster.in_flight += 1
         return PlannedStep(plan, num_tokens, num_decodes, tuple(sequences), Expected(), kv_tokens, pairs)
@@ -217,6 +218,11 @@ class Scheduler:
     def _victim(self) -> Sequence:
         residents = self._residents
         return max((*residents.decoding, *residents.prefilling), key=_by_arrival)
+
+
+def _masked(sequences: list[Sequence], runs: list[ScheduledSequence]) -> tuple[int, ...]:
+    """The slots that draw under a mask."""
+    return tuple([r.slot for s, r in zip(sequences, runs, strict=True) if s.grammar is not None and r.emit])
 
 
 def _by_arrival(sequence: Sequence) -> int:

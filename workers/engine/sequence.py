@@ -14,6 +14,7 @@ import heapq
 from workers.api.ordering import Charge
 from workers.api.ordering import Flow as Handle
 from workers.api.request import EngineRequest, TokenLogprobs
+from workers.engine.grammar import GrammarState
 
 
 class Phase(enum.Enum):
@@ -36,6 +37,7 @@ class Sequence:
         "cached",
         "first_accounted",
         "flow",
+        "grammar",
         "hashes",
         "id",
         "limit",
@@ -51,10 +53,13 @@ class Sequence:
         "token_ids",
     )
 
-    def __init__(self, request: EngineRequest, arrival: int, context: int, flow: Flow) -> None:
+    def __init__(
+        self, request: EngineRequest, arrival: int, context: int, flow: Flow, grammar: GrammarState | None = None
+    ) -> None:
         self.id = request.id
         self.request = request
         self.flow = flow
+        self.grammar = grammar
         self.arrival = arrival  # grows from request to request
         self.num_prompt = len(request.prompt_ids)
         self.limit = min(self.num_prompt + request.sampling.max_tokens, context)  # tokens it can ever have

@@ -12,9 +12,13 @@ MAX_TOKEN_ID = 2**31  # what a rank's int32 tensors hold
 
 
 def finish_reason(sequence: Sequence) -> FinishReason | None:
-    """Why the sequence ends with its last known token, or None. A stop id counts only after `min_tokens` others."""
+    """Why the sequence ends with its last known token, or None. A stop id counts only after `min_tokens` others, or
+    where a grammar let it through.
+    """
     token_ids = sequence.token_ids
-    if token_ids[-1] in sequence.stop_ids and sequence.num_emitted > sequence.request.sampling.min_tokens:
+    if token_ids[-1] in sequence.stop_ids and (
+        sequence.num_emitted > sequence.request.sampling.min_tokens or sequence.grammar is not None
+    ):
         return FinishReason.STOP
     return FinishReason.LENGTH if len(token_ids) >= sequence.limit else None
 
@@ -29,6 +33,8 @@ def validate(request: EngineRequest, context: int, vocab_size: int | None) -> No
         raise InvalidRequest("the prompt is empty", param="prompt")
     if request.adapter is not None:
         raise InvalidRequest("this model takes no adapters", param="model")
+    if request.grammar is not None and not sampling.stop_ids:
+        raise InvalidRequest("structured output needs a token that ends it", param="stop_token_ids")
     if request.media:
         raise InvalidRequest("this model takes no images", param="messages")
     if sampling.max_tokens < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workers.api.errors import EngineFault
-from workers.engine.plan import Executor, StepHandle, StepPlan
+from workers.engine.plan import Executor, StepHandle, StepMasks, StepPlan
 from workers.parallel.channel import PlanReceiver, PlanSender
 
 
@@ -15,11 +15,19 @@ class GangExecutor:
 
     def submit(self, plan: StepPlan) -> StepHandle:
         """Start the step on all ranks. Raises EngineFault, naming the rank, when one is gone."""
-        try:
-            self._sender.send(plan)
-        except OSError as e:
-            raise EngineFault(f"step {plan.step}: {e}") from e
+        self._send(plan)
         return self._own.submit(plan)
+
+    def draw(self, masks: StepMasks) -> None:
+        """The step goes on on all ranks. Raises EngineFault, naming the rank, when one is gone."""
+        self._send(masks)
+        self._own.draw(masks)
+
+    def _send(self, what: StepPlan | StepMasks) -> None:
+        try:
+            self._sender.send(what)
+        except OSError as e:
+            raise EngineFault(f"step {what.step}: {e}") from e
 
 
 def follow(own: Executor, receiver: PlanReceiver) -> None:
@@ -29,6 +37,9 @@ def follow(own: Executor, receiver: PlanReceiver) -> None:
     """
     under_way: StepHandle | None = None
     while (plan := receiver.receive()) is not None:
+        if isinstance(plan, StepMasks):
+            own.draw(plan)
+            continue
         started = own.submit(plan)
         if under_way is not None:
             under_way.result()

@@ -9,7 +9,8 @@ Shapes: T tokens, B sequences, E emitting rows, S block size, M blocks a sequenc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,11 +20,11 @@ from kernels.dense_prefill import DensePrompts, calls_of, is_dense
 from kernels.paged_decode import ORDERED_FROM, longest_first
 from workers.api.errors import EngineFault
 from workers.context import AttentionMetadata, DecodeBatch, PrefillBatch
-from workers.engine.plan import ScheduledSequence, StepPlan
+from workers.engine.plan import ScheduledSequence, StepMasks, StepPlan
 from workers.execution.flat import Changes, FlatStep, flatten
 from workers.execution.halving import independent_order
 from workers.execution.pinned import HostBuffers
-from workers.execution.sampling_state import Finish, SamplingBatch, SamplingState
+from workers.execution.sampling_state import Finish, Masks, SamplingBatch, SamplingState
 from workers.execution.upload import Array, Uploader
 
 
@@ -209,6 +210,25 @@ class BatchState:
             self._change(*(t[i] for i in changes))
         return finish(t)
 
+    def masked(self, batch: SamplingBatch, emit_slots: Sequence[int], masks: StepMasks) -> SamplingBatch:
+        """`batch` with the masks of those that draw. They have a copy to the device of their own: the step's upload,
+        whose memory the next one takes, is still in use.
+        """
+        place = {slot: n for n, slot in enumerate(masks.slots)}
+        rows = [row for row, slot in enumerate(emit_slots) if slot in place]
+        words = len(masks.bits) // (4 * len(masks.slots))
+        bits = np.frombuffer(masks.bits, np.int32).reshape(-1, words)[[place[emit_slots[row]] for row in rows]]
+        size = rows_bytes = 8 * len(rows)
+        size += bits.nbytes
+        staging = self.host.lend(size)
+        host = staging.numpy()
+        host[:rows_bytes] = np.array(rows, np.int64).view(np.uint8)
+        host[rows_bytes:] = bits.reshape(-1).view(np.uint8)
+        sent = staging.to(self.device, non_blocking=True)
+        return replace(
+            batch, masks=Masks(sent[:rows_bytes].view(torch.int64), sent[rows_bytes:].view(torch.int32).view(-1, words))
+        )
+
     def _select(self, flat: FlatStep, upload: _Upload) -> Finish:
         return self.sampling.select(flat.emit_slots, flat.drawn_at, upload.give)
 
@@ -225,7 +245,7 @@ class BatchState:
             if len(new.token_ids) >= self.width:
                 raise EngineFault(f"a sequence of {len(new.token_ids)} tokens is over the context of {self.width - 1}")
             self._held[new.slot] = 0
-            self.sampling.add(new.slot, new.sampling, new.num_prompt, len(new.token_ids))
+            self.sampling.add(new.slot, new.sampling, new.num_prompt, len(new.token_ids), masked=new.masked)
             tokens.append((new.slot * self.width, new.token_ids))
             if new.blocks:
                 blocks.append((self._append(new.slot, new.blocks), new.blocks))

@@ -4,6 +4,9 @@ On CUDA a submitted step is queued on the stream and the host goes on; the drawn
 behind an event, and nothing else waits. After `capture`, steps that fit a captured shape are replayed. On the CPU a
 step runs in one worker thread, or at once in `submit`.
 
+A step with masked slots is submitted without its masks: its forward pass runs while the host computes them, and the
+draws of the whole step follow with `Runner.draw`.
+
 A step that is out of memory is run in halves, one after the other, and these in halves, before the next step begins:
 who planned it sees but a slower one. A sequence that finds no room for a single token ends with a fault; the others go
 on.
@@ -17,19 +20,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 
 from workers.api.errors import EchelonError, EngineFault, OutOfMemory
 from workers.api.request import TokenLogprobs
 from workers.context import ForwardContext, LayerCache, forward_context
-from workers.engine.plan import ScheduledSequence, SlotResult, StepHandle, StepPlan, StepResult
+from workers.engine.plan import ScheduledSequence, SlotResult, StepHandle, StepMasks, StepPlan, StepResult
 from workers.execution.flat import FlatStep
 from workers.execution.graphs import CapturedStep, StepGraphs
 from workers.execution.halving import halves, in_step_order, is_out_of_memory, rows_of
-from workers.execution.inputs import BatchState, StepInputs
+from workers.execution.inputs import BatchState
 from workers.execution.prompt_scores import PromptScores, score_prompts
 from workers.execution.sampler import FAULTS, Logprobs, Sampled, sample_own
 from workers.execution.sampling_state import GREEDY, PromptRows, SamplingBatch, WantedLogprobs
@@ -37,6 +41,8 @@ from workers.models.base import CausalModel
 from workers.parallel.group import Group
 
 log = logging.getLogger("echelon.runner")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +67,40 @@ class _Launched:
     lent: list[torch.Tensor]
 
 
-class _Deferred:
+@dataclass(slots=True)
+class _Undrawn:
+    """A step, or a part of one, after its forward pass. `sampled` is there where the captured draw was all it needed;
+    else `logits` [E, V / ranks], unless nobody draws, and `emit_at` [E], the places of the drawn tokens.
+    """
+
+    emit_slots: tuple[int, ...]
+    sampling: SamplingBatch
+    prompts: Sequence[PromptScores] = ()
+    sampled: Sampled | None = None
+    logits: torch.Tensor | None = None
+    emit_at: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class _Begun:
+    """The first part of a step: until its draws, or `why` there was no memory for that. `seconds` on the host."""
+
+    flat: FlatStep
+    rows: Sequence[PromptRows]
+    undrawn: _Undrawn | None
+    why: str | None
+    seconds: float
+
+
+class _Deferred(Generic[T]):
     """A handle whose result is made when it is asked for, once."""
 
-    def __init__(self, make: Callable[[], StepResult]) -> None:
-        self._make: Callable[[], StepResult] | None = make
-        self._outcome: StepResult | EngineFault | None = None
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make: Callable[[], T] | None = make
+        self._outcome: T | EngineFault | None = None
         self._lock = threading.Lock()
 
-    def result(self) -> StepResult:
+    def result(self) -> T:
         """See `StepHandle`."""
         with self._lock:
             if self._make is not None:
@@ -82,6 +113,30 @@ class _Deferred:
             raise self._outcome
         assert self._outcome is not None
         return self._outcome
+
+
+def _failed(fault: EngineFault) -> _Deferred[Any]:
+    def fail() -> NoReturn:
+        raise fault
+
+    return _Deferred(fail)
+
+
+class _Waiting:
+    """A handle of a step that goes on when its masks are there."""
+
+    def __init__(self, go_on: Callable[[StepMasks], StepHandle]) -> None:
+        self._go_on = go_on
+        self._rest: StepHandle | None = None
+
+    def draw(self, masks: StepMasks) -> None:
+        """The rest of the step is under way."""
+        self._rest = self._go_on(masks)
+
+    def result(self) -> StepResult:
+        """See `StepHandle`."""
+        assert self._rest is not None, "a step's masks come before its result is asked for"
+        return self._rest.result()
 
 
 class Runner:
@@ -107,6 +162,7 @@ class Runner:
         self.rank, self.device, self._collect, self._halves = rank, state.device, collect, halves
         self._lost: dict[int, str] = {}  # slots whose sequence had no memory, until they are somebody else's
         self._graphs: StepGraphs | None = None
+        self._waiting: _Waiting | None = None  # submitted last, and for masks
         self._pool = (
             ThreadPoolExecutor(1, thread_name_prefix=f"echelon-rank{rank}")
             if threaded and self.device.type == "cpu"
@@ -127,21 +183,18 @@ class Runner:
 
     def submit(self, plan: StepPlan) -> StepHandle:
         """Start a step. Never raises for a step's own fault: the handle does."""
+        if plan.masked:
+            self._waiting = waiting = _Waiting(self._begin_masked(plan))
+            return waiting
         if self.device.type == "cuda":
             return self._submit_cuda(plan)
-        if self._pool is not None:
-            future: Future[StepResult] = self._pool.submit(self._run, plan)
-            return _Deferred(future.result)
-        try:
-            done = self._run(plan)
-        except EngineFault as e:
-            fault = e
+        return self._start(lambda: self._run(plan))
 
-            def fail() -> StepResult:
-                raise fault
-
-            return _Deferred(fail)
-        return _Deferred(lambda: done)
+    def draw(self, masks: StepMasks) -> None:
+        """The step submitted last goes on to its draws. Never raises for a step's own fault: the handle does."""
+        waiting, self._waiting = self._waiting, None
+        assert waiting is not None, f"step {masks.step} does not wait for masks"
+        waiting.draw(masks)
 
     def close(self) -> None:
         """Wait for what was submitted and stop the worker thread."""
@@ -150,30 +203,70 @@ class Runner:
         elif self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def _start(self, run: Callable[[], T]) -> _Deferred[T]:
+        """`run`, on the CPU: in the worker thread, or at once."""
+        if self._pool is not None:
+            return _Deferred(self._pool.submit(run).result)
+        try:
+            done = run()
+        except EngineFault as e:
+            return _failed(e)
+        return _Deferred(lambda: done)
+
     def _run(self, plan: StepPlan) -> StepResult:
         """A whole step on the CPU."""
-        started = time.perf_counter()
+        return self._run_rest(plan, self._run_first(plan), None)
+
+    def _run_first(self, plan: StepPlan) -> _Begun:
         try:
-            launched = self._launch(plan)
-            return self._result(plan, launched, time.perf_counter() - started)
+            return self._begin(plan)
         except Exception as e:
             raise self._fault(plan, e) from e
 
+    def _run_rest(self, plan: StepPlan, begun: _Begun, masks: StepMasks | None) -> StepResult:
+        started = time.perf_counter()
+        try:
+            launched = self._finish(plan, begun, masks)
+            return self._result(plan, launched, begun.seconds + time.perf_counter() - started)
+        except Exception as e:
+            raise self._fault(plan, e) from e
+
+    def _begin_masked(self, plan: StepPlan) -> Callable[[StepMasks], StepHandle]:
+        """The step is under way until its draws; returns what goes on."""
+        if self.device.type != "cuda":
+            first = self._start(lambda: self._run_first(plan))
+            return lambda masks: self._start(lambda: self._run_rest(plan, first.result(), masks))
+        begin = torch.cuda.Event(enable_timing=True)
+        try:
+            with torch.cuda.device(self.device):
+                begin.record()
+                begun = self._begin(plan)
+        except Exception as e:
+            fault = self._fault(plan, e)
+            fault.__cause__ = e
+            return lambda masks: _failed(fault)
+        return lambda masks: self._end_cuda(plan, begin, lambda: self._finish(plan, begun, masks))
+
     def _submit_cuda(self, plan: StepPlan) -> StepHandle:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin = torch.cuda.Event(enable_timing=True)
+
+        def launch() -> _Launched:
+            begin.record()
+            return self._finish(plan, self._begin(plan), None)
+
+        return self._end_cuda(plan, begin, launch)
+
+    def _end_cuda(self, plan: StepPlan, begin: torch.cuda.Event, launch: Callable[[], _Launched]) -> StepHandle:
+        """`launch` queues the step, or the rest of it."""
+        end = torch.cuda.Event(enable_timing=True)
         try:
             with torch.cuda.device(self.device):  # the current device is a thread's own, and any thread may submit
-                begin.record()
-                launched = self._launch(plan)
+                launched = launch()
                 end.record()
         except Exception as e:
             fault = self._fault(plan, e)
             fault.__cause__ = e
-
-            def fail() -> StepResult:
-                raise fault
-
-            return _Deferred(fail)
+            return _failed(fault)
 
         def wait() -> StepResult:
             try:
@@ -187,34 +280,50 @@ class Runner:
         return _Deferred(wait)
 
     @torch.inference_mode()
-    def _launch(self, plan: StepPlan) -> _Launched:
-        """Queue the step on the device: inputs, forward, draw, token table, copy to the host."""
+    def _begin(self, plan: StepPlan) -> _Begun:
+        """Queue the step on the device until its draws: inputs and forward pass."""
+        started = time.perf_counter()
         flat = self.state.flatten(plan)
         rows = self.state.sampling.prompt_rows(plan)
         if self._lost:
             for slot in (*plan.removed, *(new.slot for new in plan.added)):
                 self._lost.pop(slot, None)
-        why: str | None = None
+        begun = _Begun(flat, rows, None, None, 0.0)
         try:
-            parts = [self._launch_part(flat, rows)]
+            begun.undrawn = self._forward(flat, rows)
         except Exception as e:
             if not (self._halves and is_out_of_memory(e)):
                 raise
-            why = str(e)
+            begun.why = str(e)
+        begun.seconds = time.perf_counter() - started
+        return begun
+
+    @torch.inference_mode()
+    def _finish(self, plan: StepPlan, begun: _Begun, masks: StepMasks | None) -> _Launched:
+        """Queue the rest: draw, token table, copy to the host. Or, where there was no memory, the step in parts."""
+        if begun.undrawn is not None:
+            try:
+                parts = [self._draw(begun.undrawn, masks)]
+            except Exception as e:
+                if not (self._halves and is_out_of_memory(e)):
+                    raise
+                begun.why = str(e)
+            begun.undrawn = None
+        why = begun.why
         if why is not None:  # not in the handler: the error holds on to the frames in which the step's tensors are
-            parts = self._launch_in_parts(plan, flat, rows, why)
+            parts = self._launch_in_parts(plan, begun, why, masks)
         lost: dict[int, str] = {}
         if self._lost:
             lost = {run.slot: self._lost[run.slot] for run in plan.scheduled if run.slot in self._lost}
         return _Launched(parts, why is not None, lost, self.state.host.take())
 
-    def _launch_in_parts(self, plan: StepPlan, flat: FlatStep, rows: Sequence[PromptRows], why: str) -> list[_Part]:
-        """`_launch` of a step for which there was no memory as a whole."""
+    def _launch_in_parts(self, plan: StepPlan, begun: _Begun, why: str, masks: StepMasks | None) -> list[_Part]:
+        """A step for which there was no memory as a whole, from its beginning."""
         where = f"rank {self.rank}, step {plan.step}"
         log.warning("%s (%d sequences, %d tokens) is out of memory and runs in halves: %s", where, len(plan.scheduled),
                     plan.num_tokens, why)  # fmt: skip
         self._free_spare_memory()
-        self.state.change_again(flat)
+        self.state.change_again(begun.flat)
         done: list[_Part] = []
         waiting = [self.state.order(plan)]
         failed = True  # the whole was tried already
@@ -223,7 +332,8 @@ class Runner:
             if runs and not failed:
                 part = in_step_order(runs)
                 try:
-                    done.append(self._launch_part(self.state.flatten_again(plan.step, part), rows_of(part, rows)))
+                    flat = self.state.flatten_again(plan.step, part)
+                    done.append(self._draw(self._forward(flat, rows_of(part, begun.rows)), masks))
                     continue
                 except Exception as e:
                     if not is_out_of_memory(e):
@@ -257,48 +367,47 @@ class Runner:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _launch_part(self, flat: FlatStep, rows: Sequence[PromptRows]) -> _Part:
-        """A step, or a part of one, of which log-probabilities of prompts are wanted at `rows`."""
+    def _forward(self, flat: FlatStep, rows: Sequence[PromptRows]) -> _Undrawn:
+        """A step, or a part of one, until its draws; log-probabilities of prompts are wanted at `rows`."""
         captured = None if self._graphs is None or rows else self._graphs.find(flat)
-        prompts: Sequence[PromptScores] = ()
-        if captured is None:
-            sampling, sampled, prompts = self._run_eagerly(self.state.upload(flat), rows)
-        else:
-            sampling, sampled = self._replay(captured, flat)
-        if sampled is None or not self._collect:
-            return _Part((), None, None, prompts if self._collect else ())
-        return _Part(tuple(flat.emit_slots.tolist()), sampling.logprobs, self._to_host(sampled), prompts)
-
-    def _run_eagerly(
-        self, inputs: StepInputs, rows: Sequence[PromptRows]
-    ) -> tuple[SamplingBatch, Sampled | None, Sequence[PromptScores]]:
-        """`rows`: those of which log-probabilities of the prompt are wanted; the last thing returned."""
+        if captured is not None:
+            return self._replay(captured, flat)
+        inputs = self.state.upload(flat)
         context = ForwardContext((inputs.attention,) * len(self.caches), self.caches)
         table, logits_of = self.state.token_table, self.model.compute_logits
+        undrawn = _Undrawn(tuple(flat.emit_slots.tolist()), inputs.sampling, emit_at=inputs.emit_at)
         with forward_context(context):
             hidden = self.model(inputs.input_ids, inputs.positions)
-            prompts = score_prompts(hidden, rows, table, logits_of, self._bring) if rows else ()
-            if not len(inputs.emit_at):
-                return GREEDY, None, prompts
-            if inputs.emit_index is not None:
-                hidden = hidden.index_select(0, inputs.emit_index)
-            own = self.model.own_logits(hidden)
-        sampled = sample_own(self.model, own, inputs.sampling, table)
-        self.state.write_tokens(inputs.emit_at, sampled.tokens)
-        return inputs.sampling, sampled, prompts
+            if rows:
+                undrawn.prompts = score_prompts(hidden, rows, table, logits_of, self._bring)
+            if len(inputs.emit_at):
+                if inputs.emit_index is not None:
+                    hidden = hidden.index_select(0, inputs.emit_index)
+                undrawn.logits = self.model.own_logits(hidden)
+        return undrawn
 
-    def _replay(self, captured: CapturedStep, flat: FlatStep) -> tuple[SamplingBatch, Sampled | None]:
+    def _replay(self, captured: CapturedStep, flat: FlatStep) -> _Undrawn:
         """The captured draw is greedy. Where more is asked for, its tokens are replaced before anything reads them."""
-        sampling = self.state.upload_changes(flat)
+        undrawn = _Undrawn(tuple(flat.emit_slots.tolist()), self.state.upload_changes(flat))
         captured.replay(flat)
         emits, step = len(flat.emit_at), captured.step
-        if not emits:
-            return sampling, None
-        if sampling is GREEDY:
-            return sampling, Sampled(step.tokens[:emits])
-        sampled = sample_own(self.model, step.own_logits[:emits], sampling, self.state.token_table)
-        self.state.write_tokens(step.inputs.on_device["emit_at"][:emits], sampled.tokens)
-        return sampling, sampled
+        if emits and undrawn.sampling is GREEDY:
+            undrawn.sampled = Sampled(step.tokens[:emits])
+        elif emits:
+            undrawn.logits, undrawn.emit_at = step.own_logits[:emits], step.inputs.on_device["emit_at"][:emits]
+        return undrawn
+
+    def _draw(self, undrawn: _Undrawn, masks: StepMasks | None) -> _Part:
+        sampled, sampling = undrawn.sampled, undrawn.sampling
+        if undrawn.logits is not None and undrawn.emit_at is not None:
+            if masks is not None:
+                sampling = self.state.masked(sampling, undrawn.emit_slots, masks)
+            sampled = sample_own(self.model, undrawn.logits, sampling, self.state.token_table)
+            self.state.write_tokens(undrawn.emit_at, sampled.tokens)
+        prompts = undrawn.prompts if self._collect else ()
+        if sampled is None or not self._collect:
+            return _Part((), None, None, prompts)
+        return _Part(undrawn.emit_slots, sampling.logprobs, self._to_host(sampled), prompts)
 
     def _to_host(self, sampled: Sampled) -> Sampled:
         if self.device.type == "cpu":

@@ -1,6 +1,6 @@
 """Drawing the next tokens on the device. A row's draw depends on that row alone, whatever else is in the batch.
 
-Stages, each for the rows that need it only: penalties, biases (logit bias, masked stop ids), allowed ids; then
+Stages, each for the rows that need it only: penalties, biases (logit bias, masked stop ids), allowed ids, masks; then
 temperature, top-k, top-p, min-p; then the draw. Log-probabilities are of the logits as the model gave them.
 
 Shapes: E emitting rows, V vocabulary, L tokens known.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.sampling import apply_penalties, apply_top_k_top_p_min_p, greedy, gumbel_argmax
+from kernels.token_mask import apply_token_mask
 from workers.execution.sampling_state import (
     GREEDY,
     Allowed,
@@ -58,7 +59,7 @@ def sample_own(model: CausalModel, own: torch.Tensor, batch: SamplingBatch, toke
 
 def sample(logits: torch.Tensor, batch: SamplingBatch, token_table: torch.Tensor) -> Sampled:
     """Draw one token a row. logits [E, V]; token_table [slots, >= L] holds each slot's tokens. Never waits."""
-    if batch.draws is None and batch.penalties is None and batch.biases is None and batch.allowed is None:
+    if not (batch.draws or batch.penalties or batch.biases or batch.allowed or batch.masks):
         tokens = greedy(logits)
         return Sampled(tokens, _logprobs(logits, tokens, batch.logprobs))
     work = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -70,6 +71,8 @@ def sample(logits: torch.Tensor, batch: SamplingBatch, token_table: torch.Tensor
         work.index_put_((b.rows, b.ids), b.values, accumulate=True)
     if batch.allowed is not None:
         _allow(work, batch.allowed)
+    if batch.masks is not None:
+        apply_token_mask(work, batch.masks.rows, batch.masks.bits)
     if batch.filters is not None:
         _filter(work, batch.filters)
     drawn = work.argmax(dim=-1) if batch.draws is None else _draw(work, batch.draws)

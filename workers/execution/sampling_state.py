@@ -75,6 +75,14 @@ class Allowed:
 
 
 @dataclass(frozen=True, slots=True)
+class Masks:
+    """Rows [n] int64 that draw under a mask, and their masks [n, V / 32] int32, see `kernels.token_mask`."""
+
+    rows: torch.Tensor
+    bits: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class WantedLogprobs:
     """Rows that report log-probabilities, and how many of the most likely tokens each."""
 
@@ -107,6 +115,7 @@ class SamplingBatch:
     biases: Biases | None = None
     allowed: Allowed | None = None
     logprobs: WantedLogprobs | None = None
+    masks: Masks | None = None
 
 
 GREEDY = SamplingBatch()
@@ -122,11 +131,14 @@ class SamplingState:
         self._num_prompt = np.zeros(max_num_seqs, np.int64)
         # greedy and nothing else: the one flag that most steps look at
         self._plain = np.ones(max_num_seqs, np.bool_)
+        self._masked = np.zeros(max_num_seqs, np.bool_)  # every draw is under a mask
         self._scored: set[int] = set()  # slots of which log-probabilities of the prompt are still to come
 
-    def add(self, slot: int, params: SamplingParams, num_prompt: int, num_known: int = 0) -> None:
+    def add(
+        self, slot: int, params: SamplingParams, num_prompt: int, num_known: int = 0, *, masked: bool = False
+    ) -> None:
         """A sequence of `num_known` tokens enters `slot`. Where some were emitted, its prompt was looked at before."""
-        self._params[slot], self._num_prompt[slot] = params, num_prompt
+        self._params[slot], self._num_prompt[slot], self._masked[slot] = params, num_prompt, masked
         if params.prompt_logprobs is not None and num_known <= num_prompt:
             self._scored.add(slot)
         elif self._scored:
@@ -137,6 +149,7 @@ class SamplingState:
             or params.logit_bias
             or params.allowed_ids
             or params.min_tokens > 0
+            or masked
             or _penalized(params)
         )
 
@@ -237,7 +250,7 @@ class SamplingState:
         entries: list[tuple[int, int, float]] = []
         for i, p in rows:
             entries += [(i, token, value) for token, value in p.logit_bias if 0 <= token < self._vocab_size]
-            if positions[i] - self._num_prompt[slots[i]] < p.min_tokens:
+            if positions[i] - self._num_prompt[slots[i]] < p.min_tokens and not self._masked[slots[i]]:
                 entries += [(i, token, -np.inf) for token in p.stop_ids if 0 <= token < self._vocab_size]
         if not entries:
             return None

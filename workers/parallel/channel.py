@@ -22,7 +22,7 @@ from typing import Any
 
 from workers.api.errors import WireError
 from workers.api.wire import FrameCodec
-from workers.engine.plan import StepPlan
+from workers.engine.plan import StepMasks, StepPlan
 
 SPIN_SECONDS = 50e-6
 RING_BYTES = 8 << 20
@@ -31,7 +31,7 @@ GREETING_SECONDS = 5.0
 _HEAD = struct.Struct("<Q")  # number of plans written so far
 _RECORD = struct.Struct("<I")
 _DATA = 64  # records start here, on a cache line of their own
-_CODEC = FrameCodec({0: StepPlan})
+_CODEC = FrameCodec({0: StepPlan, 1: StepMasks})
 
 log = logging.getLogger("echelon.plans")
 
@@ -118,8 +118,8 @@ class PlanSender:
         self._names[sock] = name
         (self._near if mapped else self._far).append(sock)
 
-    def send(self, plan: StepPlan) -> None:
-        """Hand one plan to every receiver. Raises ConnectionError, with its name, when one is gone.
+    def send(self, plan: StepPlan | StepMasks) -> None:
+        """Hand one plan, or the last one's masks, to every receiver. Raises ConnectionError, with a name, if one is gone.
 
         A receiver must have taken a plan before the ring comes round to it again: collectives keep ranks within one
         step of each other, and a ring holds hundreds of plans.
@@ -186,14 +186,14 @@ class PlanReceiver:
         self._taken = 0
         self._at = _DATA
 
-    def receive(self) -> StepPlan | None:
-        """The next plan; None when rank 0 is gone."""
+    def receive(self) -> StepPlan | StepMasks | None:
+        """The next plan, or the masks of the last one; None when rank 0 is gone."""
         try:
             body = self._from_socket() if self._ring is None else self._from_ring(self._ring)
         except (EOFError, ConnectionError):
             return None
-        plan: StepPlan = _CODEC.decode(body)
-        return plan
+        sent: StepPlan | StepMasks = _CODEC.decode(body)
+        return sent
 
     def _from_socket(self) -> bytes:
         (length,) = _RECORD.unpack(_read_exactly(self._sock, _RECORD.size))

@@ -1,0 +1,217 @@
+"""Grammars at work: compiled once, and for each sequence that has one, which tokens may come next.
+
+What a sequence may draw follows from its spec, its limits and the tokens it has emitted, nothing else: a preempted one,
+or one replayed on another replica, meets the same masks. Compiling takes up to a second and is done ahead of `submit`,
+in another thread; a mask takes some 10 us (small vocabularies) to about a millisecond.
+
+Shapes: V vocabulary; a mask is V bits, in words of 32, lowest first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
+
+from workers.api.errors import ConfigError, InvalidRequest
+from workers.api.grammar import GrammarKind, GrammarSpec, llguidance_grammar, parser_limits
+from workers.engine.plan import StepMasks
+from workers.engine.wrap_up import Closers
+
+MOST_COMPILED = 64
+_AT_ONCE = 4  # rows from which on threads are worth their start
+
+
+class Grammars:
+    """The grammars of one model, whose tokenizer is `tokenizer` (the text of a tokenizer.json), over `vocab_size` ids.
+
+    Thread-safe but for `masks`. Raises ConfigError for a tokenizer that llguidance cannot take apart into bytes.
+    """
+
+    def __init__(self, tokenizer: str, vocab_size: int) -> None:
+        try:
+            probe = LLTokenizer(tokenizer)
+            # Which token it takes for the end shows where a grammar accepts; what really ends a request are its stop
+            # ids. So it is one of the tokenizer's own special ones, which no grammar's text contains.
+            self._tokenizer = LLTokenizer(tokenizer, n_vocab=max(vocab_size, probe.vocab_size))
+        except Exception as e:  # whatever the library raises
+            raise ConfigError(f"no structured output with this tokenizer: {e}") from e
+        self._ends = tuple(self._tokenizer.eos_tokens)
+        self.vocab_size = vocab_size
+        self.words = -(-vocab_size // 32)
+        self._compiled: OrderedDict[GrammarSpec, LLMatcher | str] = OrderedDict()
+        self._lock = threading.Lock()
+        self._executor: Any = None
+        self._closers: Closers | None = None
+
+    @classmethod
+    def of_folder(cls, folder: str | Path, vocab_size: int) -> Grammars:
+        """Those of a checkpoint in the Hugging Face layout. Raises ConfigError."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise ConfigError(f"no structured output: {folder} has no tokenizer.json")
+        return cls(path.read_text("utf-8"), vocab_size)
+
+    def compile(self, spec: GrammarSpec) -> None:
+        """`state` of this spec will be quick. A spec that cannot be compiled is remembered, too."""
+        self._prototype(spec)
+
+    def is_compiled(self, spec: GrammarSpec) -> bool:
+        """Whether `state` has nothing to compile."""
+        with self._lock:
+            return _key(spec) in self._compiled
+
+    def state(self, spec: GrammarSpec, stop_ids: Collection[int], min_tokens: int, max_tokens: int) -> GrammarState:
+        """For a sequence that has emitted nothing. Raises InvalidRequest for a spec that is no grammar."""
+        found = self._prototype(spec)
+        if isinstance(found, str):
+            raise InvalidRequest(f"the grammar cannot be compiled: {found}", param="structured_outputs")
+        return GrammarState(spec, found.deep_copy(), self._tokenizer, stop_ids, min_tokens, max_tokens)
+
+    def masks(self, step: int, rows: Sequence[tuple[int, GrammarState | None, Sequence[int]]]) -> StepMasks:
+        """The masks of a step whose rows are (slot, state, tokens that it has not seen); without a state, all ones."""
+        size = self.words * 4
+        bits = bytearray(b"\xff") * (size * len(rows))
+        wide = -(-self._tokenizer.vocab_size // 32) * 4
+        at_work: list[tuple[int, GrammarState]] = []
+        for i, (_, state, new) in enumerate(rows):
+            if state is None:
+                continue
+            if state.follow(new):
+                at_work.append((i, state))
+            else:
+                bits[i * size : (i + 1) * size] = state.before(size)
+        if len(at_work) >= _AT_ONCE and wide == size:
+            self._all_at_once([(s.matcher, i) for i, s in at_work], bits, size, len(rows))
+        else:
+            for i, state in at_work:
+                bits[i * size : (i + 1) * size] = state.matcher.compute_bitmask()[:size]
+        for i, state in at_work:
+            row = bits[i * size : (i + 1) * size]
+            self._finish(row, state)
+            bits[i * size : (i + 1) * size] = row
+        return StepMasks(step, tuple(slot for slot, _, _ in rows), bytes(bits))
+
+    def _prototype(self, spec: GrammarSpec) -> LLMatcher | str:
+        key = _key(spec)
+        with self._lock:
+            found = self._compiled.get(key)
+            if found is not None:
+                self._compiled.move_to_end(key)
+                return found
+        made = self._compile(key)
+        with self._lock:
+            self._compiled[key] = made
+            if len(self._compiled) > MOST_COMPILED:
+                self._compiled.popitem(last=False)
+        return made
+
+    def _compile(self, spec: GrammarSpec) -> LLMatcher | str:
+        try:
+            matcher = LLMatcher(self._tokenizer, llguidance_grammar(spec), log_level=0, limits=parser_limits())
+        except InvalidRequest as e:
+            return e.message
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # the first one builds most of the lexer
+        return matcher.get_error() or matcher
+
+    def _all_at_once(self, matchers: list[tuple[LLMatcher, int]], bits: bytearray, size: int, rows: int) -> None:
+        if self._executor is None:
+            self._executor = LLExecutor(num_threads=max(1, min(8, (os.cpu_count() or 1) // 2)))
+        memory = (ctypes.c_char * len(bits)).from_buffer(bits)
+        self._executor.unsafe_compute_mask_ptr(matchers, ctypes.addressof(memory), size, rows)
+
+    def _finish(self, row: bytearray, state: GrammarState) -> None:
+        """Stop ids may be drawn where the grammar accepts, and whatever llguidance takes for them may not."""
+        if state.error is not None:
+            row[:] = bytes(len(row))
+            return
+        accepts = any(end // 8 < len(row) and row[end >> 3] >> (end & 7) & 1 for end in self._ends)
+        for token in (*self._ends, *state.stop_ids):
+            if token < self.vocab_size:
+                row[token >> 3] &= ~(1 << (token & 7)) & 0xFF
+        hurried = state.left <= state.spec.wrap_up
+        if accepts and (state.count >= state.min_tokens or hurried or not any(row)):
+            if hurried:
+                row[:] = bytes(len(row))
+            for token in state.stop_ids:
+                row[token >> 3] |= 1 << (token & 7)
+        elif hurried and state.spec.kind is GrammarKind.JSON_SCHEMA:
+            if self._closers is None:
+                self._closers = Closers(self._tokenizer, len(row) * 8)
+            row[:] = self._closers.narrow(row)
+
+
+class GrammarState:
+    """One sequence in its grammar. `count`: tokens of the answer that it has seen; `left`: how many more it may have.
+
+    `error`: why no mask can be computed any more; None while all is well.
+    """
+
+    def __init__(
+        self,
+        spec: GrammarSpec,
+        matcher: LLMatcher,
+        tokenizer: LLTokenizer,
+        stop_ids: Collection[int],
+        min_tokens: int,
+        max_tokens: int,
+    ) -> None:
+        self.spec, self.matcher, self.min_tokens = spec, matcher, min_tokens
+        self.stop_ids = tuple(i for i in stop_ids)
+        self.count = 0
+        self.error: str | None = None
+        self._max_tokens = max_tokens
+        self._tokenizer = tokenizer
+        self._marker = spec.begins_after.encode()
+        self._before: bytes | None = b"" if self._marker else None  # the end of what came so far; None: it has begun
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still come."""
+        return self._max_tokens - self.count
+
+    def follow(self, new: Sequence[int]) -> bool:
+        """The answer goes on with `new`; returns whether the grammar has begun."""
+        self.count += len(new)
+        for i, token in enumerate(new):
+            if self._before is None:
+                self._consume(list(new[i:]))
+                break
+            self._look_for_begin(token)
+        return self._before is None
+
+    def before(self, size: int) -> bytes:
+        """The mask, of `size` bytes, ahead of the grammar: all but the stop ids."""
+        row = bytearray(b"\xff") * size
+        for token in self.stop_ids:
+            if token >> 3 < size:
+                row[token >> 3] &= ~(1 << (token & 7)) & 0xFF
+        return bytes(row)
+
+    def _look_for_begin(self, token: int) -> None:
+        assert self._before is not None
+        text = self._before + self._tokenizer.decode_bytes([token])
+        at = text.find(self._marker)
+        if at < 0:
+            self._before = text[1 - len(self._marker) :] if len(self._marker) > 1 else b""
+            return
+        self._before = None
+        rest = text[at + len(self._marker) :].lstrip()
+        if rest:  # the token had more in it
+            self._consume(self._tokenizer.tokenize_bytes(rest))
+
+    def _consume(self, tokens: list[int]) -> None:
+        if self.error is None and not self.matcher.consume_tokens(tokens):
+            self.error = self.matcher.get_error() or "the grammar does not allow what was emitted"
+
+
+def _key(spec: GrammarSpec) -> GrammarSpec:
+    return replace(spec, begins_after="", wrap_up=0)
