@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from router.dispatch.lease import Granted, LeaseLost
+from workers.api.grammar import GrammarSpec
 from workers.api.request import Delta, SamplingParams
 
 
@@ -56,6 +57,7 @@ class GenerationRequest:
     route: str = ""  # learned output lengths are per (owner, route)
     salt: bytes = b""
     adapter: str | None = None
+    grammar: GrammarSpec | None = None  # of every choice
     handover: Handover | None = None  # of the first lease; None: there is none yet
     trace: Trace = field(default_factory=Trace, compare=False)
 

@@ -104,6 +104,7 @@ class _Run:
             age=monotonic() - self.since,
             salt=r.salt,
             adapter=r.adapter,
+            grammar=r.grammar,
         )
 
 

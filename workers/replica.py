@@ -13,11 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from workers.api.channel import Channel, Listener, listen
 from workers.api.errors import ContextLengthExceeded, EngineFault, RequestError
+from workers.api.grammar import GrammarSpec
 from workers.api.ordering import ServiceReport, ServiceSync
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 from workers.api.request import INVALID, Delta, EngineRequest, FinishReason
@@ -49,7 +51,10 @@ class EngineServer:
         self._owner: dict[str, Channel] = {}
         self._observed = False
         # asyncio thread only
+        self._compiling: dict[str, bool] = {}  # requests whose grammar is; True: aborted meanwhile
+        self._compilers = ThreadPoolExecutor(1, thread_name_prefix="echelon-grammars")
         self._channels: set[Channel] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._listener: Listener | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="frames", daemon=True)
@@ -204,11 +209,37 @@ class EngineServer:
 
     def received(self, channel: Channel, message: Any) -> None:
         """A command for the engine thread."""
+        if isinstance(message, Submit) and (specs := self._new_grammars(message)):
+            self._compiling |= {r.id: False for r in message.requests}
+            task = self._loop.create_task(self._compile_first(channel, message, specs))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        if isinstance(message, Abort) and self._compiling:
+            self._compiling |= dict.fromkeys(self._compiling.keys() & set(message.request_ids), True)
         if isinstance(message, Submit | Abort | ServiceSync):
             self._inbox.append((channel, message))
             self._wake.set()
         else:
             channel.close(f"a {type(message).__name__} is not for an engine")
+
+    def _new_grammars(self, message: Submit) -> set[GrammarSpec]:
+        """Those that have to be compiled."""
+        specs = {r.grammar for r in message.requests if r.grammar is not None}
+        grammars = self._engine.grammars
+        return set() if grammars is None else {spec for spec in specs if not grammars.is_compiled(spec)}
+
+    async def _compile_first(self, channel: Channel, message: Submit, specs: set[GrammarSpec]) -> None:
+        """Steps go on meanwhile. What was aborted by then is submitted and aborted: it gets its last delta."""
+        assert self._engine.grammars is not None
+        for spec in specs:
+            await self._loop.run_in_executor(self._compilers, self._engine.grammars.compile, spec)
+        aborted = tuple([r.id for r in message.requests if self._compiling.pop(r.id)])
+        if channel in self._channels:
+            self._inbox.append((channel, message))
+            if aborted:
+                self._inbox.append((channel, Abort(aborted)))
+            self._wake.set()
 
     def closed(self, channel: Channel, reason: str) -> None:
         """The peer is gone: its sequences are aborted."""
@@ -218,6 +249,7 @@ class EngineServer:
         self._wake.set()
 
     def _close_all(self) -> None:
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         for channel in list(self._channels):
             channel.close("the engine stopped")
         if self._listener is not None:

@@ -17,7 +17,9 @@ from router.protocol.errors import HttpRefusal
 from router.protocol.interactive import InteractiveBody, InteractiveFormat
 from router.protocol.openai import ChatBody, Common, CompletionBody
 from router.protocol.sampling import check_ids, check_products, room, samplings
+from router.protocol.validation import path
 from router.request_context import unique_id
+from router.text.grammars import GrammarChecks
 from router.text.offload import TextPool
 from router.text.templates import Conversation
 from router.text.tokenizer import Tokenizer
@@ -56,11 +58,13 @@ class JobMaker:
         self, config: FrontConfig, pool: TextPool, draw_seed: Callable[[], int], now: Callable[[], float]
     ) -> None:
         self._config, self._pool, self._draw_seed, self._now = config, pool, draw_seed, now
+        self._grammars = GrammarChecks()
 
     async def chat(self, body: ChatBody, model: ServedModel, identity: Identity) -> Job:
         """The job of a chat. Raises InvalidRequest, HttpRefusal."""
         route = "/v1/chat/completions"
         check_products(body, 1, self._config.limits)
+        await self._check_grammar(body, model)
         ids = await self._rendered(body, model, route)
         request_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
         form = ChatFormat(
@@ -99,6 +103,7 @@ class JobMaker:
         """The job of a completion, with one generation request a prompt. Raises InvalidRequest."""
         tokenizer, n = model.tokenizer, body.n or 1
         check_products(body, len(body.prompt), self._config.limits)
+        await self._check_grammar(body, model)
         prompts: list[tuple[int, ...]] = []
         echoes: list[str] = []
         for prompt in body.prompt:
@@ -124,6 +129,20 @@ class JobMaker:
             ids_of = [request.prompt_ids for request in job.requests for _ in range(n)]
             form.prompt_shown = PromptShown(ids_of, body.prompt_logprobs, body.logprobs if body.echo else None)
         return job
+
+    async def _check_grammar(self, body: Common, model: ServedModel) -> None:
+        """Raises InvalidRequest for structured output that cannot be."""
+        asked = body.asked_grammar
+        if asked is None:
+            return
+        name = path(asked.at)
+        if not (model.facts.eos_ids or body.stop_token_ids):
+            raise InvalidRequest(f"Unsupported parameter: '{name}': this model has no token that ends an answer, and "
+                                 "'stop_token_ids' names none.", param=name, code="unsupported_parameter")  # fmt: skip
+        fault = await self._pool.run(len(asked.spec.source), lambda: self._grammars.fault(asked.spec), inline=0)
+        if fault is not None:
+            name = path((*asked.at, *fault.inside))
+            raise InvalidRequest(f"Invalid '{name}': {fault.words}.", param=name, code="invalid_value")
 
     async def _rendered(self, body: ChatBody, model: ServedModel, route: str) -> tuple[int, ...]:
         chat = model.tokenizer.chat
@@ -163,6 +182,7 @@ class JobMaker:
         kind: Callable[..., Choice] = Choice,
     ) -> Job:
         limits, facts, n = self._config.limits, model.facts, body.n or 1
+        asked = body.asked_grammar
         requests: list[GenerationRequest] = []
         choices: list[Choice] = []
         for ids in prompts:
@@ -184,6 +204,7 @@ class JobMaker:
                     route=route,
                     salt=_salt(identity.salt, body.cache_salt),
                     adapter=model.adapter,
+                    grammar=None if asked is None else asked.within(max_tokens),
                 )
             )
             choices += [self._choice(body, model.tokenizer, len(choices) + c, echoes, kind) for c in range(n)]

@@ -19,12 +19,10 @@ from router.protocol.openai import (
     MAX_TOKENS,
     ChatBody,
     ChatMessage,
-    Harmless,
-    Strict,
-    is_nothing,
 )
 from router.protocol.qos_bodies import UserId, without_false_stop
 from router.protocol.sse import dumps, quoted
+from router.protocol.strict import Harmless, Strict, is_nothing
 from router.protocol.validation import Refused, type_name
 
 

@@ -11,29 +11,19 @@ that vLLM's users know: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from router.protocol.fields import AllowedIds, Content, LogitBias, Penalty, Prompt, Stop, TokenIds
+from router.protocol.strict import Harmless, Strict, is_false, is_nothing
+from router.protocol.structured import AskedGrammar, ResponseFormat, StructuredOutputs, asked_grammar
 from router.protocol.validation import Refused
 
 MAX_MESSAGES = 2048
 MAX_N = 128
 MAX_TOKENS = 2**31 - 1
-
-Harmless = Callable[[Any], bool]
-
-
-def is_nothing(value: Any) -> bool:
-    """Asks for nothing."""
-    return value is None or value in ([], {}, "")
-
-
-def is_false(value: Any) -> bool:
-    """Not given, or false."""
-    return value is None or value is False
 
 
 def _no_control(value: str) -> str:
@@ -66,34 +56,10 @@ def _metadata(value: dict[str, str]) -> dict[str, str]:
 Label = Annotated[str, Field(max_length=512), AfterValidator(_no_control)]
 
 
-class Strict(BaseModel):
-    """No type is guessed, no unknown field passes."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-    not_done: ClassVar[dict[str, Harmless]] = {}  # documented, refused unless the value asks for nothing
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for name in data:
-            # Here and not by pydantic, which would list every one of 400,000 unknown keys.
-            if name not in cls.model_fields and name not in cls.not_done:
-                raise Refused("Unknown parameter: '{param}'.", code="unknown_parameter", at=(name,))
-            if name in cls.not_done and not cls.not_done[name](data[name]):
-                raise Refused(
-                    "Unsupported parameter: '{param}' is not supported by this server with this value.",
-                    code="unsupported_parameter",
-                    at=(name,),
-                )
-        return {k: v for k, v in data.items() if k not in cls.not_done}
-
-
 class StreamOptions(Strict):
     """What a stream carries besides text."""
 
-    not_done = {"include_obfuscation": is_false}
+    not_done: ClassVar[dict[str, Harmless]] = {"include_obfuscation": is_false}
 
     include_usage: bool | None = None
 
@@ -101,7 +67,7 @@ class StreamOptions(Strict):
 class ChatMessage(Strict):
     """One message. Fields that clients send back from an answer (`refusal: null`, ...) are taken when empty."""
 
-    not_done = dict.fromkeys(
+    not_done: ClassVar[dict[str, Harmless]] = dict.fromkeys(
         ("tool_calls", "function_call", "refusal", "audio", "annotations", "reasoning_content"), is_nothing
     )
 
@@ -150,6 +116,8 @@ class Common(Strict):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     allowed_token_ids: AllowedIds = ()  # () = all
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None  # keeps the last ones
     request_id: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9._-]{1,128}$")] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -169,8 +137,15 @@ class Common(Strict):
         """The same of the prompt's tokens."""
         return None
 
+    @cached_property
+    def asked_grammar(self) -> AskedGrammar | None:
+        """What the answer must look like, if that is said."""
+        return asked_grammar(self.response_format, self.structured_outputs)
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.asked_grammar is not None and self.allowed_token_ids:
+            raise Refused("'{param}' and structured output exclude each other.", at=("allowed_token_ids",))
         if self.stream_options is not None and not self.stream:
             raise Refused(
                 "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
@@ -189,13 +164,12 @@ class Common(Strict):
 class ChatBody(Common):
     """POST /v1/chat/completions."""
 
-    not_done = {
+    not_done: ClassVar[dict[str, Harmless]] = {
         **dict.fromkeys(
             ("tools", "functions", "audio", "prediction", "web_search_options", "moderation", "bad_words"), is_nothing
         ),
         "store": is_false,
         "modalities": lambda v: v is None or v == ["text"],
-        "response_format": lambda v: v is None or v == {"type": "text"},
         "tool_choice": lambda v: v in (None, "none", "auto"),
         "function_call": lambda v: v in (None, "none", "auto"),
         "parallel_tool_calls": lambda v: v is None or isinstance(v, bool),
@@ -249,8 +223,8 @@ class ChatBody(Common):
 class CompletionBody(Common):
     """POST /v1/completions. Without `max_tokens` an answer has at most 16 tokens, as OpenAI documents."""
 
-    not_done = {
-        **dict.fromkeys(("suffix", "response_format", "bad_words"), is_nothing),
+    not_done: ClassVar[dict[str, Harmless]] = {
+        **dict.fromkeys(("suffix", "bad_words"), is_nothing),
         "best_of": lambda v: v is None or (v == 1 and v is not True),
         "store": is_false,
     }

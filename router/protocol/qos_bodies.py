@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from router.protocol.openai import ChatBody, CompletionBody, Harmless
+from router.protocol.openai import ChatBody, CompletionBody
+from router.protocol.strict import Harmless
 from router.protocol.validation import Refused
 
 RESERVED = "default"  # in a configuration: users without a line

@@ -122,7 +122,9 @@ def samplings(
             param="prompt_logprobs" if "prompt_logprobs" in body.model_fields_set else "logprobs",
             code="invalid_value",
         )
-    stop_ids = body.stop_token_ids if body.ignore_eos else (*model.eos_ids, *body.stop_token_ids)
+    # A grammar lets the end come where it accepts, and only there.
+    ends = () if body.ignore_eos and body.asked_grammar is None else model.eos_ids
+    stop_ids = (*ends, *body.stop_token_ids)
     return tuple(
         SamplingParams(
             max_tokens=max_tokens,

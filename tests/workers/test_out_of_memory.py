@@ -163,7 +163,7 @@ def test_the_largest_step_is_tried_in_one_piece_at_the_start(monkeypatch: pytest
     def fail(*_: object) -> None:
         raise planted()
 
-    monkeypatch.setattr(Runner, "_launch_part", fail)
+    monkeypatch.setattr(Runner, "_forward", fail)
     with pytest.raises(OutOfMemory):
         rank._profile()
 

@@ -119,7 +119,7 @@ class PlanSender:
         (self._near if mapped else self._far).append(sock)
 
     def send(self, plan: StepPlan | StepMasks) -> None:
-        """Hand one plan, or the last one's masks, to every receiver. Raises ConnectionError, with a name, if one is gone.
+        """Hand one plan, or the last one's masks, to every receiver. Raises ConnectionError, naming one that is gone.
 
         A receiver must have taken a plan before the ring comes round to it again: collectives keep ranks within one
         step of each other, and a ring holds hundreds of plans.

@@ -149,7 +149,7 @@ PRESENCE = [
     *(
         bad(f"not done: {name}", {name: value}, "unsupported_parameter", name)
         for name, value in {
-            "tools": [{"type": "function", "function": {"name": "f"}}], "response_format": {"type": "json_object"},
+            "tools": [{"type": "function", "function": {"name": "f"}}],
             "tool_choice": "required", "audio": {"voice": "x"}, "modalities": ["text", "audio"], "store": True,
             "bad_words": ["x"], "functions": [{"name": "f"}], "prediction": {"type": "content", "content": "x"},
             "reasoning_effort": "high",
@@ -157,7 +157,7 @@ PRESENCE = [
     ),
     *(
         bad(f"not done: {name}", {name: value}, "unsupported_parameter", name, path=COMPLETION)
-        for name, value in {"best_of": 2, "suffix": "x", "response_format": {"type": "json_object"}}.items()
+        for name, value in {"best_of": 2, "suffix": "x"}.items()
     ),
     good("completion values that ask for nothing", {"best_of": 1, "suffix": None}, path=COMPLETION),
     bad("metadata list", {"metadata": []}, "invalid_type", "metadata"),

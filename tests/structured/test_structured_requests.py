@@ -1,0 +1,162 @@
+"""Structured output as requests ask for it, over the demo model: bodies, streams, refusals with their place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from one_process import EngineGenerator, demo_engine, demo_model
+
+from router.http.app import create_app
+from router.http.config import FrontConfig
+from router.text.grammars import GrammarChecks
+from workers.api.grammar import GrammarKind, GrammarSpec
+
+SCHEMA = {
+    "$defs": {"pet": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}},
+                      "required": ["name"], "additionalProperties": False}},
+    "type": "object",
+    "properties": {"pet": {"$ref": "#/$defs/pet"}, "legs": {"type": "array", "items": {"enum": [2, 4]}, "maxItems": 3}},
+    "required": ["pet", "legs"],
+    "additionalProperties": False,
+}  # fmt: skip
+FORMAT = {"type": "json_schema", "json_schema": {"name": "pets", "schema": SCHEMA, "strict": True}}
+
+
+class Status:
+    """All is well."""
+
+    def live(self) -> bool:
+        return True
+
+    ready = healthy = live
+
+
+@pytest.fixture(scope="module")
+def generator() -> Iterator[EngineGenerator]:
+    with demo_engine() as engine:
+        made = EngineGenerator(engine)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+async def client(generator: EngineGenerator) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(FrontConfig(), [demo_model()], generator, Status(), draw_seed=lambda: 5)  # type: ignore
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=60) as one:
+        yield one
+
+
+async def ask(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
+    if "prompt" in body:
+        return await client.post("/v1/completions", json={"model": "demo", "max_tokens": 99, **body})
+    body = {"model": "demo", "max_tokens": 99, "messages": [{"role": "user", "content": "Hi!"}], **body}
+    return await client.post("/v1/chat/completions", json=body)
+
+
+async def texts(client: httpx.AsyncClient, **body: Any) -> list[str]:
+    answer = (await ask(client, **body)).json()
+    assert "choices" in answer, answer
+    assert {choice["finish_reason"] for choice in answer["choices"]} == {"stop"}
+    return [choice["text"] if "prompt" in body else choice["message"]["content"] for choice in answer["choices"]]
+
+
+async def test_a_schema_for_each_choice(client: httpx.AsyncClient) -> None:
+    found = await texts(client, response_format=FORMAT, n=3, presence_penalty=0.5, logit_bias={"9": 5})
+    for text in found:
+        jsonschema.validate(json.loads(text), SCHEMA)
+    assert len(set(found)) > 1
+
+
+async def test_a_stream_is_the_same_text_also_after_a_replay(
+    client: httpx.AsyncClient, generator: EngineGenerator
+) -> None:
+    (whole,) = await texts(client, response_format=FORMAT, seed=3)
+    for resume_after in (None, 4):
+        generator.resume_after = resume_after
+        lines = (await ask(client, response_format=FORMAT, seed=3, stream=True)).text.split("\n\n")
+        generator.resume_after = None
+        events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+        assert "".join(e["choices"][0]["delta"].get("content", "") for e in events) == whole
+        assert events[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "pattern"),
+    [
+        ({"json": SCHEMA, "disable_any_whitespace": True}, r'\{"pet":\{"name":".*"\},"legs":\[[24,]*\]\}'),
+        ({"json": json.dumps(SCHEMA)}, r"\{.*\}"),
+        ({"regex": "[A-F][0-9]{2}"}, "[A-F][0-9]{2}"),
+        ({"choice": ['a "b"', "ü\n", "c"]}, 'a "b"|ü\n|c'),
+        ({"grammar": 'start: "<" body ">"\nbody: /[a-c]{3}/'}, "<[a-c]{3}>"),
+        ({"json_object": True}, r"(?s)\{.*\}"),
+    ],
+    ids=["json", "text", "regex", "choice", "grammar", "object"],
+)
+@pytest.mark.parametrize("route", ["chat", "completion"])
+async def test_every_kind(client: httpx.AsyncClient, route: str, outputs: dict[str, Any], pattern: str) -> None:
+    import re
+
+    (text,) = await texts(client, structured_outputs=outputs, **({"prompt": "So"} if route == "completion" else {}))
+    assert re.fullmatch(pattern, text)
+    if "json" in outputs or "json_object" in outputs:
+        assert isinstance(json.loads(text), dict)
+
+
+async def test_stop_strings_and_limits_still_cut(client: httpx.AsyncClient) -> None:
+    body = (await ask(client, response_format=FORMAT, stop=["pet"])).json()["choices"][0]
+    assert (body["finish_reason"], body["message"]["content"].strip(' {"')) == ("stop", "")
+    cut = (await ask(client, response_format=FORMAT, max_tokens=5)).json()["choices"][0]
+    assert cut["finish_reason"] == "length"
+
+
+BAD = {"type": "object", "properties": {"a": {"anyOf": [{"type": "null"}, {"type": "string", "pattern": "(?=a)"}]}}}
+UNKNOWN = {"properties": {"b": {"$ref": "#/$defs/c"}}, "$defs": {"c": {"items": {"not": {}}}}}
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": BAD}}},
+         "response_format.json_schema.schema.properties.a.anyOf[1]", "look-ahead"),
+        ({"structured_outputs": {"json": UNKNOWN}}, "structured_outputs.json.properties.b", "not"),
+        ({"structured_outputs": {"json": "[1"}}, "structured_outputs.json", "schema"),
+        ({"structured_outputs": {"json": "true"}}, "structured_outputs.json", "schema"),
+        ({"structured_outputs": {"regex": "a(b"}}, "structured_outputs.regex", "unclosed"),
+        ({"structured_outputs": {"regex": "a{1000000}"}}, "structured_outputs.regex", "too"),
+        ({"structured_outputs": {"grammar": "start: nobody"}}, "structured_outputs.grammar", "nobody"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "exclude"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": FORMAT}, "structured_outputs", "exclude"),
+        ({"structured_outputs": {"regex": "a"}, "allowed_token_ids": [3]}, "allowed_token_ids", "exclude"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp", "Unknown"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "Missing"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+         "response_format.json_schema.schema", "Missing"),
+        ({"response_format": {"type": "text", "json_schema": FORMAT["json_schema"]}},
+         "response_format.json_schema", "json_schema"),
+    ],
+    ids=range(14),
+)  # fmt: skip
+async def test_refusals_name_their_place(
+    client: httpx.AsyncClient, body: dict[str, Any], param: str, words: str
+) -> None:
+    answer = await ask(client, **body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert words in error["message"]
+
+
+async def test_text_is_no_grammar(client: httpx.AsyncClient, generator: EngineGenerator) -> None:
+    assert (await ask(client, response_format={"type": "text"}, max_tokens=3)).status_code == 200
+    assert generator.requests[-1].grammar is None
+
+
+def test_a_grammar_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks, spec = GrammarChecks(), GrammarSpec(GrammarKind.REGEX, "a(b")
+    first = checks.fault(spec)
+    monkeypatch.setattr("router.text.grammars._look", None)
+    assert checks.fault(spec) is first is not None
