@@ -1,4 +1,6 @@
-"""`echelon serve` as a user runs it: its own process, its own Ray, keys, TLS, the lines it prints, and its end."""
+"""`echelon serve` as a user runs it: its own process, its own Ray, a model from outside of the tree, keys, TLS, the
+lines it prints, and its end.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,29 @@ from router.keys.ring import make_key
 
 pytestmark = pytest.mark.ray
 
+DEMO = Path(__file__).parents[2] / "configs" / "demo-model"
+MODEL_FILE = """
+from workers.models.llama import LlamaForCausalLM
+from workers.models.registry import register
+
+
+class MineForCausalLM(LlamaForCausalLM):
+    pass
+
+
+register("MineForCausalLM", MineForCausalLM)
+"""
 TLS = Path(__file__).parents[1] / "cluster" / "tls"
 ECHELON = str(Path(sys.executable).with_name("echelon"))
 
 
 def test_serve_answers_prints_and_stops(tmp_path: Path) -> None:
+    """The demo's weights under an architecture that only --model-file knows: every rank must have read that file."""
     port = free_port()
+    shutil.copytree(DEMO, tmp_path / "model")
+    config = json.loads((DEMO / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "architectures": ["MineForCausalLM"]}))
+    (tmp_path / "mine.py").write_text(MODEL_FILE)
     # As from a fresh shell: the other cluster of this process has set Ray's variables for itself.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "ECHELON_"))}
     env["ECHELON_STATE_DIR"] = str(tmp_path)
@@ -33,9 +52,20 @@ def test_serve_answers_prints_and_stops(tmp_path: Path) -> None:
     entry = add_key(keys, key, "anna")
     for name in ("cert.pem", "key.pem"):
         shutil.copy(TLS / name, tmp_path)
-    flags = ["--name", "mine", "--api-keys", "keys.yaml", "--tls-cert", "cert.pem", "--tls-key", "key.pem"]
+    flags = [
+        "--model-file",
+        "mine.py",
+        "--name",
+        "mine",
+        "--api-keys",
+        "keys.yaml",
+        "--tls-cert",
+        "cert.pem",
+        "--tls-key",
+        "key.pem",
+    ]
     server = subprocess.Popen(
-        [ECHELON, "serve", "demo", "--port", str(port), *flags],
+        [ECHELON, "serve", "./model", "--port", str(port), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

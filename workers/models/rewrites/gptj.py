@@ -14,12 +14,12 @@ from torch import nn
 
 from workers.api.errors import ConfigError
 from workers.models.paged import paged_attention
-from workers.models.sharding import column_parallel, row_parallel
+from workers.models.rewrites.cut import CutModule
 from workers.parallel.group import Group
 
 
-class CodeGenAttention(nn.Module):
-    """Attention over the paged cache. q, k and v are one projection in four interleaved parts: it is not split."""
+class _Attention(nn.Module):
+    """Attention over the paged cache."""
 
     scale_attn: float
 
@@ -31,25 +31,17 @@ class CodeGenAttention(nn.Module):
         return paged_attention(self, q, k, value, scale=1.0 / self.scale_attn).transpose(1, 2), None
 
 
-class GPTJAttention(CodeGenAttention):
-    """As CodeGen's, with projections of their own for q, k and v: heads are split over the ranks."""
+class CodeGenAttention(_Attention):
+    """q, k and v are one projection in four interleaved parts: it is not split."""
+
+
+class GPTJAttention(CutModule, _Attention):
+    """Projections of their own for q, k and v: heads are split over the ranks."""
 
     num_attention_heads: int
     tensor_group: Group
-
-    @classmethod
-    def _distribute_partition_fn(cls, mod_name: str, mod: nn.Module, device_mesh: Group) -> None:
-        """q, k and v by column, the output by row."""
-        if mod_name in ("q_proj", "k_proj", "v_proj"):
-            column_parallel(mod, device_mesh)
-        elif mod_name == "out_proj":
-            row_parallel(mod, device_mesh)
-
-    @classmethod
-    def _distribute_output_fn(cls, outputs: tuple[torch.Tensor, Any], device_mesh: Group) -> tuple[torch.Tensor, Any]:
-        """Sum the ranks' shares."""
-        device_mesh.all_reduce(outputs[0])
-        return outputs
+    by_column = ("q_proj", "k_proj", "v_proj")
+    by_row = "out_proj"
 
     def _update_model_fn(self) -> None:
         """This rank's number of heads."""
@@ -59,18 +51,8 @@ class GPTJAttention(CodeGenAttention):
         self.num_attention_heads = heads // ranks
 
 
-class GPTJMLP(nn.Module):
+class GPTJMLP(CutModule):
     """The feed-forward layer of GPT-J and CodeGen, cut over the ranks."""
 
-    @classmethod
-    def _distribute_partition_fn(cls, mod_name: str, mod: nn.Module, device_mesh: Group) -> None:
-        """The first by column, the second by row."""
-        if mod_name == "fc_in":
-            column_parallel(mod, device_mesh)
-        elif mod_name == "fc_out":
-            row_parallel(mod, device_mesh)
-
-    @classmethod
-    def _distribute_output_fn(cls, outputs: torch.Tensor, device_mesh: Group) -> torch.Tensor:
-        """Sum the ranks' shares."""
-        return device_mesh.all_reduce(outputs)
+    by_column = ("fc_in",)
+    by_row = "fc_out"

@@ -13,12 +13,14 @@ from torch import nn
 from kernels.activation import silu_and_mul
 from kernels.norms import rms_norm
 from workers.models.paged import paged_attention
-from workers.models.sharding import column_parallel, row_parallel
-from workers.parallel.group import Group
+from workers.models.rewrites.cut import CutModule, join_weights
 
 
-class LlamaAttention(nn.Module):
+class LlamaAttention(CutModule):
     """q, k and v by one product, attention over the paged cache; heads are split over the ranks."""
+
+    by_column = ("q_proj", "k_proj", "v_proj")
+    by_row = "o_proj"
 
     q_proj: nn.Linear
     k_proj: nn.Linear
@@ -46,29 +48,14 @@ class LlamaAttention(nn.Module):
         """One weight for the three projections, of which they keep views."""
         linears = (self.q_proj, self.k_proj, self.v_proj)
         self.qkv_sizes = [linear.weight.shape[0] for linear in linears]
-        self.qkv_weight = torch.cat([linear.weight for linear in linears])
-        biased = self.q_proj.bias is not None
-        self.qkv_bias = torch.cat([linear.bias for linear in linears]) if biased else None
-        for linear, part in zip(linears, self.qkv_weight.split(self.qkv_sizes), strict=True):
-            linear.weight.data = part
-
-    @classmethod
-    def _distribute_partition_fn(cls, mod_name: str, mod: nn.Module, device_mesh: Group) -> None:
-        """q, k and v by column, the output by row."""
-        if mod_name in ("q_proj", "k_proj", "v_proj"):
-            column_parallel(mod, device_mesh)
-        elif mod_name == "o_proj":
-            row_parallel(mod, device_mesh)
-
-    @classmethod
-    def _distribute_output_fn(cls, outputs: tuple[torch.Tensor, None], device_mesh: Group) -> tuple[torch.Tensor, None]:
-        """Sum the ranks' shares."""
-        device_mesh.all_reduce(outputs[0])
-        return outputs
+        self.qkv_weight, self.qkv_bias = join_weights(linears)
 
 
-class LlamaMLP(nn.Module):
+class LlamaMLP(CutModule):
     """Gate and up by one product, one kernel between it and the last."""
+
+    by_column = ("gate_proj", "up_proj")
+    by_row = "down_proj"
 
     gate_proj: nn.Linear
     up_proj: nn.Linear
@@ -83,24 +70,7 @@ class LlamaMLP(nn.Module):
 
     def _update_model_fn(self) -> None:
         """One weight for gate and up, of which they keep views."""
-        linears = (self.gate_proj, self.up_proj)
-        self.gate_up_weight = torch.cat([linear.weight for linear in linears])
-        self.gate_up_bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-        for linear, part in zip(linears, self.gate_up_weight.chunk(2), strict=True):
-            linear.weight.data = part
-
-    @classmethod
-    def _distribute_partition_fn(cls, mod_name: str, mod: nn.Module, device_mesh: Group) -> None:
-        """gate and up by column, down by row."""
-        if mod_name in ("gate_proj", "up_proj"):
-            column_parallel(mod, device_mesh)
-        elif mod_name == "down_proj":
-            row_parallel(mod, device_mesh)
-
-    @classmethod
-    def _distribute_output_fn(cls, outputs: torch.Tensor, device_mesh: Group) -> torch.Tensor:
-        """Sum the ranks' shares."""
-        return device_mesh.all_reduce(outputs)
+        self.gate_up_weight, self.gate_up_bias = join_weights((self.gate_proj, self.up_proj))
 
 
 class LlamaRMSNorm(nn.Module):
