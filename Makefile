@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal --durations=12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve stop test test-fast test-long test-hosts chaos families check format clean
+.PHONY: help setup serve stop test test-fast test-long test-hosts contract chaos families check format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -38,6 +38,9 @@ test: $(STAMP)  ## Run all tests: fast ones first, then the kernels in Triton's 
 
 test-fast: $(STAMP)  ## Run the fast tests only
 	$(BIN)/pytest $(PARALLEL) -m "not ray and not slow"
+
+contract: $(STAMP)  ## Run the documents of 2023-24 as an executable contract (minutes; ARGS="--only NAME ...", docs/compat.md)
+	@PYTHONPATH=.:tests:benchmarks $(BIN)/python -m contract $(ARGS)
 
 chaos: $(STAMP)  ## Ten minutes of faults under load, no GPU needed; writes chaos.json (ARGS=, docs/reliability.md)
 	@PYTHONPATH=.:tests:benchmarks $(BIN)/python -m chaos $(ARGS)

@@ -88,7 +88,9 @@ class TurbomindEngineConfig:
         _warn_of_model_name(self.model_name)
         engine = _engine(self, self.cache_block_seq_len, self.num_tokens_per_iter or self.max_prefill_token_num)
         model = _model(self)
-        if self.rope_scaling_factor:
+        if self.rope_scaling_factor == 1.0:  # what TurboMind's documents say to switch it on
+            without_effect("rope_scaling_factor=1.0", "a context beyond the trained one needs a factor over 1")
+        elif self.rope_scaling_factor:
             model["rope_scaling_factor"] = self.rope_scaling_factor
         return model, engine
 
