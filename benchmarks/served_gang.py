@@ -48,6 +48,7 @@ FIGURES = ("requests_per_s", "output_tok_per_s", "tpot_ms_mean", "ftl_ms_mean")
 GONE_SECONDS = 60.0
 SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 VICTIMS = ("rank 0", "another rank")
+FAULTS = {f"{victim} {name}": (victim, sent) for name, sent in SIGNALS.items() for victim in VICTIMS}
 JOIN_SECONDS = 60.0  # for all nodes of a Ray that was joined
 REFERENCE = Path(__file__).parents[1] / "tests" / "workers" / "demo_reference.json"
 
@@ -132,8 +133,9 @@ async def hear(
 def lose_ranks(url: str, args: argparse.Namespace, found: dict[str, Any]) -> None:
     """Put seconds by fault into `found`; `same` is whether every text was as without it."""
     expected, _ = asyncio.run(hear(url, args, None))
-    kinds = [(f"{victim} {name}", victim, sent) for name, sent in SIGNALS.items() for victim in VICTIMS[: args.tp]]
-    for name, victim, sent in kinds:
+    for name, (victim, sent) in FAULTS.items():
+        if name not in args.only or (victim != VICTIMS[0] and args.tp == 1):
+            continue
         trials = []
         for _ in range(args.repeat):
             heard, noticed = asyncio.run(hear(url, args, sent, victim))
@@ -204,6 +206,7 @@ def main() -> None:
     parser.add_argument("--address", help="join this Ray cluster, all of whose processes are on this machine")
     parser.add_argument("--nodes", type=int, default=1, help="that are waited for there")
     parser.add_argument("--faults", action="store_true")
+    parser.add_argument("--only", nargs="+", default=list(FAULTS), choices=list(FAULTS), help="with --faults")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=1900)
     parser.add_argument("--step-timeout", type=float, default=2.0, help="seconds, with --faults")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import importlib.resources
 import os
+import random
 import shutil
 import socket
 import stat
@@ -22,6 +24,7 @@ DEMO_MODEL = "demo"
 LEAST_SECRET = 32  # characters
 _FOLDER, _LOCK = "echelon-", "owner.lock"
 NODE_PORTS = (8404, 9101, 8500, 9500)  # HAProxy's statistics and metrics, Serve's fallback proxies: a host has one Ray
+FREE_PORTS = range(21000, 29000)  # below Linux' ephemeral ones, above Ray's workers, beside Serve's
 MOST_SOCKET_FOLDER = 80  # characters: a socket's whole path has 97 at most
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
@@ -63,19 +66,30 @@ def cpu_count() -> int:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind((host, 0))
-        return int(s.getsockname()[1])
+    """A TCP port that was free a moment ago, and that no connection takes meanwhile."""
+    return free_ports(1, host)[0]
 
 
-def free_ports(count: int) -> list[int]:
-    """As many TCP ports of 127.0.0.1, all different, that were free a moment ago."""
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """As many such ports of `host`, all different. Raises OSError where there are none.
+
+    Those that the system gives away itself, for port 0 and for connections, are gone before a server of ours has come
+    up on a busy machine.
+    """
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [int(s.getsockname()[1]) for s in sockets]
+        found: list[int] = []
+        for port in random.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)):
+            s = stack.enter_context(socket.socket())
+            try:
+                s.bind((host, port))
+            except OSError as e:
+                if e.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise OSError(errno.EADDRINUSE, f"{host} has no {count} free ports from {FREE_PORTS[0]} to {FREE_PORTS[-1]}")
 
 
 def prepare_collectives(host: str, node: str) -> None:
