@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from router.dispatch.lease import Ended
 from router.generation import Generator
@@ -23,6 +25,7 @@ from router.http.rounds import Histories, Round
 from router.http.stories import Stories
 from router.metrics import Meter, Metrics
 from router.protocol.errors import HttpRefusal, answer_for, code_of, echo, is_refusal
+from router.protocol.generate import GenerateBody
 from router.protocol.interactive import InteractiveBody, InteractiveQosBody, cancelled
 from router.protocol.json_entry import parse_object
 from router.protocol.openai import ChatBody, CompletionBody
@@ -34,17 +37,20 @@ from router.request_log import log_finished, log_kept, log_refused
 from router.text.offload import TextPool
 from workers.api.errors import ConfigError, EchelonError, InvalidRequest, ModelNotFound, RequestError
 
-Body = ChatBody | CompletionBody | InteractiveBody
-BODIES: dict[str, type[ChatBody] | type[CompletionBody] | type[InteractiveBody]] = {
+Body = ChatBody | CompletionBody | InteractiveBody | GenerateBody
+BODIES: dict[str, type[ChatBody] | type[CompletionBody] | type[InteractiveBody] | type[GenerateBody]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
     "/v1/chat/completions_qos": QosChatBody,
     "/v1/completions_qos": QosCompletionBody,
+    "/generate": GenerateBody,
     "/v1/chat/interactive": InteractiveBody,
     "/v1/chat/interactive_qos": InteractiveQosBody,
 }
 
 INLINE_BYTES = 32 << 10  # parsed and checked in under 0.5 ms
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 log = logging.getLogger("echelon.service")
 
@@ -94,8 +100,8 @@ class Service:
             LocalLine(), ttl=self.config.session_ttl, max_sessions=self.config.max_sessions
         )
         self.metrics = metrics or Metrics()
-        self._pool = TextPool(self.config.text_threads)
-        self._maker = JobMaker(self.config, self._pool, draw_seed, now)
+        self.pool = TextPool(self.config.text_threads)
+        self.maker = JobMaker(self.config, self.pool, draw_seed, now)
         for model in models:
             if model.tokenizer.chat is not None:
                 model.tokenizer.chat.start()
@@ -116,7 +122,8 @@ class Service:
             raise ModelNotFound(echo(name), self.names(identity))
         return model
 
-    def _only(self, name: str | None, identity: Identity) -> ServedModel:
+    def only(self, name: str | None, identity: Identity) -> ServedModel:
+        """The model of that name, or the one that `identity` may use. Raises ModelNotFound, InvalidRequest."""
         models = self.models(identity)
         if name is not None or not models:
             return self.model(name or "", identity)
@@ -135,11 +142,18 @@ class Service:
     async def parsed(self, body: bytes) -> dict[str, Any]:
         """The JSON object of `body`, unchecked otherwise. Raises InvalidRequest."""
         limit = self.config.max_body_bytes
-        return await self._pool.run(len(body), lambda: parse_object(body, max_bytes=limit), inline=INLINE_BYTES)
+        return await self.pool.run(len(body), lambda: parse_object(body, max_bytes=limit), inline=INLINE_BYTES)
+
+    async def valid(self, kind: type[Kind], body: bytes) -> Kind:
+        """`body` as a `kind`. Raises InvalidRequest for the first thing wrong with it."""
+        limit = self.config.max_body_bytes
+        return await self.pool.run(
+            len(body), lambda: validate(kind, parse_object(body, max_bytes=limit)), inline=INLINE_BYTES
+        )
 
     def close(self) -> None:
         """The threads and processes for text end."""
-        self._pool.close()
+        self.pool.close()
         for model in self._models.values():
             if model.tokenizer.chat is not None:
                 model.tokenizer.chat.close()
@@ -184,10 +198,7 @@ class Service:
             kind = BODIES.get(route)
             if kind is None:
                 raise HttpRefusal(404, f"Invalid URL (POST {echo(route)})", code="unknown_url")
-            limit = self.config.max_body_bytes
-            return await self._pool.run(
-                len(body), lambda: validate(kind, parse_object(body, max_bytes=limit)), inline=INLINE_BYTES
-            )
+            return await self.valid(kind, body)
 
     async def job_of(self, route: str, checked: Body, identity: Identity) -> Job:
         """The job that `checked` asks for. An interactive session's next round begins.
@@ -224,22 +235,24 @@ class Service:
     async def _job(self, checked: Body, identity: Identity) -> Job:
         identity = _called(checked, identity)
         if isinstance(checked, InteractiveBody):
-            return await self._round(checked, self._only(checked.model, identity), identity)
+            return await self._round(checked, self.only(checked.model, identity), identity)
+        if isinstance(checked, GenerateBody):
+            return await self.maker.generate(checked, self.only(checked.model, identity), identity)
         model = self.model(checked.model, identity)
         if isinstance(checked, ChatBody):
-            return await self._maker.chat(checked, model, identity)
-        return await self._maker.completion(checked, model, identity)
+            return await self.maker.chat(checked, model, identity)
+        return await self.maker.completion(checked, model, identity)
 
     async def _round(self, asked: InteractiveBody, model: ServedModel, identity: Identity) -> Job:
         session = asked.session
         if session is None or not asked.interactive_mode:
-            job = await self._maker.interactive(asked, model, identity)
+            job = await self.maker.interactive(asked, model, identity)
             if session is not None:
                 await self._histories.forget(identity.owner, session)
             return job
         round_ = await Round.begin(self._histories, identity.owner, session)
         try:
-            return await self._maker.interactive(asked, model, identity, round_)
+            return await self.maker.interactive(asked, model, identity, round_)
         except BaseException:
             round_.drop()
             raise

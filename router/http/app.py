@@ -40,8 +40,10 @@ from router.http.schema import body_of
 from router.http.status import Status
 from router.http.stories import Stories
 from router.http.straight import note_server
+from router.http.token_routes import token_routes
 from router.metrics import CONTENT_TYPE, Metrics
 from router.protocol.errors import HttpRefusal, echo
+from router.protocol.generate import GenerateBody
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
 from router.service import Service
@@ -113,8 +115,8 @@ def create_app(
         service.close()
 
     started = int(now())
-    app = Front(title="Echelon", version="1", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
     pages = read_assets() if config.pages else {}
+    app = Front(title="Echelon", version=config.version, lifespan=lifespan, redirect_slashes=False, redoc_url=None)
     app.add_middleware(
         Gate,
         resolver=identity or NoKeys(),
@@ -170,6 +172,13 @@ def create_app(
     async def completions_qos(request: Request) -> Response:
         """The same for a user of the caller's: `user_id`."""
         return await generate(request, "/v1/completions_qos")
+
+    @app.post("/generate", openapi_extra=body_of(GenerateBody), tags=["lmdeploy"])
+    async def generate_text(request: Request) -> Response:
+        """The continuation of text or of token ids, as LMDeploy documents it, as one body or as a stream of events."""
+        return await generate(request, "/generate")
+
+    app.include_router(token_routes(service, functools.partial(read_body, config=config), config.version))
 
     @app.get("/v1/models", tags=["openai"])
     async def list_models(request: Request) -> Response:

@@ -45,6 +45,11 @@ class Choice:
         """Whether `finish` is set."""
         return self.finish is not None
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that it ended with, if it did."""
+        return None if self._finder is None else self._finder.matched
+
     def push(self, delta: Delta) -> str:
         """Text that `delta` makes certain; `finish` is set with the last of it.
 

@@ -32,6 +32,7 @@ class FrontConfig:
     limits: RequestLimits = field(default_factory=RequestLimits)
     text_threads: int = 2
     cors: Cors | None = None  # None: no page but the server's own
+    version: str = "0"  # shown by /version
     stalled_seconds: float = 60.0  # a client that reads nothing for so long is cut off
     pages: bool = False  # whether it shows the web pages, too
     session_ttl: float = 3600.0  # seconds that the history of an interactive session is kept after its last round

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from router.generation import GenerationRequest, Generator
@@ -12,8 +12,10 @@ from router.http.choice import Choice
 from router.http.config import FrontConfig, ServedModel
 from router.http.identity import Identity
 from router.http.rounds import Round, RoundChoice, Stoppable
-from router.protocol.answers import ChatFormat, CompletionFormat, Format, PromptShown
+from router.protocol.answers import ChatFormat, CompletionFormat, Format, PromptShown, Usage
+from router.protocol.counted import CountedFormat
 from router.protocol.errors import HttpRefusal
+from router.protocol.generate import GenerateBody, GenerateFormat
 from router.protocol.interactive import InteractiveBody, InteractiveFormat
 from router.protocol.openai import ChatBody, Common, CompletionBody
 from router.protocol.sampling import check_ids, check_products, room, samplings
@@ -24,6 +26,7 @@ from router.text.offload import TextPool
 from router.text.templates import Conversation
 from router.text.tokenizer import Tokenizer
 from workers.api.errors import InvalidRequest
+from workers.api.request import TokenLogprobs
 
 CUT_CONTEXTS = 8  # contexts in a text that `truncate_prompt_tokens` shortens
 
@@ -38,7 +41,9 @@ class Job:
     format: Format
     stream: bool
     usage_wanted: bool
-    logprobs: bool
+    logprobs: bool  # whether they are shown
+    shown: int | None = None  # of a prompt's choices, the best that are shown; None: all
+    prompt_event: Callable[[int, Sequence[TokenLogprobs]], str] | None = None  # of a stream that shows its prompt's
     round: Round | None = None  # of an interactive session
 
     @property
@@ -49,6 +54,16 @@ class Job:
     def by(self, generator: Generator) -> Generator:
         """`generator`, made to stop when the round is cancelled."""
         return generator if self.round is None else Stoppable(generator, self.round, self.choices[0])
+
+    def usage(self) -> Usage:
+        """The bill so far."""
+        at = cached = 0
+        for request in self.requests:
+            # The prompt is billed once: what its least lucky choice found in the cache was there before all of them.
+            n = len(request.samplings)
+            cached += min(c.cached_tokens for c in self.choices[at : at + n])
+            at += n
+        return Usage(self.prompt_tokens, sum(c.token_count for c in self.choices), cached)
 
 
 class JobMaker:
@@ -65,16 +80,18 @@ class JobMaker:
         route = "/v1/chat/completions"
         check_products(body, 1, self._config.limits)
         await self._check_grammar(body, model)
-        ids = await self._rendered(body, model, route)
+        ids = await self.rendered(body, model, route, prompt_limit(body, model))
         request_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
         form = ChatFormat(
             request_id,
             int(self._now()),
             model.name,
             model.tokenizer.token_bytes,
-            usage_in_chunks=_usage_wanted(body),
+            usage_in_chunks=body.usage_in_chunks,
         )
-        return self._job(body, model, identity, [ids], form, route, "messages", [""])
+        form.prompt_top = body.prompt_logprobs
+        job = await self._job(body, model, identity, [ids], form, route, "messages")
+        return _finished(job, body, form)
 
     async def interactive(
         self, asked: InteractiveBody, model: ServedModel, identity: Identity, round_: Round | None = None
@@ -86,12 +103,12 @@ class JobMaker:
         route, form = "/v1/chat/interactive", InteractiveFormat()
         body = asked.as_chat(model.name, asked.prompt if round_ is None else round_.history.before(asked.prompt))
         try:
-            ids = await self._rendered(body, model, route)
+            ids = await self.rendered(body, model, route, prompt_limit(body, model))
         except InvalidRequest as e:
             e.param = "prompt" if e.param == "messages" else e.param  # as it is called here
             raise
         kind = Choice if round_ is None else functools.partial(RoundChoice, round_)
-        job = self._job(body, model, identity, [ids], form, route, "prompt", [""], kind)
+        job = await self._job(body, model, identity, [ids], form, route, "prompt", kind=kind)
         before = 0
         if round_ is not None:
             job.round, before = round_, round_.history.shared(model.name, ids)
@@ -114,20 +131,35 @@ class JobMaker:
                 fits = len(prompt) <= prompt_limit(body, model)  # else it is refused below
                 ids, text = prompt, await self._decoded(prompt, model) if body.echo and fits else ""
             prompts.append(ids)
-            echoes += [text if body.echo else ""] * n
+            echoes.append(text if body.echo else "")
         request_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
         form = CompletionFormat(
             request_id,
             int(self._now()),
             model.name,
             tokenizer.token_bytes,
-            echoes=echoes,
-            usage_in_chunks=_usage_wanted(body),
+            echoes=[text for text in echoes for _ in range(n)],
+            usage_in_chunks=body.usage_in_chunks,
         )
-        job = self._job(body, model, identity, prompts, form, "/v1/completions", "prompt", echoes)
+        job = await self._job(body, model, identity, prompts, form, "/v1/completions", "prompt", echoes)
         if body.asked_prompt_logprobs is not None:
             ids_of = [request.prompt_ids for request in job.requests for _ in range(n)]
             form.prompt_shown = PromptShown(ids_of, body.prompt_logprobs, body.logprobs if body.echo else None)
+        if body.asked_choices > n:
+            job.shown = n
+        return _finished(job, body, form)
+
+    async def generate(self, asked: GenerateBody, model: ServedModel, identity: Identity) -> Job:
+        """The job of /generate. Raises InvalidRequest."""
+        body, form = asked.as_completion(model.name), GenerateFormat(logprobs=bool(asked.return_logprob))
+        (prompt,) = body.prompt
+        if isinstance(prompt, str):
+            ids = await self._encoded(prompt, body, model)
+        else:
+            check_ids(prompt, model.tokenizer.vocab_size, "input_ids")
+            ids = prompt
+        job = await self._job(body, model, identity, [ids], form, "/generate", "prompt")
+        form.follow(job.usage)
         return job
 
     async def _check_grammar(self, body: Common, model: ServedModel) -> None:
@@ -144,7 +176,8 @@ class JobMaker:
             name = path((*asked.at, *fault.inside))
             raise InvalidRequest(f"Invalid '{name}': {fault.words}.", param=name, code="invalid_value")
 
-    async def _rendered(self, body: ChatBody, model: ServedModel, route: str) -> tuple[int, ...]:
+    async def rendered(self, body: ChatBody, model: ServedModel, route: str, limit: int) -> tuple[int, ...]:
+        """Ids of a chat's prompt, at most `limit`. Raises InvalidRequest, HttpRefusal."""
         chat = model.tokenizer.chat
         if chat is None:
             refusal = HttpRefusal(
@@ -159,17 +192,30 @@ class JobMaker:
             [{"role": m.role, "content": m.content, "name": m.name} for m in body.messages],
             add_generation_prompt=not body.continue_final_message if add_prompt is None else add_prompt,
             continue_final_message=bool(body.continue_final_message),
+            variables=body.chat_template_kwargs,
         )
-        return tuple(await chat.encode(conversation, self._pool, limit=prompt_limit(body, model)))
+        return tuple(await chat.encode(conversation, self._pool, limit=limit))
 
-    async def _encoded(self, text: str, body: Common, model: ServedModel) -> tuple[int, ...]:
-        limit = prompt_limit(body, model)
-        return tuple(await self._pool.run(len(text), lambda: model.tokenizer.encode(text, limit=limit)))
+    async def _encoded(self, text: str, body: CompletionBody, model: ServedModel) -> tuple[int, ...]:
+        limit, suffix, tokenizer = prompt_limit(body, model), body.suffix, model.tokenizer
+        if suffix:
+            size = len(text) + len(suffix)
+            return await self._pool.run(size, lambda: tokenizer.encode_infilling(text, suffix, limit=limit))
+        return tuple(await self._pool.run(len(text), lambda: tokenizer.encode(text, limit=limit)))
 
     async def _decoded(self, ids: tuple[int, ...], model: ServedModel) -> str:
         return await self._pool.run(len(ids), lambda: model.tokenizer.decode(ids))
 
-    def _job(
+    async def _bad_words(self, body: Common, model: ServedModel) -> tuple[tuple[int, ...], ...]:
+        """The ids of each word, in all its spellings."""
+
+        def spelled() -> tuple[tuple[int, ...], ...]:
+            spellings = (ids for word in body.bad_words for ids in model.tokenizer.spellings(word))
+            return tuple(dict.fromkeys(spellings))
+
+        return await self._pool.run(64 * len(body.bad_words), spelled)
+
+    async def _job(
         self,
         body: Common,
         model: ServedModel,
@@ -178,20 +224,22 @@ class JobMaker:
         form: Format,
         route: str,
         param: str,
-        echoes: list[str],
+        echoes: Sequence[str] = ("",),
         kind: Callable[..., Choice] = Choice,
     ) -> Job:
-        limits, facts, n = self._config.limits, model.facts, body.n or 1
+        """`echoes`: what stands before the answers to each prompt."""
+        limits, facts, n = self._config.limits, model.facts, body.asked_choices
+        bad_words = await self._bad_words(body, model)
         asked = body.asked_grammar
         requests: list[GenerationRequest] = []
         choices: list[Choice] = []
-        for ids in prompts:
+        for ids, echoed in zip(prompts, echoes, strict=True):
             if body.truncate_prompt_tokens is not None:
                 ids = ids[-body.truncate_prompt_tokens :]
             if not ids:
                 raise InvalidRequest(f"Invalid '{param}': it has no tokens.", param=param, code="invalid_value")
             max_tokens = room(body, len(ids), n * len(prompts), facts, limits, param)
-            params = samplings(body, len(ids), max_tokens, self._draw_seed(), facts, limits)
+            params = samplings(body, len(ids), max_tokens, self._draw_seed(), facts, limits, bad_words)
             requests.append(
                 GenerationRequest(
                     id=unique_id(),
@@ -207,39 +255,50 @@ class JobMaker:
                     grammar=None if asked is None else asked.within(max_tokens),
                 )
             )
-            choices += [self._choice(body, model.tokenizer, len(choices) + c, echoes, kind) for c in range(n)]
+            for sampling in params:
+                wants = sampling.logprobs is not None
+                choices.append(self._choice(body, model.tokenizer, len(choices), wants, len(echoed), kind))
         return Job(
             model.name,
             tuple(requests),
             choices,
             form,
             bool(body.stream),
-            _usage_wanted(body),
+            body.usage_in_chunks,
             body.asked_logprobs is not None,
         )
 
     @staticmethod
     def _choice(
-        body: Common, tokenizer: Tokenizer, index: int, echoes: list[str], kind: Callable[..., Choice]
+        body: Common, tokenizer: Tokenizer, index: int, wants_logprobs: bool, offset: int, kind: Callable[..., Choice]
     ) -> Choice:
         return kind(
             index,
             tokenizer.detokenizer(skip_special_tokens=body.skip_special_tokens is not False),
             stops=body.stop if body.ignore_eos else (*body.stop, *tokenizer.stop_words),
             min_tokens=body.min_tokens or 0,
-            wants_logprobs=body.asked_logprobs is not None,
+            wants_logprobs=wants_logprobs,
             wants_prompt=body.asked_prompt_logprobs is not None,
-            offset=len(echoes[index]) if index < len(echoes) else 0,
+            offset=offset,
         )
+
+
+def _finished(job: Job, body: Common, form: ChatFormat | CompletionFormat) -> Job:
+    """`job` with what its stream shows besides text."""
+    if body.asked_prompt_logprobs is not None:
+        job.prompt_event = form.prompt
+    if body.stream_options is not None and body.stream_options.continuous_usage_stats:
+        counted = CountedFormat(form)
+        counted.follow(job.usage)
+        job.format = counted
+        if job.prompt_event is not None:
+            job.prompt_event = lambda index, scores: counted.counted(form.prompt(index, scores))
+    return job
 
 
 def prompt_limit(body: Common, model: ServedModel) -> int:
     """Tokens that a text may have: those of the context, and where it is cut anyway (its end stays) some more."""
     return model.max_model_len * (1 if body.truncate_prompt_tokens is None else CUT_CONTEXTS)
-
-
-def _usage_wanted(body: Common) -> bool:
-    return bool(body.stream_options and body.stream_options.include_usage)
 
 
 def _salt(own: bytes, asked: str | None) -> bytes:

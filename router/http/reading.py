@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from router.generation import Batch, ChoiceDelta, Generator
 from router.http.batches import generate_all
+from router.http.best import best
 from router.http.job import Job
 from router.metrics import Meter
 from router.protocol.answers import ChoiceAnswer, ShownToken, Usage
@@ -28,6 +29,7 @@ class Reading:
         self.left = len(job.choices)
         self._job, self._meter = job, meter
         self._choices, self._format, self._logprobs = job.choices, job.format, job.logprobs
+        self._prompt_event = job.prompt_event
 
     def push(self, item: ChoiceDelta) -> str:
         """New text of `item.choice`, which is not over. Raises EngineFault."""
@@ -50,7 +52,10 @@ class Reading:
             choice = self._choices[item.choice]
             if choice.is_over():
                 continue
+            first = self._prompt_event is not None and choice.token_count == 0
             text = self.push(item)
+            if first and self._prompt_event is not None:
+                events += self._prompt_event(choice.index, choice.prompt_logprobs)
             tokens = choice.take_tokens() if self._logprobs else None
             if text or tokens:
                 events += self._format.text(choice.index, text, tokens)
@@ -77,20 +82,22 @@ class Reading:
         await generate_all(generator, job.requests, take)
         self.check_finished()
         n = len(job.requests[0].samplings)
-        return Answer(
-            tuple(
-                ChoiceAnswer(
-                    c.index,
-                    "".join(texts[c.index]),
-                    c.finish or "",
-                    tokens[c.index] if job.logprobs else None,
-                    job.choices[c.index - c.index % n].prompt_logprobs,
-                )
-                for c in job.choices
-            ),
-            tuple(tuple(ids[c.index][: c.token_count]) for c in job.choices),
-            self.usage(),
-        )
+        kept = list(range(len(job.choices)))
+        answers = [
+            ChoiceAnswer(
+                c.index,
+                "".join(texts[c.index]),
+                c.finish or "",
+                tokens[c.index],
+                job.choices[c.index - c.index % n].prompt_logprobs,
+            )
+            for c in job.choices
+        ]
+        if job.shown is not None:
+            kept, answers = best(answers, n, job.shown)
+        if not job.logprobs:
+            answers = [replace(a, tokens=None) for a in answers]
+        return Answer(tuple(answers), tuple(tuple(ids[i][: job.choices[i].token_count]) for i in kept), self.usage())
 
     def check_finished(self) -> None:
         """Raises EngineFault while choices are unfinished."""
@@ -99,11 +106,4 @@ class Reading:
 
     def usage(self) -> Usage:
         """The bill so far."""
-        job = self._job
-        at = cached = 0
-        for request in job.requests:
-            # The prompt is billed once: what its least lucky choice found in the cache was there before all of them.
-            n = len(request.samplings)
-            cached += min(c.cached_tokens for c in job.choices[at : at + n])
-            at += n
-        return Usage(job.prompt_tokens, sum(c.token_count for c in job.choices), cached)
+        return self._job.usage()

@@ -92,6 +92,24 @@ class Format(Protocol):
         """The last event of a stream that failed; `done` does not follow it."""
 
 
+def prompt_scores(scores: Sequence[TokenLogprobs], top: int, token_bytes: TokenBytes) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: an object for each of the prompt's tokens, none for the first."""
+
+    def by_id(p: TokenLogprobs) -> dict[str, Any]:
+        every = {i: (logprob, rank) for rank, (i, logprob) in enumerate(p.top[:top], 1)}
+        every = {p.token_id: (p.logprob, p.rank), **every}
+        return {
+            str(i): {
+                "logprob": finite(logprob),
+                "rank": rank,
+                "decoded_token": token_bytes(i).decode("utf-8", "replace"),
+            }
+            for i, (logprob, rank) in every.items()
+        }
+
+    return [None, *map(by_id, scores)]
+
+
 class _Events:
     """Streams are server-sent events."""
 
@@ -136,6 +154,7 @@ class ChatFormat(_Events):
     ) -> None:
         self._envelope = _Envelope("chat.completion.chunk", id, created, model, usage_in_chunks)
         self._token_bytes = token_bytes
+        self.prompt_top: int | None = None  # alternatives shown of each of the prompt's tokens; None: none are shown
         self._head, self._tail = self._envelope._head, self._envelope._tail
         self._plain_tail = '},"logprobs":null,"finish_reason":null' + self._tail
         self._text_heads = _Heads(self._head, '"delta":{"content":')
@@ -150,6 +169,12 @@ class ChatFormat(_Events):
         if tokens is None:
             return head + self._plain_tail
         return f'{head}}},"logprobs":{dumps(self._logprobs(tokens))},"finish_reason":null{self._tail}'
+
+    def prompt(self, index: int, scores: Sequence[TokenLogprobs]) -> str:
+        """An empty delta with the prompt's log-probabilities."""
+        shown = dumps(prompt_scores(scores, self.prompt_top or 0, self._token_bytes))
+        fields = f'"delta":{{}},"logprobs":null,"finish_reason":null,"prompt_logprobs":{shown}'
+        return f"{self._head}{index},{fields}{self._tail}"
 
     def finish(self, index: int, reason: str) -> str:
         """An empty delta with the reason."""
@@ -171,6 +196,8 @@ class ChatFormat(_Events):
             for c in choices
         ]
         fields = {**self._envelope._fields, "object": "chat.completion", "choices": shown, "usage": usage.as_json()}
+        if self.prompt_top is not None:
+            fields["prompt_logprobs"] = prompt_scores(choices[0].prompt, self.prompt_top, self._token_bytes)
         return dumps(fields).encode("ascii")
 
     def _logprobs(self, tokens: Sequence[ShownToken]) -> dict[str, Any]:
@@ -212,8 +239,18 @@ class CompletionFormat(_Events):
         self._text_heads = _Heads(self._head, '"text":')
 
     def opening(self, index: int) -> str:
-        """The echoed prompt."""
-        return self.text(index, self._echoes[index], None) if self._echoes[index] else ""
+        """The echoed prompt, unless it waits for its log-probabilities."""
+        waits = self.prompt_shown is not None or not self._echoes[index]
+        return "" if waits else self.text(index, self._echoes[index], None)
+
+    def prompt(self, index: int, scores: Sequence[TokenLogprobs]) -> str:
+        """The echo, and the log-probabilities of the prompt."""
+        shown: dict[str, Any] = {"text": self._echoes[index], "logprobs": None}
+        if self.prompt_shown is not None and self.prompt_shown.echoed is not None:
+            shown["logprobs"] = self._logprobs(())
+        self._show_prompt(shown, index, scores)
+        fields = f'"text":{quoted(shown.pop("text"))},"finish_reason":null,{dumps(shown)[1:-1]}'
+        return f"{self._head}{index},{fields}{self._tail}"
 
     def text(self, index: int, text: str, tokens: Sequence[ShownToken] | None) -> str:
         """New text."""
@@ -243,14 +280,16 @@ class CompletionFormat(_Events):
         ]
         if self.prompt_shown is not None:
             for one, choice in zip(shown, choices, strict=True):
-                self._show_prompt(one, choice, self.prompt_shown)
+                self._show_prompt(one, choice.index, choice.prompt)
         return dumps({**self._envelope._fields, "choices": shown, "usage": usage.as_json()}).encode("ascii")
 
-    def _show_prompt(self, shown: dict[str, Any], choice: ChoiceAnswer, what: PromptShown) -> None:
+    def _show_prompt(self, shown: dict[str, Any], index: int, scores: Sequence[TokenLogprobs]) -> None:
         """vLLM's `prompt_logprobs`, and for an echo the prompt's tokens before the answer's. The first has none."""
-        ids = what.ids_of[choice.index]
+        what = self.prompt_shown
+        assert what is not None, "nobody asked for the prompt's log-probabilities"
+        ids = what.ids_of[index]
         if what.own is not None:
-            shown["prompt_logprobs"] = [None, *(self._by_id(p, what.own) for p in choice.prompt)]
+            shown["prompt_logprobs"] = prompt_scores(scores, what.own, self._token_bytes)
         if what.echoed is None or shown["logprobs"] is None:
             return
         decoder, offsets, at = getincrementaldecoder("utf-8")("replace"), [], 0
@@ -258,17 +297,9 @@ class CompletionFormat(_Events):
             offsets.append(at)
             at += len(decoder.decode(self._token_bytes(token)))
         first = {"tokens": [self._text(ids[0])], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [0]}
-        rest = [replace(p, top=p.top[: what.echoed]) for p in choice.prompt]
+        rest = [replace(p, top=p.top[: what.echoed]) for p in scores]
         more = self._logprobs([ShownToken(p, at) for p, at in zip(rest, offsets[1:], strict=True)])
         shown["logprobs"] = {key: first[key] + more[key] + own for key, own in shown["logprobs"].items()}
-
-    def _by_id(self, p: TokenLogprobs, top: int) -> dict[str, Any]:
-        every = {i: (logprob, rank) for rank, (i, logprob) in enumerate(p.top[:top], 1)}
-        every = {p.token_id: (p.logprob, p.rank), **every}
-        return {
-            str(i): {"logprob": finite(logprob), "rank": rank, "decoded_token": self._text(i)}
-            for i, (logprob, rank) in every.items()
-        }
 
     def _logprobs(self, tokens: Sequence[ShownToken]) -> dict[str, Any]:
         return {

@@ -9,9 +9,13 @@ from pydantic import BaseModel, Field, PlainValidator
 
 from router.protocol.errors import echo
 from router.protocol.validation import Refused, type_name
+from router.text.templates import SET_BY_SERVER
 
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 512
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_CHARACTERS = 64
+MAX_TEMPLATE_VARIABLES = 64
 MAX_BIAS_ENTRIES = 1024
 MAX_PROMPTS = 1024
 MAX_PARTS = 1024
@@ -49,8 +53,11 @@ def _empty(at: tuple[str | int, ...] = ()) -> Refused:
     )
 
 
-def _content(value: Any) -> str:
-    """A message's text; parts are joined by a newline, so that no word (or special string) grows out of two."""
+def text_of_parts(value: Any, types: tuple[str, ...] = ("text",), ignored: tuple[str, ...] = ()) -> str:
+    """A message's text; parts are joined by a newline, so that no word (or special string) grows out of two.
+
+    `types` are those of parts of text, `ignored` their fields that ask for nothing.
+    """
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -65,21 +72,26 @@ def _content(value: Any) -> str:
             raise _type("an object", part, (i,))
         for name in ("type", "text"):
             if name not in part:
-                if name == "text" and part["type"] != "text":
+                if name == "text" and part["type"] not in types:
                     break
                 raise Refused("Missing required parameter: '{param}'.", code="missing_required_parameter", at=(i, name))
-        if part["type"] != "text":
+        if part["type"] not in types:
+            supported = ", ".join(f"'{name}'" for name in types)
             raise Refused(
-                f"Invalid value: '{echo(part['type'])}'. Supported values are: 'text'.",
+                f"Invalid value: '{echo(part['type'])}'. Supported values are: {supported}.",
                 at=(i, "type"),
             )
         if not isinstance(part["text"], str):
             raise _type("a string", part["text"], (i, "text"))
         for name in part:
-            if name not in ("type", "text"):
+            if name not in ("type", "text", *ignored):
                 raise Refused("Unknown parameter: '{param}'.", code="unknown_parameter", at=(i, echo(name)))
         texts.append(part["text"])
     return "\n".join(texts)
+
+
+def _content(value: Any) -> str:
+    return text_of_parts(value)
 
 
 def _stop(value: Any) -> tuple[str, ...]:
@@ -107,6 +119,46 @@ def _stop(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _bad_words(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise _type("an array of strings", value)
+    if len(value) > MAX_BAD_WORDS:
+        raise _too_many(len(value), MAX_BAD_WORDS)
+    for i, word in enumerate(value):
+        if not isinstance(word, str):
+            raise _type("a string", word, (i,))
+        if not word:
+            raise Refused("Invalid '{param}': a bad word must not be empty.", at=(i,))
+        if len(word) > MAX_BAD_WORD_CHARACTERS:
+            raise Refused(
+                f"Invalid '{{param}}': string too long. Expected a string with maximum length "
+                f"{MAX_BAD_WORD_CHARACTERS}, but got a string with length {len(word)} instead.",
+                code="string_above_max_length",
+                at=(i,),
+            )
+    return tuple(dict.fromkeys(value))
+
+
+def _template_variables(value: Any) -> dict[str, Any]:
+    """Names that a template may read, and their values: plain JSON."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _type("an object", value)
+    if len(value) > MAX_TEMPLATE_VARIABLES:
+        raise Refused(
+            f"Invalid '{{param}}': too many properties. Expected an object with at most {MAX_TEMPLATE_VARIABLES}."
+        )
+    for name in value:
+        if not (name.isidentifier() and len(name) <= 64):
+            raise Refused(f"Invalid '{{param}}': '{echo(name)}' is no name of a variable.")
+        if name in SET_BY_SERVER:
+            raise Refused(f"Invalid '{{param}}': '{name}' is set by the server.")
+    return value
+
+
 def _ids(value: list[Any], at: tuple[str | int, ...] = ()) -> tuple[int, ...]:
     for i, token in enumerate(value):
         if type(token) is not int:
@@ -132,6 +184,19 @@ def _allowed_ids(value: Any) -> tuple[int, ...]:
     if value == []:
         raise _empty()
     return _token_ids(value)
+
+
+def _texts(value: Any) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise _type("a string or an array of strings", value)
+    if len(value) > MAX_PROMPTS:
+        raise _too_many(len(value), MAX_PROMPTS)
+    for i, text in enumerate(value):
+        if not isinstance(text, str):
+            raise _type("a string", text, (i,))
+    return tuple(value)
 
 
 def _prompt(value: Any) -> tuple[str | tuple[int, ...], ...]:
@@ -181,10 +246,15 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
     return tuple(biases)
 
 
+BadWords = Annotated[tuple[str, ...], PlainValidator(_bad_words, json_schema_input_type=list[str] | None)]
+TemplateVariables = Annotated[
+    dict[str, Any], PlainValidator(_template_variables, json_schema_input_type=dict[str, Any] | None)
+]
 Content = Annotated[str, PlainValidator(_content, json_schema_input_type=str | list[TextPart])]
 Stop = Annotated[tuple[str, ...], PlainValidator(_stop, json_schema_input_type=str | list[str] | None)]
 TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids, json_schema_input_type=list[int] | None)]
 AllowedIds = Annotated[tuple[int, ...], PlainValidator(_allowed_ids, json_schema_input_type=list[int] | None)]
+Texts = Annotated[str | tuple[str, ...], PlainValidator(_texts, json_schema_input_type=str | list[str])]
 Prompt = Annotated[
     tuple[str | tuple[int, ...], ...],
     PlainValidator(_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),

@@ -3,10 +3,10 @@
 Strict: no type is guessed, no unknown field passes. A field set to null counts as not given. What OpenAI documents and
 this server does not do yet is refused by name, unless its value asks for nothing (`tools: []`, `best_of: 1`, ...).
 Accepted without effect on the answer: `user` (it divides its owner's turn in the queue), `metadata`,
-`safety_identifier`, `prompt_cache_key`, `store: false`, `service_tier: auto|default`. Beyond OpenAI, with the names
-that vLLM's users know: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`,
-`skip_special_tokens`, `allowed_token_ids`, `truncate_prompt_tokens`, `request_id`, `cache_salt`, for chat
-`add_generation_prompt`, `continue_final_message`, for completions `prompt_logprobs`.
+`safety_identifier`, `prompt_cache_key`, `prompt_cache_retention`, `store: false`, `service_tier: auto|default`. Beyond
+OpenAI, with the names that vLLM's users know: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`,
+`ignore_eos`, `skip_special_tokens`, `allowed_token_ids`, `bad_words`, `prompt_logprobs`, `truncate_prompt_tokens`,
+`request_id`, `cache_salt`, for chat `add_generation_prompt`, `continue_final_message`, `chat_template_kwargs`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from router.protocol.fields import AllowedIds, Content, LogitBias, Penalty, Prompt, Stop, TokenIds
+from router.protocol.fields import (
+    AllowedIds,
+    BadWords,
+    Content,
+    LogitBias,
+    Penalty,
+    Prompt,
+    Stop,
+    TemplateVariables,
+    TokenIds,
+)
 from router.protocol.strict import Harmless, Strict, is_false, is_nothing
 from router.protocol.structured import AskedGrammar, ResponseFormat, StructuredOutputs, asked_grammar
 from router.protocol.validation import Refused
@@ -24,6 +34,8 @@ from router.protocol.validation import Refused
 MAX_MESSAGES = 2048
 MAX_N = 128
 MAX_TOKENS = 2**31 - 1
+MAX_BEST_OF = 20
+MAX_SUFFIX_CHARACTERS = 1 << 20
 
 
 def _no_control(value: str) -> str:
@@ -35,6 +47,16 @@ def _no_control(value: str) -> str:
 def _service_tier(value: str) -> str:
     if value not in ("auto", "default"):
         raise Refused("Invalid service_tier argument. Supported values are: 'auto', 'default'.")
+    return value
+
+
+def _no_beams(value: bool) -> bool:
+    if value:
+        raise Refused(
+            "Unsupported parameter: '{param}': answers are sampled token by token as steps run, and beams would hold "
+            "each other up. Ask for 'best_of' with a temperature, which gives the likeliest of several answers.",
+            code="unsupported_parameter",
+        )
     return value
 
 
@@ -62,6 +84,7 @@ class StreamOptions(Strict):
     not_done: ClassVar[dict[str, Harmless]] = {"include_obfuscation": is_false}
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # in every event: what was made so far
 
 
 class ChatMessage(Strict):
@@ -107,6 +130,7 @@ class Common(Strict):
     service_tier: Annotated[str, AfterValidator(_service_tier)] | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
+    prompt_cache_retention: Label | None = None
 
     top_k: Annotated[int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1 and 0: off
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -118,6 +142,8 @@ class Common(Strict):
     allowed_token_ids: AllowedIds = ()  # () = all
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    bad_words: BadWords = ()
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None  # keeps the last ones
     request_id: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9._-]{1,128}$")] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -135,7 +161,18 @@ class Common(Strict):
     @property
     def asked_prompt_logprobs(self) -> int | None:
         """The same of the prompt's tokens."""
-        return None
+        return self.prompt_logprobs
+
+    @property
+    def asked_choices(self) -> int:
+        """Answers made for each prompt; no fewer than are shown."""
+        return self.n or 1
+
+    @property
+    def usage_in_chunks(self) -> bool:
+        """Whether a stream tells of its usage."""
+        options = self.stream_options
+        return options is not None and bool(options.include_usage or options.continuous_usage_stats)
 
     @cached_property
     def asked_grammar(self) -> AskedGrammar | None:
@@ -152,6 +189,12 @@ class Common(Strict):
                 code=None,
                 at=("stream_options",),
             )
+        if self.stream and self.asked_prompt_logprobs is not None and self.asked_choices > 1:
+            raise Refused(
+                "Unsupported parameter: in a stream log-probabilities of the prompt come with n = 1 only.",
+                code="unsupported_parameter",
+                at=("prompt_logprobs" if self.prompt_logprobs is not None else "echo",),
+            )
         if self.min_tokens and self.asked_tokens is not None and self.min_tokens > self.asked_tokens:
             raise Refused(
                 f"Invalid '{{param}}': expected a value <= max_tokens ({self.asked_tokens}), "
@@ -165,9 +208,7 @@ class ChatBody(Common):
     """POST /v1/chat/completions."""
 
     not_done: ClassVar[dict[str, Harmless]] = {
-        **dict.fromkeys(
-            ("tools", "functions", "audio", "prediction", "web_search_options", "moderation", "bad_words"), is_nothing
-        ),
+        **dict.fromkeys(("tools", "functions", "audio", "prediction", "web_search_options", "moderation"), is_nothing),
         "store": is_false,
         "modalities": lambda v: v is None or v == ["text"],
         "tool_choice": lambda v: v in (None, "none", "auto"),
@@ -183,6 +224,7 @@ class ChatBody(Common):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
 
     @property
     def asked_tokens(self) -> int | None:
@@ -224,15 +266,20 @@ class CompletionBody(Common):
     """POST /v1/completions. Without `max_tokens` an answer has at most 16 tokens, as OpenAI documents."""
 
     not_done: ClassVar[dict[str, Harmless]] = {
-        **dict.fromkeys(("suffix", "bad_words"), is_nothing),
-        "best_of": lambda v: v is None or (v == 1 and v is not True),
         "store": is_false,
     }
 
     prompt: Prompt
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] | None = None
+    suffix: Annotated[str, Field(max_length=MAX_SUFFIX_CHARACTERS)] | None = None
+    use_beam_search: Annotated[bool, AfterValidator(_no_beams)] | None = None
+
+    @property
+    def asked_choices(self) -> int:
+        """`best_of` are made, of which n are shown."""
+        return self.best_of or self.n or 1
 
     @property
     def asked_tokens(self) -> int | None:
@@ -252,11 +299,16 @@ class CompletionBody(Common):
 
     @model_validator(mode="after")
     def _agree_completion(self) -> Self:
-        if self.stream and self.asked_prompt_logprobs is not None:
-            name = "prompt_logprobs" if self.prompt_logprobs is not None else "echo"
+        if self.best_of is not None and self.best_of < (self.n or 1):
             raise Refused(
-                "Unsupported parameter: log-probabilities of the prompt ('{param}') are not streamed.",
-                code="unsupported_parameter",
-                at=(name,),
+                f"Invalid '{{param}}': expected a value >= n ({self.n}), but got {self.best_of} instead.",
+                at=("best_of",),
             )
+        if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
+            raise Refused(
+                "Invalid '{param}': which answers are best is known at their end, so that they cannot be streamed.",
+                at=("best_of",),
+            )
+        if self.suffix and self.echo:
+            raise Refused("'suffix' and 'echo' exclude each other.", at=("suffix",))
         return self

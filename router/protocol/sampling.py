@@ -47,9 +47,9 @@ def check_ids(ids: tuple[int, ...], vocab_size: int, param: str) -> None:
 
 def check_products(body: Common, prompts: int, limits: RequestLimits) -> None:
     """Raises InvalidRequest when n x prompts (x tokens, x logprobs) is over a cap. Needs no tokens: ask it first."""
-    choices = (body.n or 1) * prompts
+    choices = body.asked_choices * prompts
     if choices > limits.max_choices:
-        param = "n" if prompts == 1 else "prompt"
+        param = "prompt" if prompts > 1 else "n" if body.n == body.asked_choices else "best_of"
         raise InvalidRequest(
             f"Invalid '{param}': n x prompts is {choices}, but this server answers at most {limits.max_choices} "
             "choices a request.",
@@ -91,9 +91,16 @@ def room(body: Common, prompt_tokens: int, choices: int, model: ModelFacts, limi
 
 
 def samplings(
-    body: Common, prompt_tokens: int, max_tokens: int, seed: int, model: ModelFacts, limits: RequestLimits
+    body: Common,
+    prompt_tokens: int,
+    max_tokens: int,
+    seed: int,
+    model: ModelFacts,
+    limits: RequestLimits,
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> tuple[SamplingParams, ...]:
-    """One `SamplingParams` for each of the n choices of a prompt; `seed` is the drawn one, the body's own wins.
+    """One `SamplingParams` for each choice of a prompt; `seed` is the drawn one, the body's own wins. `bad_words` are
+    the body's, as ids.
 
     Log-probabilities of the prompt are the first choice's.
     """
@@ -107,7 +114,9 @@ def samplings(
             param="stop_token_ids",
             code="array_above_max_length",
         )
-    n, top = body.n or 1, body.asked_logprobs
+    n, top = body.asked_choices, body.asked_logprobs
+    if top is None and n > (body.n or 1):
+        top = 0  # by which the best are told
     if top is not None and n * max_tokens * (top + 1) > limits.max_logprobs:
         raise InvalidRequest(
             f"Invalid 'logprobs': n x max_tokens x alternatives is over {limits.max_logprobs}; ask for fewer.",
@@ -143,6 +152,7 @@ def samplings(
             min_tokens=min(body.min_tokens or 0, max_tokens),
             logprobs=top,
             prompt_logprobs=None if choice else of_prompt,
+            bad_words=bad_words,
         )
         for choice in range(n)
     )

@@ -6,7 +6,7 @@ import tokenizers
 
 from router.text.bounds import TokenBound
 from router.text.encoding import check_bound, ids_of
-from router.text.literal import LiteralSpecials, strings
+from router.text.literal import LiteralSpecials, said_in, strings
 from router.text.offload import TextPool
 from router.text.rendering import Renderer
 from router.text.templates import Conversation
@@ -27,7 +27,7 @@ class ChatEncoder:
         Long texts are worked on in `pool`. Raises InvalidRequest where the template refuses the messages, and
         ContextLengthExceeded for a prompt of more than `limit` tokens, if possible before it is tokenized.
         """
-        size = sum(map(len, strings((conversation.messages, conversation.tools))))
+        size = sum(map(len, strings(said_in(conversation))))
         hidden, marked = await pool.run(size, lambda: self._literal.hide(conversation))
         try:
             prompt = await self._renderer.render(hidden)

@@ -46,10 +46,11 @@ class LiteralSpecials:
 
     def hide(self, conversation: Conversation) -> tuple[Conversation, bool]:
         """The conversation with marks for special strings, and whether its prompt must go through `encode`."""
-        if not any(self._has_special(s) for s in strings((conversation.messages, conversation.tools))):
+        if not any(self._has_special(s) for s in strings(said_in(conversation))):
             return conversation, self._always
         messages = [{k: v if k == "role" else self._hidden(v) for k, v in m.items()} for m in conversation.messages]
-        return replace(conversation, messages=messages, tools=self._hidden(conversation.tools)), True
+        tools, variables = self._hidden(conversation.tools), self._hidden(conversation.variables)
+        return replace(conversation, messages=messages, tools=tools, variables=variables), True
 
     def show(self, text: str) -> str:
         """The marks of `text` replaced by the special strings again."""
@@ -131,6 +132,11 @@ class LiteralSpecials:
         self._back = back
         self._twin = twin
         return twin
+
+
+def said_in(conversation: Conversation) -> tuple[Any, ...]:
+    """Whatever of it came from the client."""
+    return conversation.messages, conversation.tools, conversation.variables
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -77,7 +77,9 @@ class TemplatePool:
         if self._closed or len(self._waiting) >= self._limits.waiting:
             raise Overloaded("Too many conversations wait for the chat template.")
         c, now = conversation, self._now().isoformat()
-        frame: bytes = msgpack.packb([c.messages, c.tools, c.add_generation_prompt, c.continue_final_message, now])
+        frame: bytes = msgpack.packb(
+            [c.messages, c.tools, c.add_generation_prompt, c.continue_final_message, c.variables, now]
+        )
         task = Task(frame, asyncio.get_running_loop().create_future())
         self._waiting.append(task)
         self.pump()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -22,6 +22,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from workers.api.errors import ConfigError, InvalidRequest
 
 Message = Mapping[str, Any]
+# What a conversation's own variables must not be called; a template's special tokens win over them, too.
+SET_BY_SERVER = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception", "chat_template"}
+)
 _END = "\ue0f0\ue0f1\ue0f0"  # marks where the last message ends; the space shows whether the template strips
 
 
@@ -33,6 +37,7 @@ class Conversation:
     tools: Sequence[Mapping[str, Any]] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # the prompt ends inside the last message
+    variables: Mapping[str, Any] = field(default_factory=dict)  # that the template may look at (`enable_thinking`, ...)
 
 
 class TemplateFailure(InvalidRequest):
@@ -119,12 +124,15 @@ class ChatTemplate:
             shown[-1]["content"] += _END + " "
         try:
             text = self._template.render(
-                messages=shown,
-                tools=conversation.tools,
-                documents=None,
-                add_generation_prompt=conversation.add_generation_prompt,
-                strftime_now=now.strftime,
-                **self._variables,
+                {
+                    **conversation.variables,
+                    "messages": shown,
+                    "tools": conversation.tools,
+                    "documents": None,
+                    "add_generation_prompt": conversation.add_generation_prompt,
+                    "strftime_now": now.strftime,
+                    **self._variables,
+                }
             )
         except jinja2.TemplateError as e:
             if type(e) is not jinja2.TemplateError:

@@ -12,11 +12,13 @@ from router.text.chat import ChatEncoder
 from router.text.checkpoint import read_backend, read_facts
 from router.text.detokenizer import ByteDetokenizer, ContextDetokenizer, Detokenizer, TokenTexts
 from router.text.encoding import check_bound, ids_of
+from router.text.infilling import find_infilling
 from router.text.rendering import DirectRenderer, Renderer
 from router.text.template_choice import Template, renderer_of
 from router.text.template_pool import TemplatePool
 from router.text.templates import ChatTemplate, check_template
 from router.text.token_bytes import TokenBytes
+from workers.api.errors import InvalidRequest
 
 
 class Tokenizer:
@@ -24,8 +26,8 @@ class Tokenizer:
 
     `vocab_size` counts ids (config.json's where it says one), `context_length` is in tokens (None = not said),
     `eos_ids` end an answer, and so do `stop_words`, words of a chat template that are no tokens; `special_ids` are not
-    shown, `chat` encodes conversations (None = not a chat model), and `token_bytes` gives what one token stands for by
-    itself (for logprobs).
+    shown, `chat` encodes conversations (None = not a chat model), `infilling` is the form of prompts with a suffix (None
+    = the model knows none), and `token_bytes` gives what one token stands for by itself (for logprobs).
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Tokenizer:
         self._texts = TokenTexts(self.token_bytes, self.special_ids)
         self._texts_with_specials = TokenTexts(self.token_bytes, ())
         self._bound = TokenBound(backend, self.token_bytes)
+        self.infilling = find_infilling(backend.token_to_id)
         self.chat = ChatEncoder(backend, renderer, self._bound) if renderer else None
 
     @classmethod
@@ -87,13 +90,50 @@ class Tokenizer:
             vocab_size=facts.vocab_size,
         )
 
-    def encode(self, text: str, *, limit: int | None = None) -> list[int]:
+    def encode(self, text: str, *, limit: int | None = None, add_special_tokens: bool = True) -> list[int]:
         """Ids of a plain prompt: begin-of-sequence as the tokenizer adds it, special strings recognised.
 
         Raises ContextLengthExceeded when they are more than `limit`, if possible before tokenizing.
         """
         check_bound(self._bound, text, limit=limit, noun="prompt")
-        return ids_of(self._backend, text, add_special_tokens=True, limit=limit, noun="prompt")
+        return ids_of(self._backend, text, add_special_tokens=add_special_tokens, limit=limit, noun="prompt")
+
+    def encode_infilling(self, prefix: str, suffix: str, *, limit: int | None = None) -> tuple[int, ...]:
+        """Ids of a prompt for what stands between the two; special strings in them are recognised, as in `encode`.
+
+        Raises InvalidRequest where the model knows no such prompts, ContextLengthExceeded as `encode`.
+        """
+        if self.infilling is None:
+            raise InvalidRequest(
+                "Invalid 'suffix': this model has no tokens for filling in, so that it would not see the suffix.",
+                param="suffix",
+                code="invalid_value",
+            )
+        for text in (prefix, suffix):
+            check_bound(self._bound, text, limit=limit, noun="prompt")
+        parts = [
+            ids_of(self._backend, text, add_special_tokens=False, limit=limit, noun="prompt")
+            for text in (prefix, suffix)
+        ]
+        lead = ids_of(self._backend, "", add_special_tokens=True, limit=None, noun="prompt")
+        return self.infilling.prompt(lead, *parts)
+
+    def spellings(self, word: str) -> tuple[tuple[int, ...], ...]:
+        """The ways in which `word` is tokenized: at a text's beginning, after a space, and after a line's end."""
+        found: dict[tuple[int, ...], None] = {}
+        for before in ("", " ", "\n"):
+            both = self._plain_ids(before + word)
+            first = self._plain_ids(before)
+            if both[: len(first)] == first:
+                found[both[len(first) :]] = None
+            elif before == " ":  # the space is a part of the word's first token
+                found[both] = None
+        return tuple(ids for ids in found if ids)
+
+    def _plain_ids(self, text: str) -> tuple[int, ...]:
+        if not text:
+            return ()
+        return tuple(ids_of(self._backend, text, add_special_tokens=False, limit=None, noun="bad_words"))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`; ids outside the vocabulary give none."""

@@ -46,6 +46,7 @@ class SamplingParams:
     min_tokens: int = 0  # stop ids are masked before this many tokens were emitted
     logprobs: int | None = None  # None = none; k = the drawn token's and the k most likely ones'
     prompt_logprobs: int | None = None  # the same of the prompt's tokens; nothing of it is then taken from the cache
+    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of ids that are never emitted; the prompt does not count
 
 
 @dataclass(frozen=True, slots=True)

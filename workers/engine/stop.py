@@ -55,6 +55,9 @@ def validate(request: EngineRequest, context: int, vocab_size: int | None) -> No
     _check_ids(sampling.stop_ids, limit, "stop_token_ids")
     _check_ids(sampling.allowed_ids, limit, "allowed_token_ids")
     _check_ids([token for token, _ in sampling.logit_bias], limit, "logit_bias")
+    _check_ids([token for word in sampling.bad_words for token in word], limit, "bad_words")
+    if not all(sampling.bad_words):
+        raise InvalidRequest("a bad word has no tokens", param="bad_words")
 
 
 def _check_ids(ids: Iterable[int], limit: int, param: str) -> None:

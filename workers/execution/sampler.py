@@ -1,7 +1,7 @@
 """Drawing the next tokens on the device. A row's draw depends on that row alone, whatever else is in the batch.
 
-Stages, each for the rows that need it only: penalties, biases (logit bias, masked stop ids), allowed ids, masks; then
-temperature, top-k, top-p, min-p; then the draw. Log-probabilities are of the logits as the model gave them.
+Stages, each for the rows that need it only: penalties, biases (logit bias, masked stop ids), bad words, allowed ids,
+masks; then temperature, top-k, top-p, min-p; then the draw. Log-probabilities are of the logits as the model gave them.
 
 Shapes: E emitting rows, V vocabulary, L tokens known.
 """
@@ -14,6 +14,7 @@ import torch
 
 from kernels.sampling import apply_penalties, apply_top_k_top_p_min_p, greedy, gumbel_argmax
 from kernels.token_mask import apply_token_mask
+from workers.execution.bad_words import mask_bad_words
 from workers.execution.sampling_state import (
     GREEDY,
     Allowed,
@@ -59,7 +60,7 @@ def sample_own(model: CausalModel, own: torch.Tensor, batch: SamplingBatch, toke
 
 def sample(logits: torch.Tensor, batch: SamplingBatch, token_table: torch.Tensor) -> Sampled:
     """Draw one token a row. logits [E, V]; token_table [slots, >= L] holds each slot's tokens. Never waits."""
-    if not (batch.draws or batch.penalties or batch.biases or batch.allowed or batch.masks):
+    if batch.only_scored:
         tokens = greedy(logits)
         return Sampled(tokens, _logprobs(logits, tokens, batch.logprobs))
     work = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -69,6 +70,8 @@ def sample(logits: torch.Tensor, batch: SamplingBatch, token_table: torch.Tensor
     if batch.biases is not None:
         b = batch.biases
         work.index_put_((b.rows, b.ids), b.values, accumulate=True)
+    if batch.bad_words is not None:
+        mask_bad_words(work, batch.bad_words, token_table)
     if batch.allowed is not None:
         _allow(work, batch.allowed)
     if batch.masks is not None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from workers.api.request import SamplingParams
 from workers.engine.plan import StepPlan
+from workers.execution.bad_words import BadWords, WordList, gather
 from workers.execution.upload import Array
 
 Give = Callable[[Array], int]  # takes an array into the step's upload, returns its place there
@@ -116,9 +118,24 @@ class SamplingBatch:
     allowed: Allowed | None = None
     logprobs: WantedLogprobs | None = None
     masks: Masks | None = None
+    bad_words: BadWords | None = None
+
+    @property
+    def only_scored(self) -> bool:
+        """Whether nothing changes which token is the most likely one, and that one is drawn."""
+        stages = (self.draws, self.penalties, self.biases, self.allowed, self.bad_words, self.masks)
+        return all(stage is None for stage in stages)
 
 
 GREEDY = SamplingBatch()
+_KINDS: dict[str, type[Any]] = {
+    "draws": Draws,
+    "filters": Filters,
+    "penalties": Penalties,
+    "biases": Biases,
+    "allowed": Allowed,
+    "bad_words": BadWords,
+}
 Finish = Callable[[Sequence[torch.Tensor]], SamplingBatch]
 
 
@@ -132,6 +149,7 @@ class SamplingState:
         # greedy and nothing else: the one flag that most steps look at
         self._plain = np.ones(max_num_seqs, np.bool_)
         self._masked = np.zeros(max_num_seqs, np.bool_)  # every draw is under a mask
+        self._bad_words: dict[int, WordList] = {}
         self._scored: set[int] = set()  # slots of which log-probabilities of the prompt are still to come
 
     def add(
@@ -143,8 +161,12 @@ class SamplingState:
             self._scored.add(slot)
         elif self._scored:
             self._scored.discard(slot)
+        self._bad_words.pop(slot, None)
+        if params.bad_words:
+            self._bad_words[slot] = WordList(params.bad_words, self._vocab_size)
         self._plain[slot] = not (
             params.temperature > 0
+            or params.bad_words
             or params.logprobs is not None
             or params.logit_bias
             or params.allowed_ids
@@ -184,8 +206,8 @@ class SamplingState:
             "penalties": self._penalties(rows, slots, positions, give),
             "biases": self._biases(rows, slots, positions, give),
             "allowed": self._allowed(rows, give),
+            "bad_words": self._ending_words(rows, slots, positions, give),
         }
-        kinds = {"draws": Draws, "filters": Filters, "penalties": Penalties, "biases": Biases, "allowed": Allowed}
         wanted = [(i, p.logprobs) for i, p in rows if p.logprobs is not None]
         wanted_place = give(np.array([i for i, _ in wanted], np.int64)) if wanted else 0
         longest = int(positions.max())
@@ -195,7 +217,7 @@ class SamplingState:
             for key, place in places.items():
                 if place is not None:
                     extra = {"longest": longest} if key == "penalties" else {}
-                    stages[key] = kinds[key](*(tensors[i] for i in place), **extra)
+                    stages[key] = _KINDS[key](*(tensors[i] for i in place), **extra)
             if wanted:
                 stages["logprobs"] = WantedLogprobs(
                     tensors[wanted_place], tuple(i for i, _ in wanted), tuple(k for _, k in wanted)
@@ -256,6 +278,19 @@ class SamplingState:
             return None
         at, ids, values = zip(*entries, strict=True)
         return [give(np.array(at, np.int64)), give(np.array(ids, np.int64)), give(np.array(values, np.float32))]
+
+    def _ending_words(
+        self, rows: list[tuple[int, SamplingParams]], slots: Array, positions: Array, give: Give
+    ) -> list[int] | None:
+        if not self._bad_words:
+            return None
+        found = []
+        for i, p in rows:
+            if p.bad_words:
+                slot, at = int(slots[i]), int(positions[i])
+                found.append((i, slot, at, at - int(self._num_prompt[slot]), self._bad_words[slot]))
+        arrays = gather(found)
+        return None if arrays is None else [give(array) for array in arrays]
 
     def _allowed(self, rows: list[tuple[int, SamplingParams]], give: Give) -> list[int] | None:
         chosen = [(i, p.allowed_ids) for i, p in rows if p.allowed_ids]

@@ -276,7 +276,8 @@ async def test_every_route_but_health_asks_for_a_key(app, generator):
             assert without.status == (200 if path in OPEN_PATHS else 401), path
             seen.add(path)
     ours = {CHAT, COMPLETION, f"{CHAT}_qos", f"{COMPLETION}_qos", "/v1/models", "/v1/models/m", "/metrics"}
-    ours |= {"/v1/chat/interactive", "/v1/chat/interactive_qos"}
+    ours |= {"/v1/chat/interactive", "/v1/chat/interactive_qos", "/generate"}
+    ours |= {"/tokenize", "/detokenize", "/v1/encode", "/version"}
     assert seen >= {*OPEN_PATHS, *ours, "/requests/m", "/requests/m/explain", "/docs", "/openapi.json"}
     assert not generator.requests
     for path in ("/docs", "/openapi.json", "/v1/models"):

@@ -122,7 +122,7 @@ PRESENCE = [
     *(
         bad(name, {name: value}, "unknown_parameter", name)
         for name, value in {
-            "chat_template": "{{1}}", "chat_template_kwargs": {}, "mm_processor_kwargs": {}, "prompt_embeds": "AA",
+            "chat_template": "{{1}}", "mm_processor_kwargs": {}, "prompt_embeds": "AA",
             "logits_processors": [], "guided_json": {}, "guided_regex": "a", "priority": 1, "kv_transfer_params": {},
             "lora_path": "/etc", "media_io_kwargs": {},
         }.items()
@@ -140,7 +140,8 @@ PRESENCE = [
         "stop_token_ids", "ignore_eos", "skip_special_tokens", "allowed_token_ids", "truncate_prompt_tokens",
         "request_id", "cache_salt", "add_generation_prompt", "continue_final_message", "tools", "tool_choice",
         "parallel_tool_calls", "response_format", "modalities", "audio", "prediction", "reasoning_effort", "verbosity",
-        "web_search_options", "functions", "function_call", "bad_words",
+        "web_search_options", "functions", "function_call", "bad_words", "prompt_logprobs",
+        "chat_template_kwargs", "prompt_cache_retention",
     ))),
     good("values that ask for nothing", {
         "tools": [], "response_format": {"type": "text"}, "tool_choice": "none", "store": False, "modalities": ["text"],
@@ -151,15 +152,34 @@ PRESENCE = [
         for name, value in {
             "tools": [{"type": "function", "function": {"name": "f"}}],
             "tool_choice": "required", "audio": {"voice": "x"}, "modalities": ["text", "audio"], "store": True,
-            "bad_words": ["x"], "functions": [{"name": "f"}], "prediction": {"type": "content", "content": "x"},
+            "functions": [{"name": "f"}], "prediction": {"type": "content", "content": "x"},
             "reasoning_effort": "high",
         }.items()
     ),
-    *(
-        bad(f"not done: {name}", {name: value}, "unsupported_parameter", name, path=COMPLETION)
-        for name, value in {"best_of": 2, "suffix": "x"}.items()
-    ),
-    good("completion values that ask for nothing", {"best_of": 1, "suffix": None}, path=COMPLETION),
+    bad("not done: beams", {"use_beam_search": True}, "unsupported_parameter", "use_beam_search", path=COMPLETION),
+    bad("a suffix for a model that fills nothing in", {"suffix": "x"}, "invalid_value", "suffix", path=COMPLETION),
+    good("completion values that ask for nothing", {"best_of": 1, "suffix": None, "use_beam_search": False},
+         path=COMPLETION),
+    bad("suffix and echo", {"suffix": "x", "echo": True}, "invalid_value", "suffix", path=COMPLETION),
+    bad("suffix 2 MB", {"suffix": "x" * (2 << 20)}, "string_above_max_length", "suffix", path=COMPLETION),
+    *(bad(f"bad_words {str(v)[:20]}", {"bad_words": v}, code, param) for v, code, param in (
+        ("x", "invalid_type", "bad_words"), ({}, "invalid_type", "bad_words"),
+        ([1], "invalid_type", "bad_words[0]"), (["a", None], "invalid_type", "bad_words[1]"),
+        ([""], "invalid_value", "bad_words[0]"), (["x" * 65], "string_above_max_length", "bad_words[0]"),
+        (["x"] * 129, "array_above_max_length", "bad_words"), ([["x"]], "invalid_type", "bad_words[0]"),
+    )),
+    good("bad words of every kind", {
+        "bad_words": ["hello", " hello", "\n", "<|im_end|>", "\x00", "🏴", "{{7}}", "e\u0301"],
+    }),
+    *(bad(f"chat_template_kwargs {str(v)[:20]}", {"chat_template_kwargs": v}, code, "chat_template_kwargs")
+      for v, code in (
+        ([], "invalid_type"), ("x", "invalid_type"), ({"messages": []}, "invalid_value"), ({"": 1}, "invalid_value"),
+        ({"tools": []}, "invalid_value"), ({"a b": 1}, "invalid_value"), ({"x" * 65: 1}, "invalid_value"),
+        ({f"a{i}": 1 for i in range(65)}, "invalid_value"), ({"chat_template": "{{1}}"}, "invalid_value"),
+    )),
+    good("chat_template_kwargs that nobody reads", {
+        "chat_template_kwargs": {"enable_thinking": False, "bos_token": "x"},
+    }),
     bad("metadata list", {"metadata": []}, "invalid_type", "metadata"),
     bad("17 metadata", {"metadata": {str(i): "" for i in range(17)}}, "invalid_value", "metadata"),
     bad("metadata many", {"metadata": {str(i): i for i in range(100_000)}}, "invalid_value", "metadata"),
@@ -217,15 +237,22 @@ RANGES = [
         for v in (6, 10**6)
     ),
     good("echo and logprobs", {"echo": True, "logprobs": 1}, path=COMPLETION),
-    bad("echo and logprobs in a stream", {"echo": True, "logprobs": 1, "stream": True}, "unsupported_parameter",
-        "echo", path=COMPLETION),
+    bad("echo and logprobs of two in a stream", {"echo": True, "logprobs": 1, "stream": True, "n": 2},
+        "unsupported_parameter", "echo", path=COMPLETION),
     good("prompt_logprobs", {"prompt_logprobs": 20}, path=COMPLETION),
-    bad("prompt_logprobs in a stream", {"prompt_logprobs": 0, "stream": True}, "unsupported_parameter",
+    bad("prompt_logprobs of two in a stream", {"prompt_logprobs": 0, "stream": True, "n": 2}, "unsupported_parameter",
         "prompt_logprobs", path=COMPLETION),
     bad("prompt_logprobs 21", {"prompt_logprobs": 21}, "integer_above_max_value", "prompt_logprobs", path=COMPLETION),
-    bad("prompt_logprobs of a chat", {"prompt_logprobs": 1}, "unknown_parameter", "prompt_logprobs"),
-    bad("best_of 10^6", {"best_of": 10**6}, "unsupported_parameter", "best_of", path=COMPLETION),
-    bad("best_of true", {"best_of": True}, "unsupported_parameter", "best_of", path=COMPLETION),
+    good("prompt_logprobs of a chat", {"prompt_logprobs": 1}),
+    bad("best_of 10^6", {"best_of": 10**6}, "integer_above_max_value", "best_of", path=COMPLETION),
+    bad("best_of true", {"best_of": True}, "invalid_type", "best_of", path=COMPLETION),
+    bad("best_of 0", {"best_of": 0}, "integer_below_min_value", "best_of", path=COMPLETION),
+    bad("best_of below n", {"best_of": 2, "n": 3}, "invalid_value", "best_of", path=COMPLETION),
+    bad("best_of in a stream", {"best_of": 2, "stream": True}, "invalid_value", "best_of", path=COMPLETION),
+    bad("best_of x prompts", {"best_of": 20, "prompt": ["x"] * 7}, "array_above_max_length", "prompt", path=COMPLETION),
+    bad("best_of on chat", {"best_of": 2}, "unknown_parameter", "best_of"),
+    bad("continuous usage", {"stream": True, "stream_options": {"continuous_usage_stats": 1}}, "invalid_type",
+        "stream_options.continuous_usage_stats"),
     bad("stream_options alone", {"stream_options": {}}, None, "stream_options",
         says="only allowed when 'stream' is enabled"),
     bad("include_usage", {"stream": True, "stream_options": {"include_usage": "yes"}}, "invalid_type",
