@@ -298,4 +298,4 @@ def _called(checked: Body, identity: Identity) -> Identity:
     user_id = None
     if isinstance(checked, QosChatBody | QosCompletionBody | InteractiveQosBody):
         user_id = checked.user_id
-    return identity.called(user_id, None if isinstance(checked, InteractiveBody) else checked.user)
+    return identity.called(user_id, None if isinstance(checked, InteractiveBody | GenerateBody) else checked.user)

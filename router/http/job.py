@@ -119,6 +119,9 @@ class JobMaker:
     async def completion(self, body: CompletionBody, model: ServedModel, identity: Identity) -> Job:
         """The job of a completion, with one generation request a prompt. Raises InvalidRequest."""
         tokenizer, n = model.tokenizer, body.n or 1
+        filling = tokenizer.infilling if body.suffix else None
+        if filling is not None and filling.stop is not None:
+            body = body.model_copy(update={"stop_token_ids": (*body.stop_token_ids, filling.stop)})
         check_products(body, len(body.prompt), self._config.limits)
         await self._check_grammar(body, model)
         prompts: list[tuple[int, ...]] = []

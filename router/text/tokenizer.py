@@ -26,8 +26,8 @@ class Tokenizer:
 
     `vocab_size` counts ids (config.json's where it says one), `context_length` is in tokens (None = not said),
     `eos_ids` end an answer, and so do `stop_words`, words of a chat template that are no tokens; `special_ids` are not
-    shown, `chat` encodes conversations (None = not a chat model), `infilling` is the form of prompts with a suffix (None
-    = the model knows none), and `token_bytes` gives what one token stands for by itself (for logprobs).
+    shown, `chat` encodes conversations (None = not a chat model), `infilling` is the form of prompts with a suffix
+    (None = the model knows none), and `token_bytes` gives what one token stands for by itself (for logprobs).
     """
 
     def __init__(

@@ -151,7 +151,7 @@ async def test_template_variables_come_by_http(client, generator):
 
 async def test_a_suffix_makes_the_prompt_of_the_models_own_form(client, tokenizer):
     backend = make_backend()
-    names = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+    names = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|endoftext|>"]
     backend.add_tokens([AddedToken(n, special=True) for n in names])
     own = Tokenizer(backend, eos_ids=tokenizer.eos_ids, context_length=256)
     generator = FakeGenerator(own)
@@ -159,6 +159,7 @@ async def test_a_suffix_makes_the_prompt_of_the_models_own_form(client, tokenize
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as fills:
         answer = await post(fills, COMPLETION, model="code", prompt="hello", suffix=" the end", max_tokens=100)
     assert answer["choices"][0]["text"] == ANSWER
-    begin, between, end = map(backend.token_to_id, names)
+    begin, between, end, stop = map(backend.token_to_id, names)
     wanted = (begin, *own.encode("hello"), between, *own.encode(" the end"), end)
     assert generator.requests[0].prompt_ids == wanted
+    assert stop in generator.requests[0].samplings[0].stop_ids
