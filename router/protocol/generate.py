@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 
 from router.protocol.answers import ChoiceAnswer, ShownToken, Usage, finite
 from router.protocol.fields import BadWords, Stop, TokenIds
-from router.protocol.openai import MAX_TOKENS, CompletionBody, Harmless, Strict, is_nothing
+from router.protocol.openai import MAX_TOKENS, CompletionBody
 from router.protocol.qos_bodies import is_integer
 from router.protocol.sse import CONTENT_TYPE, DONE, dumps, error_event, event
+from router.protocol.strict import Harmless, Strict, is_nothing
 from router.protocol.validation import Refused
 
 DEFAULT_TOKENS = 128  # as documented there

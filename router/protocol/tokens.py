@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from router.protocol.fields import TemplateVariables, Texts, TokenIds
-from router.protocol.openai import MAX_MESSAGES, ChatMessage, Harmless, Strict, is_nothing
+from router.protocol.openai import MAX_MESSAGES, ChatMessage
+from router.protocol.strict import Harmless, Strict, is_nothing
 from router.protocol.validation import Refused
 
 
