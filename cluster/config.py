@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -382,7 +383,7 @@ def resolve_model(
             raise ConfigError(f"{folder} has no config.json: it is not a checkpoint in the Hugging Face layout")
         return folder.resolve()
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ConfigError(f"{path!r} is neither a folder here nor a hub id of the form owner/name")
+        raise ConfigError(f"{path!r} is neither a folder here nor a hub id of the form owner/name{_nearest(folder)}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -391,6 +392,16 @@ def resolve_model(
         return Path(snapshot_download(path, revision=revision, allow_patterns=wanted, cache_dir=download_dir))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise ConfigError(f"cannot get {path!r} from the model hub: {e}. A local folder works without it.") from e
+
+
+def _nearest(folder: Path) -> str:
+    """What else might have been meant."""
+    parent = folder.absolute().parent
+    there = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, there, 1)
+    if near:
+        return f": did you mean {parent / near[0]}?"
+    return "" if parent.is_dir() else f": there is no folder {parent}"
 
 
 def threads_per_rank(config: ClusterConfig) -> int:

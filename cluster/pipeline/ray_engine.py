@@ -24,6 +24,8 @@ from workers.api.errors import ConfigError, EchelonError, InvalidRequest
 PIECE_SECONDS = 600.0  # the longest wait for the next piece of a stream
 HALF = 2**63
 
+Pieces = queue.SimpleQueue[Response | Exception | None]
+
 
 class RayEngine:
     """The model of `config`, served on a free port of loopback until `close`. Raises EchelonError."""
@@ -71,12 +73,20 @@ class RayEngine:
     def _streamed(self, questions: Sequence[Question]) -> Generator[Response, None, None]:
         if any(q.config.logprobs is not None for q in questions):
             raise InvalidRequest("logprobs are not streamed with tp > 1: call the pipeline itself", param="logprobs")
-        streams = [_Stream(self._server, question) for question in questions]
+        pieces: Pieces = queue.SimpleQueue()
+        streams = [_Stream(self._server, question, pieces) for question in questions]
+        left = len(streams)
         try:
             for stream in streams:
                 stream.start()
-            for stream in streams:
-                yield from stream.pieces()
+            while left:
+                piece = pieces.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                if piece is None:
+                    left -= 1
+                else:
+                    yield piece
         finally:
             for stream in streams:
                 stream.close()
@@ -94,24 +104,16 @@ class RayEngine:
 
 
 class _Stream:
-    """One question over HTTP, read in a thread of its own."""
+    """One question over HTTP, read in a thread of its own. `pieces` gets its pieces, then None, or an error."""
 
-    def __init__(self, server: Server, question: Question) -> None:
-        self._server, self._question = server, question
+    def __init__(self, server: Server, question: Question, pieces: Pieces) -> None:
+        self._server, self._question, self._pieces = server, question, pieces
         self._connection = server.connection()
-        self._pieces: queue.SimpleQueue[Response | Exception | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
     def start(self) -> None:
         """Ask."""
         self._thread.start()
-
-    def pieces(self) -> Generator[Response, None, None]:
-        """As they come. Raises EchelonError."""
-        while (piece := self._pieces.get()) is not None:
-            if isinstance(piece, Exception):
-                raise piece
-            yield piece
 
     def close(self) -> None:
         """The connection is cut, which aborts what runs."""

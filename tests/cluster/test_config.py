@@ -230,3 +230,11 @@ def test_models_share_cpus_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     config = checked_config({"models": [big, {"path": "/small"}]}, "test")
     with pytest.raises(ConfigError, match=r"of small .* need 1, Ray sees 4, 4 of them for the models before it"):
         devices(4)
+
+
+def test_a_model_that_is_nearly_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "internlm2-chat").mkdir()
+    with pytest.raises(ConfigError, match=f"did you mean {tmp_path}/internlm2-chat"):
+        resolve_model(str(tmp_path / "internlm-chat"))
+    with pytest.raises(ConfigError, match="there is no folder"):
+        resolve_model(str(tmp_path / "models" / "internlm-chat"))
