@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal --durations=12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve stop test test-fast test-long test-hosts contract chaos families check format clean
+.PHONY: help setup serve stop test test-fast test-long test-browser test-hosts contract chaos families check format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -46,7 +46,11 @@ chaos: $(STAMP)  ## Ten minutes of faults under load, no GPU needed; writes chao
 	@PYTHONPATH=.:tests:benchmarks $(BIN)/python -m chaos $(ARGS)
 
 test-long: $(STAMP)  ## Run what takes minutes on a cluster (not part of make test)
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m "long and not browser"
+
+test-browser: $(STAMP)  ## Run the web pages in chromium, and make their pictures (docs/web.md; not part of make test)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[browser]'
+	$(BIN)/pytest -m browser tests/browser
 
 test-hosts: $(STAMP)  ## Run what needs several hosts: as root, with openssh-server (some minutes; not part of make test)
 	$(BIN)/pytest -m hosts tests/hosts

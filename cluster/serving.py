@@ -207,7 +207,7 @@ def serve_until_stopped(config: ClusterConfig, *, address: str | None, beside: B
             say(f"  {around.enter_context(beside(cluster.base_url, trust))}")
         elif config.http.pages:
             root = url.removesuffix("/v1")
-            say(f"  web page: {root}/chat")
+            say(f"  web pages: {root}/chat and {root}/operator")
         note.write_text(json.dumps({**said, "url": cluster.base_url}))  # `--detach` has read all of the above then
         say(f"  stop it with Ctrl-C, `make stop PORT={config.http.port}` or `echelon stop --port {config.http.port}`")
         replicas = sum(one.model.replicas for one in config.each)

@@ -37,7 +37,7 @@ def show_before_server(url: str, *, name: str, port: int, no_auth: bool, say: Ca
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with _listener(name, port) as listener, _shown(base, listener) as where:
-        say(f"The web pages of {base} are at {where}/chat; Ctrl-C ends them")
+        say(f"The web pages of {base} are at {where}/chat and {where}/operator; Ctrl-C ends them")
         stop.wait()
 
 
@@ -52,7 +52,7 @@ def show_with_cluster(
         @contextlib.contextmanager
         def beside(url: str, trust: ssl.SSLContext | None) -> Iterator[str]:
             with _shown(_base(url), listener, trust) as where:
-                yield f"web pages: {where}/chat"
+                yield f"web pages: {where}/chat and {where}/operator"
 
         run_until_stopped(model, flags, address=address, beside=beside)
 

@@ -19,7 +19,7 @@ from router.dispatch.table import Lease
 from router.qos.fair_queue import FairQueue
 
 MOST_USERS = 50
-MOST_SERVED = 40
+MOST_SERVED = 24
 MOST_WAITING = 12  # of each model
 MOST_ENDED = 24
 _NO_TIER = 1 << 30
@@ -31,12 +31,20 @@ class Activity:
     def __init__(self, fleets: Iterable[Fleet], leases: Leases, rooms: Rooms, stories: Stories, now: float) -> None:
         self._fleets, self._leases, self._rooms = list(fleets), leases, rooms
         self._stories, self._now = stories, now
+        # Leased, but they wait in an engine for their account's turn.
+        self._heads = {i for fleet in self._fleets for r in fleet.replicas for i, _ in r.heads.values()}
 
     def of_all(self) -> dict[str, Any]:
         """For an operator. `waiting` are those that come next: where there are quotas, the first of each account."""
         served = sorted(self._leases.by_id.values(), key=lambda lease: lease.granted, reverse=True)
         users = self._users()
+        tiers: dict[tuple[str, str], list[int]] = {}
+        for user in users:
+            counts = tiers.setdefault((user["model"], user["tier"]), [0, 0])
+            counts[0] += user["waiting"]
+            counts[1] += user["running"]
         return {
+            "tiers": [{"model": m, "tier": t, "waiting": w, "running": r} for (m, t), (w, r) in tiers.items()],
             "users": users[:MOST_USERS],
             "more_users": max(len(users) - MOST_USERS, 0),
             "served": [self._served(lease) for lease in served[:MOST_SERVED]],
@@ -47,14 +55,19 @@ class Activity:
 
     def of_owner(self, owner: str, tier: str) -> dict[str, Any]:
         """How `owner`, whose API key says `tier`, stands at each model."""
-        running = Counter(lease.request.model for lease in self._leases.by_id.values() if lease.request.owner == owner)
+        running: Counter[str] = Counter()
+        heads: Counter[str] = Counter()
+        for lease_id, lease in self._leases.by_id.items():
+            if lease.request.owner == owner:
+                (heads if lease_id in self._heads else running)[lease.request.model] += 1
         found = {}
         for fleet in self._fleets:
             account = self._rooms.account(fleet.model, owner, tier)
             found[fleet.model] = {
                 "tier": tier if account is None else account.tier.name,
                 "account": "" if account is None else account.id,
-                "waiting": sum(count for (_, user), count in _queued(fleet).items() if user == owner),
+                "waiting": heads[fleet.model]
+                + sum(count for (_, user), count in _queued(fleet).items() if user == owner),
                 "running": running[fleet.model],
             }
         return {"models": found}
@@ -67,10 +80,10 @@ class Activity:
         for fleet in self._fleets:
             for (tier, user), count in _queued(fleet).items():
                 counts.setdefault((fleet.model, user, tier), [0, 0])[0] += count
-        for lease in self._leases.by_id.values():
+        for lease_id, lease in self._leases.by_id.items():
             request = lease.request
-            tier = self._rooms.home(request)[0]
-            counts.setdefault((request.model, request.owner, tier), [0, 0])[1] += 1
+            key = (request.model, request.owner, self._rooms.home(request)[0])
+            counts.setdefault(key, [0, 0])[lease_id not in self._heads] += 1
         rows = []
         for (model, user, tier), (waiting, running) in counts.items():
             account = self._rooms.account(model, user, tier)
@@ -96,7 +109,7 @@ class Activity:
             "next_best": None if second is None else second.replica,
             "next_best_seconds": None if second is None else round(second.expected_seconds, 3),
             "kept_out": {c.replica: c.state for c in candidates if c.state not in ("chosen", "possible")},
-            "first_of_account": lease.is_head,
+            "waits_in_engine": lease.request.lease_id in self._heads,
         }
 
     def _waiting(self, waiting: Waiting) -> dict[str, Any]:

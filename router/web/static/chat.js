@@ -256,7 +256,7 @@ async function start() {
   if (names.includes(before)) models.value = before;
   const who = await callJson("/me").catch(() => null); // another's server may not tell
   standing = who?.models ?? {};
-
+  byId("operator-link").hidden = !who?.admin;
   byId("key-button").textContent = key.get() && who ? `Key: ${who.owner}` : "API key";
   showTier();
   return true;

@@ -13,12 +13,12 @@ import uvicorn
 
 
 @contextlib.contextmanager
-def serving(app: Any, send_buffer: int | None = None) -> Iterator[tuple[str, int]]:
+def serving(app: Any, send_buffer: int | None = None, port: int = 0) -> Iterator[tuple[str, int]]:
     """The address at which `app` is served, on the kind of event loop that Ray Serve has.
 
     `send_buffer` (bytes) makes the kernel's buffers small.
     """
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     if send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     # Idle connections stay: a test that is held up between two requests finds its own.
