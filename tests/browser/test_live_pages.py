@@ -5,6 +5,7 @@ Mutants seen to fail: no tier on the chat page; an operator's page for everybody
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -15,14 +16,14 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.environment import free_port
-from router.keys.ring import make_key
+from router.keys.ring import digest_of, make_key
 
 from .conftest import PHONE
 
@@ -41,7 +42,7 @@ TIERS = {
         "Bronze": [{"id": "default", "quota_pct": 100}],
     },
 }
-LOAD = (("anna", 3), ("carl", 2), ("dora", 4), ("emil", 3), ("guest", 4))  # requests at a time
+LOAD = (("anna", 3), ("carl", 2), ("dora", 6), ("emil", 4), ("guest", 8))  # requests at a time
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Live:
 
     url: str
     keys: dict[str, str]
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1001))
 
     def get(self, path: str, owner: str) -> Any:
         asked = urllib.request.Request(self.url + path, headers={"authorization": f"Bearer {self.keys[owner]}"})
@@ -59,6 +61,7 @@ class Live:
     def ask(self, owner: str, model: str, text: str, **more: Any) -> Any:
         body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
         headers = {"authorization": f"Bearer {self.keys[owner]}", "content-type": "application/json"}
+        headers["x-request-id"] = f"{owner}-{next(self.numbers)}"
         asked = urllib.request.Request(f"{self.url}/v1/chat/completions", json.dumps(body).encode(), headers)
         with urllib.request.urlopen(asked, timeout=300) as answer:
             return json.load(answer)
@@ -66,8 +69,6 @@ class Live:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    from router.keys.ring import digest_of
-
     folder, port = tmp_path_factory.mktemp("cluster"), free_port()
     keys = {owner: make_key() for owner in OWNERS}
     entries = [
@@ -191,7 +192,7 @@ def test_the_demo_model_chats_and_its_user_sees_the_tier(live: Live, tab: Any) -
 
 
 def test_an_operator_sees_the_load_and_a_killed_replica(live: Live, load: None, tab: Any) -> None:
-    one, phone = tab((1280, 1000)), tab(PHONE, "dark")
+    one, phone = tab((1280, 1160)), tab(PHONE, "dark")
     for each in (one, phone):
         each.page.goto(f"{live.url}/operator")
         each.page.wait_for_selector("#key-dialog[open]")
@@ -215,6 +216,8 @@ def test_an_operator_sees_the_load_and_a_killed_replica(live: Live, load: None, 
     page.wait_for_selector("#story h3")
     assert "Why it runs where it runs" in page.inner_text("#story")
     page.keyboard.press("Escape")
+    page.mouse.move(0, 0)
+    page.evaluate("() => scrollTo(0, 0)")
     phone.expect_no_wider_than_the_window()
     one.expect_no_wider_than_the_window()
     page.wait_for_timeout(60_000)  # for the picture: a minute of lines

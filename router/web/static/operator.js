@@ -194,7 +194,8 @@ function showQueues({ tiers, activity }) {
   const counts = new Map((activity.tiers ?? []).map((t) => [`${t.model} ${t.tier}`, t]));
   const count = ({ model, tier }) => counts.get(`${model} ${tier}`) ?? { waiting: 0, running: 0 };
   const tierColumns = [
-    { name: "Tier", kind: "name", of: (t) => [t.tier, under(t.model)] },
+    { name: "Tier", kind: "name", of: (t) => t.tier },
+    { name: "Model", of: (t) => t.model },
     { name: "Waiting", kind: "figure", of: (t) => whole(count(t).waiting) },
     { name: "Running", kind: "figure", of: (t) => whole(count(t).running) },
     { name: "Oldest", kind: "figure", of: (t) => (t.waiting ? shortTime(t.oldest_seconds) : "–") },
@@ -203,7 +204,8 @@ function showQueues({ tiers, activity }) {
   ];
   fillTable(byId("tiers"), tierColumns, tiers, { nothing: "There are no tiers: first come, first served." });
   const userColumns = [
-    { name: "User", kind: "name", of: (u) => [u.user, under(u.model)] },
+    { name: "User", kind: "name", of: (u) => u.user },
+    { name: "Model", of: (u) => u.model },
     { name: "Tier", of: (u) => u.tier || "–" },
     { name: "Quota", kind: "figure", of: (u) => (u.quota === null ? "–" : u.quota ? whole(u.quota) : "what is left") },
     { name: "Waiting", kind: "figure", of: (u) => whole(u.waiting) },
@@ -216,7 +218,7 @@ function showRequests({ served = [], waiting = [], ended = [], more_served: more
   const id = {
     name: "Request",
     kind: "name",
-    of: (r) => (r.id ? make("button", { type: "button", "data-id": r.id, onclick: () => showStory(r.id) }, r.id) : "–"),
+    of: (r) => (r.id ? opener(r.id) : "–"),
   };
   const who = { name: "Of", of: (r) => [[r.owner, r.user].filter(Boolean).join(" / "), under(r.tier && `tier ${r.tier}`)] };
   const servedColumns = [
@@ -246,6 +248,12 @@ function showRequests({ served = [], waiting = [], ended = [], more_served: more
     { name: "In all", kind: "figure", of: (r) => [shortTime(r.seconds), under(`${whole(r.output_tokens)} tokens`)] },
   ];
   fillTable(byId("ended"), endedColumns, ended.slice(0, 10), { nothing: "Nothing yet." });
+}
+
+/** A button that opens a request's story. */
+function opener(id) {
+  const brief = id.length > 16 ? `${id.slice(0, 12)}…` : id;
+  return make("button", { type: "button", "data-id": id, title: id, onclick: () => showStory(id) }, brief);
 }
 
 /** The reason for which a request runs where it runs, in a sentence. */
