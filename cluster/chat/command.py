@@ -27,10 +27,11 @@ def chat_in_process(model: str, *, system: str | None, temperature: float | None
     """
     from cluster.chat.local import LocalAnswers
 
-    _talk(LocalAnswers(model, temperature, **options), system)
+    code = options.get("capability") not in (None, "chat")
+    _talk(LocalAnswers(model, temperature, **options), system, code=code)
 
 
-def _talk(answers: Answers, system: str | None) -> None:
+def _talk(answers: Answers, system: str | None, *, code: bool = False) -> None:
     with contextlib.suppress(ImportError):  # a Python without it has no line editing
         import readline  # noqa: F401 - `input` uses it once it is there
-    run_chat(answers, system=system, read=input, console=Console(highlight=False))
+    run_chat(answers, system=system, read=input, console=Console(highlight=False), code=code)

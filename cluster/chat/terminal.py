@@ -13,6 +13,7 @@ from rich.markup import escape
 from workers.api.errors import EchelonError
 
 PROMPT = "> "
+CODE_END = "!!"
 COMMANDS = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
 
 Message = dict[str, str]  # role and content
@@ -50,13 +51,28 @@ class Conversation:
             self.messages.pop()
 
 
-def run_chat(answers: Answers, *, system: str | None, read: Callable[[str], str], console: Console) -> None:
-    """Talk until /exit or the end of input. `read` shows a prompt and returns a line, as `input` does."""
+def read_code(read: Callable[[str], str]) -> str:
+    """Lines up to one that is "!!", or a command. Raises what `read` raises."""
+    lines = [read(PROMPT)]
+    while lines[-1] != CODE_END and not (len(lines) == 1 and lines[0].startswith("/")):
+        lines.append(read(""))
+    return "\n".join(lines[:-1] if lines[-1] == CODE_END else lines)
+
+
+def run_chat(
+    answers: Answers, *, system: str | None, read: Callable[[str], str], console: Console, code: bool = False
+) -> None:
+    """Talk until /exit or the end of input. `read` shows a prompt and returns a line, as `input` does.
+
+    `code`: what is typed may have several lines, is taken as it stands, and each time stands alone.
+    """
     conversation = Conversation(system)
     console.print(f"{escape(answers.name)}. {COMMANDS}.", style="dim", soft_wrap=True)
+    if code:
+        console.print(f"{CODE_END} in a line of its own ends what is asked", style="dim")
     while True:
         try:
-            text = read(PROMPT).strip()
+            text = read_code(read) if code else read(PROMPT).strip()
         except EOFError:
             console.print()
             return
@@ -71,6 +87,8 @@ def run_chat(answers: Answers, *, system: str | None, read: Callable[[str], str]
         elif text.startswith("/"):
             console.print(f"{escape(text.split()[0])} is no command. {COMMANDS}.", style="dim")
         elif text:
+            if code:
+                conversation.reset()
             conversation.ask(text)
             conversation.answer(_show_answer(answers, conversation.messages, console))
 

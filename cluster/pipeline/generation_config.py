@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from router.protocol.openai import ChatBody
 from workers.api.errors import InvalidRequest
 from workers.api.request import SamplingParams
 
@@ -57,8 +56,6 @@ class GenerationConfig:
         if self.random_seed is not None:
             body["seed"] = self.random_seed
         if self.bad_words:
-            if "bad_words" not in ChatBody.model_fields:
-                raise InvalidRequest("bad_words are not done yet", param="bad_words")
             body["bad_words"] = list(self.bad_words)
         return body
 

@@ -110,6 +110,18 @@ def test_a_refused_question_is_taken_back(server: FakeServer) -> None:
     assert "echo 1: one" in screen
 
 
+def test_code_has_lines_and_stands_alone(server: FakeServer) -> None:
+    screen = io.StringIO()
+    lines = script("def f():", '    """ <FILL>', "", "    return 1", "!!", "x = ", "!!", "/exit", "never")
+    answers = RemoteAnswers(Server.parse(server.url), None, None)
+    run_chat(answers, system=None, read=lines, console=Console(file=screen, width=200), code=True)
+    asked = [body["messages"] for body in server.bodies]
+    assert asked == [
+        [{"role": "user", "content": 'def f():\n    """ <FILL>\n\n    return 1'}],
+        [{"role": "user", "content": "x = "}],
+    ]
+
+
 def test_a_server_that_goes_does_not_end_the_chat() -> None:
     with FakeServer() as server:
         pass_away = server.http.server_close

@@ -96,6 +96,7 @@ def test_sampling_parameters(pipe: Pipeline) -> None:
     assert pipe(SUM, GenerationConfig(stop_words=["="])).text == "3 + 4 "
     six = [f"never {i}" for i in range(6)]  # more than HTTP takes
     assert pipe(SUM, GenerationConfig(stop_words=[*six, " 7"])).text == "3 + 4 ="
+    assert "7" not in pipe(SUM, GenerationConfig(bad_words=["7", " 7"])).text
     assert pipe(SUM, GenerationConfig(max_new_tokens=2)).finish_reason == "length"
     goes_on = pipe(SUM, GenerationConfig(ignore_eos=True, max_new_tokens=20))
     assert (goes_on.generate_token_len, goes_on.finish_reason) == (20, "length")

@@ -37,7 +37,7 @@ def bench_latency(site: Site) -> None:
         site, "latency.py", "demo", "--concurrency", "1", "--prompt-tokens", "16", "--completion-tokens", "8",
         "--rounds", "1", "--repeat", "1",
     )  # fmt: skip
-    assert "1" in said
+    assert "tok" in said, said
 
 
 def bench_throughput(site: Site) -> None:
@@ -57,12 +57,13 @@ def cap_chat(site: Site) -> None:
 
 
 def cap_completion(site: Site) -> None:
-    asked = "<|begin|><|user|>What is 3 + 4?<|end|><|assistant|>"  # as plain text here: users write no special tokens
-    assert "in this process" in site.run("chat", "demo", "--cap", "completion", said=f"{asked}\n/exit\n")
+    said = site.run("chat", "demo", "--cap", "completion", "--temperature", "0", said="Once\n!!\n/exit\n")
+    assert "upon a time" in said  # what follows, and no answer to a question
 
 
 def cap_python(site: Site) -> None:
-    assert "in this process" in site.run("chat", "demo", "--cap", "python", said="def f():\n/exit\n")
+    said = site.run("chat", "demo", "--cap", "python", "--temperature", "0", said="Once\n!!\n/exit\n")
+    assert "upon a time" in said
 
 
 def cap_infilling(site: Site) -> None:

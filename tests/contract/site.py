@@ -105,7 +105,7 @@ class Site:
         """What a command prints, which must succeed."""
         done = subprocess.run(
             [sys.executable, "-c", MAIN, *arguments], input=said, capture_output=True, text=True, timeout=seconds,
-            check=False,
+            check=False, env=os.environ | {"COLUMNS": "200"},
         )  # fmt: skip
         assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
         return done.stdout
