@@ -65,6 +65,9 @@ class EngineSection(Section):
     step_ahead: bool = True
     cuda_graphs: bool = True
     batch_invariant: bool = False
+    eviction_type: Literal["recompute", "copy"] = "recompute"
+    num_cpu_blocks: Positive | None = None
+    swap_space: Positive = 4 << 30
 
 
 class ModelSection(Section):

@@ -167,6 +167,7 @@ class RankActor:
             node=node,
             pid=os.getpid(),
             max_num_batched_tokens=self._config.engine.max_num_batched_tokens,
+            num_host_blocks=rank.num_host_blocks,
         )
         qos = self._qos
         if qos is None:

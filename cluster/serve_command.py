@@ -82,6 +82,10 @@ def serve_model(
         bool | None,
         typer.Option("--batch-invariant", help="GPU: a text does not depend on what runs beside it, nor on a replay."),
     ] = None,
+    eviction_type: Annotated[
+        str | None,
+        typer.Option(help="What becomes of KV blocks that others need: recompute, or copy (to host memory and back)."),
+    ] = None,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C or `echelon stop`."""
     from cluster.serving import cluster_config, note_path, run_until_stopped
@@ -90,7 +94,8 @@ def serve_model(
     given |= {"no_auth": no_auth, "nodes": nodes, "implementation": implementation}
     given |= {"trust_remote_code": trust_remote_code, "max_model_len": session_len}
     given |= {"rope_scaling_factor": rope_scaling_factor}
-    given |= {"batch_invariant": batch_invariant, "chat_template": chat_template, "capability": cap}
+    given |= {"batch_invariant": batch_invariant, "eviction_type": eviction_type}
+    given |= {"chat_template": chat_template, "capability": cap}
     if model_file:
         given["model_files"] = tuple(str(file.absolute()) for file in model_file)
     files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key, "qos": qos_config_path}

@@ -35,7 +35,7 @@ HTTP_FILES = ("api_keys", "tls_cert", "tls_key")
 HTTP_FLAGS = ("host", "port", "no_auth", *HTTP_FILES)
 DISPATCH_FLAGS = ("qos",)
 PLACEMENT_FLAGS = ("nodes",)
-ENGINE_FLAGS = ("batch_invariant",)
+ENGINE_FLAGS = ("batch_invariant", "eviction_type")
 MODEL_FLAGS = (
     "replicas", "tensor_parallel", "name", "implementation", "model_files", "trust_remote_code", "max_model_len",
     "rope_scaling_factor", "chat_template", "capability",

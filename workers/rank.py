@@ -30,6 +30,7 @@ from workers.execution.cache import allocate, block_bytes, count_blocks
 from workers.execution.inputs import BatchState
 from workers.execution.memory import free_bytes, peak_bytes, readable
 from workers.execution.runner import Runner
+from workers.execution.swap import HostCache
 from workers.layers.attention import Attention
 from workers.layers.build import Build
 from workers.layers.embedding import ParallelLMHead
@@ -122,7 +123,9 @@ class Rank:
             self.num_blocks = self._count_blocks()
             self.max_model_len = min(self.max_model_len, self.num_blocks * config.engine.block_size)
             caches = allocate(self.specs, self.num_blocks, config.engine.block_size, self.device)
-            self.runner = self._make_runner(caches, threaded=threaded, halves=self.groups.tp.size == 1)
+            self.num_host_blocks = self._count_host_blocks()
+            swap = HostCache(caches, self.num_host_blocks) if self.num_host_blocks else None
+            self.runner = self._make_runner(caches, threaded=threaded, halves=self.groups.tp.size == 1, swap=swap)
         with self._phase("warmup"):
             self._warm_up()
         if self.device.type == "cuda":
@@ -149,6 +152,7 @@ class Rank:
             vocab_size=self.vocab_size,
             grammars=self._grammars(),
             ordering=ordering,
+            num_host_blocks=self.num_host_blocks,
         )
 
     def _grammars(self) -> Grammars | None:
@@ -179,7 +183,14 @@ class Rank:
         """Whether steps become CUDA graphs; the same on all ranks."""
         return self.config.engine.cuda_graphs and self.model.captures and self.device.type == "cuda"
 
-    def _make_runner(self, caches: list[LayerCache], *, threaded: bool = False, halves: bool = False) -> Runner:
+    def _make_runner(
+        self,
+        caches: list[LayerCache],
+        *,
+        threaded: bool = False,
+        halves: bool = False,
+        swap: HostCache | None = None,
+    ) -> Runner:
         state = BatchState(
             max_num_seqs=self.config.engine.max_num_seqs,
             max_model_len=self.max_model_len,
@@ -189,7 +200,14 @@ class Rank:
             batch_invariant=self.config.engine.batch_invariant,
         )
         return Runner(
-            self.model, caches, state, rank=self.rank, threaded=threaded, collect=self.rank == 0, halves=halves
+            self.model,
+            caches,
+            state,
+            rank=self.rank,
+            threaded=threaded,
+            collect=self.rank == 0,
+            halves=halves,
+            swap=swap,
         )
 
     def _count_blocks(self) -> int:
@@ -203,6 +221,17 @@ class Rank:
         log.info("rank %d: a full step takes %s, the cache gets %s", self.rank, readable(activations),
                  readable(available))  # fmt: skip
         return self._same_everywhere(count_blocks(self.specs, engine, self.max_model_len, available))
+
+    def _count_host_blocks(self) -> int:
+        engine = self.config.engine
+        if engine.eviction_type != "copy":
+            return 0
+        if engine.num_cpu_blocks is not None:
+            return self._same_everywhere(engine.num_cpu_blocks)
+        size = block_bytes(self.specs, engine.block_size)
+        if engine.swap_space < size:
+            raise ConfigError(f"swap_space of {engine.swap_space} bytes holds no block of {size}")
+        return self._same_everywhere(engine.swap_space // size)
 
     def _same_everywhere(self, blocks: int) -> int:
         """The least count of all ranks: one plan must fit every one."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cluster.config import EngineSection
 from cluster.pipeline.notices import without_effect
+from workers.api.config import EVICTION_TYPES
 from workers.api.errors import ConfigError
 
 Sections = tuple[dict[str, Any], dict[str, Any]]  # of a cluster file: model, engine
@@ -135,14 +135,12 @@ def _engine(config: BackendConfig, block_size: int, tokens: int) -> dict[str, An
 
 
 def _eviction(kind: str, blocks: int) -> dict[str, Any]:
-    if kind not in ("recompute", "copy"):
+    if kind not in EVICTION_TYPES:
         raise ConfigError(f"eviction_type must be 'recompute' or 'copy', got {kind!r}")
-    if "eviction" in EngineSection.model_fields:
-        return {"eviction": kind}
-    if kind == "copy":
-        raise ConfigError("eviction_type='copy': the swap to host memory is not done yet")
+    if kind == "copy":  # blocks are known by their prefixes, so prefixes are cached
+        return {"eviction_type": kind, "prefix_caching": True, **({"num_cpu_blocks": blocks} if blocks else {})}
     if blocks:
-        without_effect("num_cpu_blocks", "evicted sequences are recomputed, nothing of them is kept in host memory")
+        without_effect("num_cpu_blocks", "evicted sequences are recomputed unless eviction_type='copy'")
     return {}
 
 

@@ -88,7 +88,7 @@ class Replica:
         self.lag = 0.0  # seconds by which first tokens come later than the rest of the model says
         self.firsts = 0  # leases that it was learned from
         self.late = 1.0  # how many times longer than the model says the last step took, if it was far from it
-        self.prefixes = PrefixIndex(info.num_blocks)
+        self.prefixes = PrefixIndex(info.num_blocks + info.num_host_blocks)
         self.suspect_since: float | None = None  # as the watch saw it
         self.canary = Canary()
         self.slots = self.blocks = 0

@@ -75,6 +75,7 @@ class Harness:
     fault: Fault = lambda seed, position: False
     fail_submit_at: int | None = None
     fail_result_at: int | None = None
+    num_host_blocks: int = 0
 
     def __post_init__(self) -> None:
         self.executor = FakeExecutor(
@@ -87,6 +88,7 @@ class Harness:
             fault=self.fault,
             fail_submit_at=self.fail_submit_at,
             fail_result_at=self.fail_result_at,
+            num_host_blocks=self.num_host_blocks,
         )
         config = EngineConfig(
             block_size=self.block_size,
@@ -104,6 +106,7 @@ class Harness:
             ordering=self.ordering,
             clock=Clock(),
             watermark=self.watermark,
+            num_host_blocks=self.num_host_blocks,
         )
         self.receiver = Receiver()
 

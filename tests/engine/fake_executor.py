@@ -72,12 +72,14 @@ class FakeExecutor:
     fault: Fault = lambda seed, position: False
     fail_submit_at: int | None = None
     fail_result_at: int | None = None
+    num_host_blocks: int = 0
     slots: dict[int, Slot] = field(default_factory=dict)
     plans: list[StepPlan] = field(default_factory=list)
     awaited: int = 0
 
     def __post_init__(self) -> None:
         self.store: list[list[tuple[int, int] | None]] = [[None] * self.block_size for _ in range(self.num_blocks)]
+        self.host: list[list[tuple[int, int] | None]] = [[] for _ in range(self.num_host_blocks)]
 
     def submit(self, plan: StepPlan) -> FakeHandle:
         if plan.step == self.fail_submit_at:
@@ -85,6 +87,7 @@ class FakeExecutor:
         assert plan.step == len(self.plans), f"step {plan.step} after {len(self.plans) - 1}"
         assert len(self.plans) - self.awaited < self.depth, "too many steps in flight"
         self.plans.append(plan)
+        self._copy(plan)
         self._change(plan)
         self._check_shape(plan)
         for run in plan.scheduled:  # as in a layer: all keys and values of a step are stored before any is read
@@ -92,6 +95,15 @@ class FakeExecutor:
         self._check_shared()
         results = [self._draw(run.slot) for run in plan.scheduled if run.emit]
         return FakeHandle(self, StepResult(plan.step, tuple(results), 0.001))
+
+    def _copy(self, plan: StepPlan) -> None:
+        assert len({host for _, host in plan.copies_out}) == len(plan.copies_out), "a host block is written twice"
+        for block, host in plan.copies_out:
+            assert None not in self.store[block], f"block {block} is copied out, but not full: {self.store[block]}"
+            self.host[host] = list(self.store[block])
+        for host, block in plan.copies_in:
+            assert self.host[host], f"host block {host} is copied in, but was never written"
+            self.store[block] = list(self.host[host])
 
     def _change(self, plan: StepPlan) -> None:
         assert len(set(plan.removed)) == len(plan.removed)

@@ -27,7 +27,14 @@ def test_seeded_runs(batch: int) -> None:
 
 def test_the_seeded_runs_reach_what_they_are_for() -> None:
     counts = run_seeds(range(80))
-    kinds = ("preemption", "preempted more than once", "prefix hit", "step-ahead discard", "request fault")
+    kinds = (
+        "preemption",
+        "preempted more than once",
+        "prefix hit",
+        "copied back",
+        "step-ahead discard",
+        "request fault",
+    )
     kinds += ("engine fault", "resumed", *(f"finish {reason}" for reason in FinishReason))
     assert {kind: counts[kind] for kind in kinds if counts[kind] < 2} == {}
 

@@ -94,6 +94,7 @@ class Traffic:
             fault=lambda seed, position: seed in self.faulty and position >= self.faulty[seed],
             fail_submit_at=rng.choice([None] * 30 + [rng.randrange(40)]),
             fail_result_at=rng.choice([None] * 30 + [rng.randrange(40)]),
+            num_host_blocks=rng.choice([0, 0, 1, 3, 8, 30]),
         )
         self.shared = [[rng.randrange(VOCAB) for _ in range(24)] for _ in range(2)]
         self.asked: dict[str, EngineRequest] = {}
@@ -198,6 +199,7 @@ def reached(traffic: Traffic) -> set[str]:
         "preemption": stats.preemptions > 0,
         "preempted more than once": traffic.most_preempted > 1,
         "prefix hit": stats.prefix_hits > 0,
+        "copied back": traffic.harness.engine.roster.host.copied_in > 0,
         "step-ahead discard": stats.overhead > 0,
         "request fault": any(d.finish is FinishReason.ERROR and "not finite" in (d.error or "") for d in last),
         "engine fault": traffic.failed,

@@ -79,6 +79,7 @@ class Way:
             vocab_size=rank.vocab_size,
             watermark=self.watermark,
             ordering=two_tiers() if self.tiers else None,
+            num_host_blocks=rank.num_host_blocks,
         )
         if self.preempt_every is not None:
             preempt_often(engine, self.preempt_every)
@@ -113,6 +114,9 @@ WAYS = {
     "preempted all the time": Way(
         {"max_num_batched_tokens": 128, "prefix_caching": False}, watermark=0, threaded=True, a_step=1, preempt_every=2
     ),
+    "preempted all the time, copied": Way(
+        {"block_size": 4, "eviction_type": "copy", "num_cpu_blocks": 400}, **TINY, threaded=True, preempt_every=2
+    ),
 }
 FAST = (
     "mixed",
@@ -121,6 +125,7 @@ FAST = (
     "tiny pool, each step awaited",
     "tiers",
     "preempted all the time",
+    "preempted all the time, copied",
 )
 SLOW = [name for name in WAYS if name != "tiny pool, each step awaited"]
 
@@ -153,6 +158,8 @@ def check_way(name: str, count: int) -> None:
     if engine.config.prefix_caching:
         assert load.prefix_hits > 0
         assert sum(one.cached_tokens for one in got.values()) > 0
+    host = engine.roster.host
+    assert (min(host.copied_out, host.copied_in) > count) is (engine.config.eviction_type == "copy")
     ran_again = way.num_blocks is not None or way.preempt_every is not None or way.tiers
     assert (engine.stats.overhead > 0) is (engine.config.step_ahead or ran_again)
 

@@ -8,6 +8,7 @@ from workers.api.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
 IMPLEMENTATIONS = ("auto", "native", "transformers")
+EVICTION_TYPES = ("recompute", "copy")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -65,6 +66,9 @@ class EngineConfig:
     step_ahead: bool = True  # plan step N+1 while N runs
     cuda_graphs: bool = True  # on a GPU: capture steps at the start, replay them
     batch_invariant: bool = False  # on a GPU: a token's logits do not depend, not in a bit, on what runs beside it
+    eviction_type: str = "recompute"  # copy: cached blocks that others need are swapped to host memory, and back
+    num_cpu_blocks: int | None = None  # of it, on each rank; None = from swap_space
+    swap_space: int = 4 << 30  # bytes of host memory on each rank, page-locked on a GPU
 
     def __post_init__(self) -> None:
         if self.block_size < 1 or self.block_size & (self.block_size - 1):
@@ -80,6 +84,14 @@ class EngineConfig:
             raise ConfigError(f"cache_fraction must be in (0, 1], got {self.cache_fraction}")
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ConfigError(f"num_blocks must be at least 1, got {self.num_blocks}")
+        if self.eviction_type not in EVICTION_TYPES:
+            raise ConfigError(f"eviction_type {self.eviction_type!r} is not one of {', '.join(EVICTION_TYPES)}")
+        if self.eviction_type == "copy" and not self.prefix_caching:
+            raise ConfigError("eviction_type copy needs prefix_caching: blocks are known by their prefixes")
+        if self.num_cpu_blocks is not None and self.num_cpu_blocks < 1:
+            raise ConfigError(f"num_cpu_blocks must be at least 1, got {self.num_cpu_blocks}")
+        if self.swap_space < 1:
+            raise ConfigError(f"swap_space must be at least one byte, got {self.swap_space}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class ReplicaInfo:
     max_num_batched_tokens: int = 0  # of a step; 0 = not told
     url: str = ""  # of a foreign server, which is reached by HTTP and reports nothing; empty: a replica of ours
     key: str = field(default="", repr=False)  # that the foreign server wants
+    num_host_blocks: int = 0  # that evicted blocks are copied to
 
 
 @dataclass(frozen=True, slots=True)

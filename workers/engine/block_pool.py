@@ -19,6 +19,7 @@ class BlockPool:
             raise ValueError(f"a pool needs at least one block, got {num_blocks}")
         self.num_blocks = num_blocks
         self.on_evict: list[Callable[[int], None]] = []  # each is told of a kept block whose content is given up
+        self.on_reuse: list[Callable[[int], None]] = []  # the same, before it, where the content is still good
         self._refs = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()  # longest idle first
@@ -47,6 +48,8 @@ class BlockPool:
             block = self._free.pop()
         elif self._idle:
             block, _ = self._idle.popitem(last=False)
+            for callback in self.on_reuse:
+                callback(block)
             self._evict(block)
         else:
             raise ValueError(f"all {self.num_blocks} blocks are held")

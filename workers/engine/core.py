@@ -40,7 +40,7 @@ class Engine:
     pool's, whichever is less, so that every accepted request can run to its end alone. `watermark` is the room, in
     tokens, that admission leaves for each resident to grow. `ordering` says who runs (None: first come, first served)
     by `clock` (seconds) and by what steps cost, which is learned from those that ran. Without `grammars` requests that
-    have one are refused.
+    have one are refused. What is evicted goes to `num_host_blocks` blocks of host memory.
     """
 
     def __init__(
@@ -55,11 +55,12 @@ class Engine:
         ordering: Ordering | None = None,
         clock: Callable[[], float] = time.monotonic,
         watermark: int = 64,
+        num_host_blocks: int = 0,
     ) -> None:
         self.config = config
         self.max_model_len = min(max_model_len, num_blocks * config.block_size)
         self.ordering = ordering
-        self.roster = Roster(config, num_blocks, ordering)
+        self.roster = Roster(config, num_blocks, ordering, num_host_blocks)
         self.stats = self.roster.stats
         self._cost: StepCost | None = None
         self._scheduler: Scheduler

@@ -50,7 +50,8 @@ class StepPlan:
     """One step. `removed` slots are emptied first, then `added` ones filled (a slot may be in both), then all run.
 
     `scheduled` holds the sequences with count == 1 first, then the longer ones. With `masked` slots all draws wait for
-    the step's `StepMasks`.
+    the step's `StepMasks`. Before anything runs, the content of blocks is copied: `copies_out` are (device block, host
+    block), `copies_in`, which come after them, (host block, device block).
     """
 
     step: int
@@ -58,6 +59,8 @@ class StepPlan:
     added: tuple[NewSequence, ...]
     scheduled: tuple[ScheduledSequence, ...]
     masked: tuple[int, ...] = ()
+    copies_out: tuple[tuple[int, int], ...] = ()
+    copies_in: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:

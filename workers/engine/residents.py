@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from workers.engine.block_pool import BlockPool
 from workers.engine.plan import NewSequence
+from workers.engine.prefix_cache import PrefixCache
 from workers.engine.sequence import Phase, Sequence
 
 
@@ -43,10 +44,11 @@ class Residents:
         """Blocks that hold so many tokens."""
         return -(-tokens // self._block_size)
 
-    def enter(self, sequence: Sequence, hits: list[int]) -> NewSequence:
-        """The sequence gets a slot and holds `hits`, blocks that the prefix cache found."""
+    def enter(self, sequence: Sequence, hits: list[int], cache: PrefixCache) -> NewSequence:
+        """The sequence gets a slot and holds `hits`, blocks that `cache` found, and what it can restore behind them."""
         for block in hits:
             self._pool.share(block)
+        cache.restore(sequence, hits)
         sequence.slot = self._slots.pop()
         sequence.blocks = hits
         sequence.registered = len(hits)

@@ -6,6 +6,7 @@ from workers.api.config import EngineConfig
 from workers.api.ordering import Ordering
 from workers.api.request import Delta, EngineRequest, FinishReason, TokenLogprobs
 from workers.engine.block_pool import BlockPool
+from workers.engine.host_blocks import HostBlocks
 from workers.engine.plan import NewSequence
 from workers.engine.prefix_cache import PrefixCache
 from workers.engine.queue import WaitingQueue
@@ -20,10 +21,13 @@ class Roster:
     Without an `ordering`, which is told of every move, all requests are in one flow.
     """
 
-    def __init__(self, config: EngineConfig, num_blocks: int, ordering: Ordering | None) -> None:
+    def __init__(
+        self, config: EngineConfig, num_blocks: int, ordering: Ordering | None, num_host_blocks: int = 0
+    ) -> None:
         self.block_size = config.block_size
         self.pool = BlockPool(num_blocks)
-        self.cache = PrefixCache(self.pool, config.block_size, enabled=config.prefix_caching)
+        self.host = HostBlocks(num_host_blocks)
+        self.cache = PrefixCache(self.pool, config.block_size, enabled=config.prefix_caching, host=self.host)
         self.residents = Residents(self.pool, config.block_size, config.max_num_seqs)
         self.ordering = ordering
         self.queue = WaitingQueue()
@@ -54,7 +58,7 @@ class Roster:
         flow.residents[sequence] = None
         if self.ordering is not None:
             self.ordering.admitted(flow.handle)
-        new = self.residents.enter(sequence, hits)
+        new = self.residents.enter(sequence, hits, self.cache)
         found, prompt = sequence.planned, sequence.num_prompt
         self.backlog -= found
         if self.cache.enabled and not sequence.preemptions:
@@ -66,7 +70,8 @@ class Roster:
         return new
 
     def preempt(self, sequence: Sequence) -> None:
-        """It loses slot and blocks and waits at the head of its flow, to be recomputed from what is known.
+        """It loses slot and blocks and waits at the head of its flow, to be computed again from what is known, less
+        what the prefix cache, or the host, has of it when it comes back.
 
         A token of it in flight is still taken when that step is committed.
         """

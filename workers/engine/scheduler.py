@@ -2,7 +2,7 @@
 are planned in `workers.engine.turn_scheduler`.
 
 Continuous batching after Yu et al., "Orca", OSDI'22; prefill in chunks beside decodes after Agrawal et al.,
-"Sarathi-Serve", OSDI'24; preemption by recompute after Kwon et al., SOSP'23.
+"Sarathi-Serve", OSDI'24; preemption by recompute, or by copies to the host, after Kwon et al., SOSP'23.
 
 The order inside a step: decodes, then part-done prefills, then admissions, each by arrival. Room is made before
 anything is planned, so a sequence of the plan is never preempted by it; if anybody must yield, it is the youngest.
@@ -101,7 +101,8 @@ class Scheduler:
         if not decodes:
             return None
         masked = _masked(sequences, decodes) if self._roster.grammars else ()
-        plan = StepPlan(self._next_step, self._residents.take_removed(), tuple(added), tuple(decodes), masked)
+        removed, copies = self._residents.take_removed(), self._roster.host.take_copies()
+        plan = StepPlan(self._next_step, removed, tuple(added), tuple(decodes), masked, *copies)
         self._next_step += 1
         self._roster.in_flight += 1
         return PlannedStep(plan, num_tokens, num_decodes, tuple(sequences), Expected(), kv_tokens, pairs)

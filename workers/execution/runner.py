@@ -37,6 +37,7 @@ from workers.execution.inputs import BatchState
 from workers.execution.prompt_scores import PromptScores, score_prompts
 from workers.execution.sampler import FAULTS, Logprobs, Sampled, sample_own
 from workers.execution.sampling_state import GREEDY, PromptRows, SamplingBatch, WantedLogprobs
+from workers.execution.swap import HostCache
 from workers.models.base import CausalModel
 from workers.parallel.group import Group
 
@@ -145,6 +146,7 @@ class Runner:
     `threaded` (CPU only): a worker thread runs the steps, so that the caller may plan the next one meanwhile.
     `collect`: whether results are brought to the host; ranks other than 0 leave that to rank 0.
     `halves`: whether a step that is out of memory is run in parts. Not with several ranks, which must run the same.
+    `swap`: where plans copy blocks to and from; None: they do not.
     """
 
     def __init__(
@@ -157,9 +159,11 @@ class Runner:
         threaded: bool = False,
         collect: bool = True,
         halves: bool = True,
+        swap: HostCache | None = None,
     ) -> None:
         self.model, self.caches, self.state = model, tuple(caches), state
         self.rank, self.device, self._collect, self._halves = rank, state.device, collect, halves
+        self._swap = swap
         self._lost: dict[int, str] = {}  # slots whose sequence had no memory, until they are somebody else's
         self._graphs: StepGraphs | None = None
         self._waiting: _Waiting | None = None  # submitted last, and for masks
@@ -281,8 +285,12 @@ class Runner:
 
     @torch.inference_mode()
     def _begin(self, plan: StepPlan) -> _Begun:
-        """Queue the step on the device until its draws: inputs and forward pass."""
+        """Queue the step on the device until its draws: copies of blocks, inputs and forward pass."""
         started = time.perf_counter()
+        if plan.copies_out or plan.copies_in:
+            if self._swap is None:
+                raise EngineFault("the plan copies blocks to or from the host, where there are none")
+            self._swap.copy(plan.copies_out, plan.copies_in, self.state.host)
         flat = self.state.flatten(plan)
         rows = self.state.sampling.prompt_rows(plan)
         if self._lost:
