@@ -62,9 +62,8 @@ def asked() -> list[EngineRequest]:
     made = []
     prompts = [tuple(rng.randrange(VOCAB) for _ in range(rng.randint(14, 30))) for _ in range(6)]
     for number, prompt in enumerate(prompts * 2):
-        sampling: dict[str, Any] = (
-            {"temperature": 0.0} if number % 6 % 2 else {"temperature": 1.5, "seed": 40 + number % 6}
-        )
+        seeded = {"temperature": 1.5, "seed": 40 + number % 6}
+        sampling: dict[str, Any] = {"temperature": 0.0} if number % 6 % 2 else seeded
         made.append(EngineRequest(f"r{number}", prompt, SamplingParams(max_tokens=14, **sampling)))
     return made
 
