@@ -10,7 +10,8 @@ Two loads, each once with either way, in turns, on engines over the same rank (f
   preempted: all of them at once with long answers, in a pool that holds a third of what they grow to; sequences lose
     their blocks in the middle and go on later
 
-Each pair's answers must be equal. Shown are seconds with copies by seconds with recomputing (under 1: copies win), and
+Each pair's answers must be equal (--unequal: in bf16, whose rounding depends on what runs together, they need not).
+Shown are seconds with copies by seconds with recomputing (under 1: copies win), and
 what was run and copied.
 """
 
@@ -93,14 +94,12 @@ def pairs(name: str, rank: Rank, rounds: Sequence[Sequence[EngineRequest]], bloc
     for number in range(args.pairs + 1):
         order = list(ways) if number % 2 else list(reversed(ways))
         last = {way: run(rank, rounds, blocks, ways[way]) for way in order}
-        if last["copy"].tokens != last["recompute"].tokens:
+        if last["copy"].tokens != last["recompute"].tokens and not args.unequal:
             raise SystemExit(f"{name}: the answers differ")
         if number:
             ratios.append(last["copy"].seconds / last["recompute"].seconds)
     middle = statistics.median(ratios)
-    print(
-        f"{name}: copy by recompute {middle:.3f} ({min(ratios):.3f}..{max(ratios):.3f}, n={len(ratios)}); answers equal"
-    )
+    print(f"{name}: copy by recompute {middle:.3f} ({min(ratios):.3f}..{max(ratios):.3f}, n={len(ratios)})")
     for way, one in last.items():
         print(
             f"  {way}: {one.seconds:.2f} s, {one.executed} tokens run, {one.again} of them again or for nothing,"
@@ -112,11 +111,11 @@ def pairs(name: str, rank: Rank, rounds: Sequence[Sequence[EngineRequest]], bloc
 
 
 def main(args: argparse.Namespace) -> None:
-    most = max(args.prompt * 2, 4 * args.answer + args.prompt) // BLOCK + 2
+    most = (args.prompt + (args.answer if args.part == "come back" else args.prompt)) // BLOCK + 2
     engine = EngineConfig(
         block_size=BLOCK,
         max_num_seqs=max(args.chats, 8),
-        max_num_batched_tokens=max(512, args.chats),
+        max_num_batched_tokens=max(args.step, args.chats),
         num_blocks=max(args.room + 1, args.chats // 3 + 1) * most,
         eviction_type="copy",
         num_cpu_blocks=(args.chats + 1) * most,
@@ -129,11 +128,13 @@ def main(args: argparse.Namespace) -> None:
     print(f"a block of {BLOCK} tokens has {size} bytes; on {rank.device}")
     asked = requests(args, rank.vocab_size, args.answer)
     need = -(-(args.prompt + args.answer) // BLOCK)
-    figures = {"block_bytes": size}
-    figures["come back"] = pairs("come back", rank, [[one] for one in asked] * ROUNDS, args.room * need, args)
+    figures: dict[str, Any] = {"block_bytes": size}
+    if args.part != "preempted":
+        figures["come back"] = pairs("come back", rank, [[one] for one in asked] * ROUNDS, args.room * need, args)
     long = requests(args, rank.vocab_size, args.prompt)
     grown = sum(-(-(len(one.prompt_ids) + args.prompt) // BLOCK) for one in long)
-    figures["preempted"] = pairs("preempted", rank, [long], max(grown // 3, most), args)
+    if args.part != "come back":
+        figures["preempted"] = pairs("preempted", rank, [long], max(grown // 3, most), args)
     rank.close()
     if args.json:
         args.json.write_text(json.dumps(figures) + "\n")
@@ -150,5 +151,8 @@ if __name__ == "__main__":
     parser.add_argument("--answer", type=int, default=16)
     parser.add_argument("--room", type=int, default=8, help="chats that the pool holds")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--step", type=int, default=512, help="query tokens of a step")
+    parser.add_argument("--unequal", action="store_true", help="answers of a pair need not be equal")
+    parser.add_argument("--part", choices=["come back", "preempted"], help="default: both")
     parser.add_argument("--json", type=Path)
     main(parser.parse_args())
