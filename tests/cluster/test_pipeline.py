@@ -64,10 +64,22 @@ def test_streams_come_interleaved_and_add_up(pipe: Pipeline) -> None:
         assert [p.generate_token_len for p in own] == sorted(p.generate_token_len for p in own)
 
 
-def test_a_stream_may_be_left(pipe: Pipeline) -> None:
-    stream = pipe.stream_infer(FRANCE)
+def executed(pipe: Pipeline) -> int:
+    """Tokens that the engine has run."""
+    return pipe._engine._engine.load().executed_tokens  # type: ignore[attr-defined]
+
+
+def test_what_nobody_reads_does_not_run(pipe: Pipeline) -> None:
+    for_ever = GenerationConfig(ignore_eos=True, max_new_tokens=200)
+    before = executed(pipe)
+    stream = pipe.stream_infer(FRANCE, for_ever)
     assert next(stream).text == "The"
     stream.close()
+    assert executed(pipe) - before < 50  # the prompt and a few more
+    before = executed(pipe)
+    for_ever.stop_words = [" is"]  # which the engine does not know
+    assert pipe(FRANCE, for_ever).text == "The capital of France"
+    assert executed(pipe) - before < 50
 
 
 def test_a_conversation(pipe: Pipeline) -> None:
