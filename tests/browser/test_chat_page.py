@@ -1,7 +1,7 @@
 """The chat page in a browser, before a front whose answers are scripted.
 
-Mutants seen to fail: HTML from an answer; a stop button that stops only what is shown; a key kept beyond the tab;
-another seed after the server was away.
+Mutants seen to fail: HTML, or a link that is a script, from an answer; a stop button that stops only what is shown; a
+key kept beyond the tab; another seed after the server was away.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ const plots = {
   tokens: new Plot(byId("plot-tokens"), "Tokens a second, prompts and answers", { format: brief, least: 10 }),
   first: new Plot(byId("plot-first"), "Time to the first token", { format: shortTime, least: 0.01, dots: true }),
   queues: new Plot(byId("plot-queues"), "Requests", { format: brief, least: 5 }),
-  cache: new Plot(byId("plot-cache"), "KV cache in use", { format: percent, least: 5, most: 100 }),
+  cache: new Plot(byId("plot-cache"), "KV cache in use", { format: percent, least: 10, most: 100 }),
 };
 const rates = new Rates();
 const known = new Map(); // replicas by id: what was last seen, and since when they are gone
@@ -119,7 +119,7 @@ function showTiles(cluster, rate) {
     ["Running", whole(all.running), `of ${whole(slots)} slots`],
     ["Waiting", whole(all.queued), all.queued ? "in queues and engines" : "nobody waits"],
     ["Tokens a second", all.tokens === null ? "–" : whole(all.tokens), all.steps === null ? "" : `${whole(all.steps)} steps a second`],
-    ["First token", shortTime(median(firsts)), "median of those done lately"],
+    ["First token", shortTime(median(firsts)), "median, done lately"],
     ["KV cache", all.cache === null ? "–" : percent(100 * all.cache), all.asked ? `${percent((100 * all.found) / all.asked)} of prompts found in it` : ""],
   ];
   byId("tiles").replaceChildren(
@@ -148,7 +148,7 @@ function showPlots(cluster, rate, ends, now) {
   const counts = cluster.activity.tiers ?? [];
   const inTier = (tier) => counts.filter((t) => t.tier === tier).reduce((total, t) => total + t.waiting, 0);
   const queued = tiers.length ? tiers.map((t) => [`${t} waiting`, inTier(t)]) : [["waiting", all.queued]];
-  plots.queues.add(now, Object.fromEntries([["running", all.running], ...queued]));
+  plots.queues.add(now, Object.fromEntries([...queued, ["running", all.running]]));
   const used = own.slice(0, 6).filter((r) => r.total_blocks);
   plots.cache.add(now, Object.fromEntries(used.map((r) => [short(r.id), 100 * (1 - r.free_blocks / r.total_blocks)])));
 }
@@ -197,7 +197,7 @@ function showQueues({ tiers, activity }) {
     { name: "Tier", kind: "name", of: (t) => t.tier },
     { name: "Model", of: (t) => t.model },
     { name: "Waiting", kind: "figure", of: (t) => whole(count(t).waiting) },
-    { name: "Running", kind: "figure", of: (t) => whole(count(t).running) },
+    { name: "Leased", kind: "figure", of: (t) => whole(count(t).running) },
     { name: "Oldest", kind: "figure", of: (t) => (t.waiting ? shortTime(t.oldest_seconds) : "–") },
     { name: "One more would wait", kind: "figure", of: (t) => (t.expected_seconds ? shortTime(t.expected_seconds) : "–") },
     { name: "Gap, of its bound", kind: "figure", of: (t) => (t.gap_bound ? `${whole(t.gap)} of ${whole(t.gap_bound)}` : "–") },
@@ -209,9 +209,9 @@ function showQueues({ tiers, activity }) {
     { name: "Tier", of: (u) => u.tier || "–" },
     { name: "Quota", kind: "figure", of: (u) => (u.quota === null ? "–" : u.quota ? whole(u.quota) : "what is left") },
     { name: "Waiting", kind: "figure", of: (u) => whole(u.waiting) },
-    { name: "Running", kind: "figure", of: (u) => whole(u.running) },
+    { name: "Leased", kind: "figure", of: (u) => whole(u.running) },
   ];
-  fillTable(byId("users"), userColumns, activity.users ?? [], { nothing: "Nobody waits or runs.", more: activity.more_users });
+  fillTable(byId("users"), userColumns, activity.users ?? [], { nothing: "Nobody waits or is served.", more: activity.more_users });
 }
 
 function showRequests({ served = [], waiting = [], ended = [], more_served: more }) {

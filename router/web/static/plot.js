@@ -69,7 +69,7 @@ export class Plot {
       const given = values[name];
       for (const value of Array.isArray(given) ? given : [given ?? null]) series.points.push([now, value]);
       while (series.points.length && series.points[0][0] < now - MOST) series.points.shift();
-      if (series.points.every(([, value]) => value === null)) this.#drop(name);
+      if (!(name in values) && series.points.every(([, value]) => value === null)) this.#drop(name);
     }
     this.draw();
   }

@@ -34,7 +34,9 @@ export function under(text) {
 /** A share of 1 as a bar and in words; `share` null: nothing. */
 export function meter(share) {
   if (share === null) return "–";
+  const percent = `${Math.round(share * 100)}%`;
   const filled = make("i");
-  filled.style.width = `${Math.round(share * 100)}%`;
-  return [make("span", { className: "meter", "aria-hidden": "true" }, filled), `${Math.round(share * 100)} %`];
+  filled.style.width = percent;
+  const bar = make("span", { className: "meter", "aria-hidden": "true" }, filled);
+  return make("span", { className: "amount" }, bar, percent.replace("%", " %"));
 }
