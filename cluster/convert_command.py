@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import track
 
 from cluster.config import resolve_model
 from cluster.environment import prepare_torch
@@ -57,7 +59,8 @@ def converted(name: str, source: Path, target: Path, *, trust_remote_code: bool 
     try:
         target.mkdir(parents=True, exist_ok=True)
         weights = sorted(source.glob("*.safetensors"))
-        for file in weights:
+        console = Console(stderr=True)  # another file system means copies, which take their time
+        for file in track(weights, "weights", console=console, transient=True, disable=not console.is_terminal):
             _link(file.resolve(), target / file.name)
         for file in {f for pattern in KEPT for f in source.glob(pattern)}:
             shutil.copy2(file, target / file.name)

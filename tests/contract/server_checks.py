@@ -68,6 +68,8 @@ def apiclient_completion(site: Site) -> None:
     client = APIClient(site.url)
     (item,) = client.completions_v1(model=client.available_models[0], prompt="hi")
     assert item["usage"]["completion_tokens"] > 0
+    ids, length = client.encode("hi")
+    assert len(ids) == length > 0
 
 
 def apiclient_session(site: Site) -> None:
