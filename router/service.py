@@ -28,8 +28,10 @@ from router.protocol.errors import HttpRefusal, answer_for, code_of, echo, is_re
 from router.protocol.generate import GenerateBody
 from router.protocol.interactive import InteractiveBody, InteractiveQosBody, cancelled
 from router.protocol.json_entry import parse_object
+from router.protocol.messages import MessagesBody
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
+from router.protocol.responses import ResponsesBody
 from router.protocol.validation import validate
 from router.remote_histories import LocalLine, RemoteHistories
 from router.request_context import REQUEST_AT
@@ -37,13 +39,15 @@ from router.request_log import log_finished, log_kept, log_refused
 from router.text.offload import TextPool
 from workers.api.errors import ConfigError, EchelonError, InvalidRequest, ModelNotFound, RequestError
 
-Body = ChatBody | CompletionBody | InteractiveBody | GenerateBody
-BODIES: dict[str, type[ChatBody] | type[CompletionBody] | type[InteractiveBody] | type[GenerateBody]] = {
+Body = ChatBody | CompletionBody | InteractiveBody | GenerateBody | MessagesBody | ResponsesBody
+BODIES: dict[str, type[Body]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
     "/v1/chat/completions_qos": QosChatBody,
     "/v1/completions_qos": QosCompletionBody,
     "/generate": GenerateBody,
+    "/v1/messages": MessagesBody,
+    "/v1/responses": ResponsesBody,
     "/v1/chat/interactive": InteractiveBody,
     "/v1/chat/interactive_qos": InteractiveQosBody,
 }
@@ -241,6 +245,10 @@ class Service:
         model = self.model(checked.model, identity)
         if isinstance(checked, ChatBody):
             return await self.maker.chat(checked, model, identity)
+        if isinstance(checked, MessagesBody):
+            return await self.maker.message(checked, model, identity)
+        if isinstance(checked, ResponsesBody):
+            return await self.maker.response(checked, model, identity)
         return await self.maker.completion(checked, model, identity)
 
     async def _round(self, asked: InteractiveBody, model: ServedModel, identity: Identity) -> Job:
@@ -298,4 +306,6 @@ def _called(checked: Body, identity: Identity) -> Identity:
     user_id = None
     if isinstance(checked, QosChatBody | QosCompletionBody | InteractiveQosBody):
         user_id = checked.user_id
+    if isinstance(checked, MessagesBody):
+        return identity.called(None, checked.metadata and checked.metadata.user_id)
     return identity.called(user_id, None if isinstance(checked, InteractiveBody | GenerateBody) else checked.user)

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from router.dispatch.client import DispatcherClient
 from router.engine_metrics import EngineMetrics
 from router.generation import Generator
+from router.http.anthropic import AnthropicWays
 from router.http.config import FrontConfig, ServedModel
 from router.http.entry import read_body
 from router.http.exchange import Exchange
@@ -44,8 +45,10 @@ from router.http.token_routes import token_routes
 from router.metrics import CONTENT_TYPE, Metrics
 from router.protocol.errors import HttpRefusal, echo
 from router.protocol.generate import GenerateBody
+from router.protocol.messages import MessagesBody
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
+from router.protocol.responses import ResponsesBody
 from router.service import Service
 from router.web.assets import asset_routes, read_assets
 from workers.api.errors import EchelonError
@@ -124,6 +127,7 @@ def create_app(
         count=service.metrics.refused,
         open_paths=OPEN_PATHS | pages.keys(),
     )
+    app.add_middleware(AnthropicWays)
     if config.cors is not None:  # around the gate: a browser asks without a key whether it may ask with one
         app.add_middleware(CORSMiddleware, **asdict(config.cors))
     app.add_exception_handler(EchelonError, _on_error)
@@ -177,6 +181,16 @@ def create_app(
     async def generate_text(request: Request) -> Response:
         """The continuation of text or of token ids, as LMDeploy documents it, as one body or as a stream of events."""
         return await generate(request, "/generate")
+
+    @app.post("/v1/responses", openapi_extra=body_of(ResponsesBody), tags=["openai"])
+    async def responses(request: Request) -> Response:
+        """An answer as OpenAI's Responses API gives it, as one body or as a stream of events. Nothing is stored."""
+        return await generate(request, "/v1/responses")
+
+    @app.post("/v1/messages", openapi_extra=body_of(MessagesBody), tags=["anthropic"])
+    async def messages(request: Request) -> Response:
+        """An answer as Anthropic's Messages API gives it, as one body or as a stream of events."""
+        return await generate(request, "/v1/messages")
 
     app.include_router(token_routes(service, functools.partial(read_body, config=config), config.version))
 

@@ -17,7 +17,9 @@ from router.protocol.counted import CountedFormat
 from router.protocol.errors import HttpRefusal
 from router.protocol.generate import GenerateBody, GenerateFormat
 from router.protocol.interactive import InteractiveBody, InteractiveFormat
+from router.protocol.messages import MessagesBody, MessagesFormat
 from router.protocol.openai import ChatBody, Common, CompletionBody
+from router.protocol.responses import ResponsesBody, ResponsesFormat
 from router.protocol.sampling import check_ids, check_products, room, samplings
 from router.protocol.validation import path
 from router.request_context import unique_id
@@ -178,6 +180,31 @@ class JobMaker:
         if fault is not None:
             name = path((*asked.at, *fault.inside))
             raise InvalidRequest(f"Invalid '{name}': {fault.words}.", param=name, code="invalid_value")
+
+    async def message(self, asked: MessagesBody, model: ServedModel, identity: Identity) -> Job:
+        """The job of /v1/messages. Raises InvalidRequest, HttpRefusal."""
+        form = MessagesFormat(f"msg_{uuid.uuid4().hex}", model.name)
+        job = await self._one_chat(asked.as_chat(), model, identity, form, "/v1/messages", "messages")
+        form.follow(job.choices[0], job.usage)
+        return job
+
+    async def response(self, asked: ResponsesBody, model: ServedModel, identity: Identity) -> Job:
+        """The job of /v1/responses. Raises InvalidRequest, HttpRefusal."""
+        form = ResponsesFormat(uuid.uuid4().hex, int(self._now()), asked)
+        job = await self._one_chat(asked.as_chat(), model, identity, form, "/v1/responses", "input")
+        form.follow(job.usage)
+        return job
+
+    async def _one_chat(
+        self, body: ChatBody, model: ServedModel, identity: Identity, form: Format, route: str, param: str
+    ) -> Job:
+        """A chat with one answer; `param` is what its messages are called there."""
+        try:
+            ids = await self.rendered(body, model, route, prompt_limit(body, model))
+        except InvalidRequest as e:
+            e.param = param if e.param == "messages" else e.param
+            raise
+        return await self._job(body, model, identity, [ids], form, route, param)
 
     async def rendered(self, body: ChatBody, model: ServedModel, route: str, limit: int) -> tuple[int, ...]:
         """Ids of a chat's prompt, at most `limit`. Raises InvalidRequest, HttpRefusal."""

@@ -13,6 +13,7 @@ from router.http.config import ServedModel
 from router.http.identity import Identity
 from router.http.job import CUT_CONTEXTS
 from router.http.schema import body_of
+from router.protocol.messages import CountBody
 from router.protocol.openai import ChatBody, ChatMessage
 from router.protocol.sampling import check_ids
 from router.protocol.tokens import DetokenizeBody, EncodeBody, TokenizeBody
@@ -51,6 +52,17 @@ def token_routes(service: Service, read_body: ReadBody, version: str) -> APIRout
         """Token ids of one text or of several, as LMDeploy documents it."""
         return await answer(request, "/v1/encode", texts.encode)
 
+    @router.get("/tokenizer_info")
+    async def tokenizer_info(request: Request, model: str | None = None) -> Response:
+        """The names of the tokens that begin and end a text, as vLLM's route tells them."""
+        tokenizer = service.only(model, request.state.identity).tokenizer
+        return JSONResponse({"eos_token": tokenizer.eos_token, "bos_token": tokenizer.bos_token, "pad_token": None})
+
+    @router.post("/v1/messages/count_tokens", openapi_extra=body_of(CountBody), tags=["anthropic"])
+    async def count_tokens(request: Request) -> Response:
+        """How many tokens the input of /v1/messages has."""
+        return await answer(request, "/v1/messages/count_tokens", texts.count)
+
     @router.get("/version")
     async def show_version() -> Response:
         """The version of this server."""
@@ -75,6 +87,13 @@ class _Texts:
         token_bytes = model.tokenizer.token_bytes
         names = [token_bytes(i).decode("utf-8", "replace") for i in ids] if body.return_token_strs else None
         return {"count": len(ids), "max_model_len": model.max_model_len, "tokens": ids, "token_strs": names}
+
+    async def count(self, raw: bytes, identity: Identity) -> dict[str, Any]:
+        body = await self._service.valid(CountBody, raw)
+        model = self._service.model(body.model, identity)
+        limit = CUT_CONTEXTS * model.max_model_len
+        ids = await self._service.maker.rendered(body.as_chat(), model, "/v1/messages", limit)
+        return {"input_tokens": len(ids)}
 
     async def detokenize(self, raw: bytes, identity: Identity) -> dict[str, Any]:
         body = await self._service.valid(DetokenizeBody, raw)

@@ -76,6 +76,8 @@ def _metadata(value: dict[str, str]) -> dict[str, str]:
 
 
 Label = Annotated[str, Field(max_length=512), AfterValidator(_no_control)]
+Metadata = Annotated[dict[str, str], BeforeValidator(_few), AfterValidator(_metadata)]
+ServiceTier = Annotated[str, AfterValidator(_service_tier)]
 
 
 class StreamOptions(Strict):
@@ -126,8 +128,8 @@ class Common(Strict):
     frequency_penalty: Penalty | None = None
     logit_bias: LogitBias = ()
     user: Label | None = None
-    metadata: Annotated[dict[str, str], BeforeValidator(_few), AfterValidator(_metadata)] | None = None
-    service_tier: Annotated[str, AfterValidator(_service_tier)] | None = None
+    metadata: Metadata | None = None
+    service_tier: ServiceTier | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
     prompt_cache_retention: Label | None = None

@@ -118,6 +118,17 @@ class Tokenizer:
         lead = ids_of(self._backend, "", add_special_tokens=True, limit=None, noun="prompt")
         return self.infilling.prompt(lead, *parts)
 
+    @property
+    def eos_token(self) -> str | None:
+        """What the first of `eos_ids` is called; None: there is none."""
+        return self._backend.id_to_token(self.eos_ids[0]) if self.eos_ids else None
+
+    @property
+    def bos_token(self) -> str | None:
+        """What the tokenizer puts before any text; None: nothing."""
+        leading = ids_of(self._backend, "", add_special_tokens=True, limit=None, noun="prompt")
+        return self._backend.id_to_token(leading[0]) if leading else None
+
     def spellings(self, word: str) -> tuple[tuple[int, ...], ...]:
         """The ways in which `word` is tokenized: at a text's beginning, after a space, and after a line's end."""
         found: dict[tuple[int, ...], None] = {}

@@ -1,0 +1,56 @@
+"""The openai package for Python."""
+
+import asyncio
+
+import openai
+from said import MESSAGES, MODEL, QUESTION, URL, tried
+
+client = openai.OpenAI(base_url=URL + "/v1", api_key="none", max_retries=0)
+assert MODEL in [m.id for m in client.models.list()]
+whole = client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0, logprobs=True, top_logprobs=2)
+text = whole.choices[0].message.content
+assert "7" in text
+assert len(whole.choices[0].logprobs.content[0].top_logprobs) == 2
+
+options = {"include_usage": True, "continuous_usage_stats": True}
+chunks = list(
+    client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0, stream=True, stream_options=options)
+)
+assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
+assert chunks[-1].usage == whole.usage
+with client.chat.completions.stream(model=MODEL, messages=MESSAGES, temperature=0) as stream:
+    assert stream.get_final_completion().choices[0].message.content == text
+
+best = client.completions.create(model=MODEL, prompt="3 + 4 =", n=2, best_of=4, max_tokens=5, seed=1)
+assert [c.index for c in best.choices] == [0, 1]
+echo = client.completions.create(model=MODEL, prompt="3 + 4", echo=True, logprobs=1, max_tokens=2, temperature=0)
+assert echo.choices[0].logprobs.token_logprobs[0] is None
+first = text.split()[0]
+other = client.chat.completions.create(
+    model=MODEL, messages=MESSAGES, temperature=0, extra_body={"bad_words": [first], "min_tokens": 1}
+)
+assert first not in other.choices[0].message.content.split()
+try:
+    client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=3)
+    raise AssertionError("a temperature of 3 was taken")
+except openai.BadRequestError as e:
+    assert e.param == "temperature"
+
+
+async def many() -> None:
+    async with openai.AsyncOpenAI(base_url=URL + "/v1", api_key="none", max_retries=0) as several:
+        asked = [several.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0) for _ in range(8)]
+        assert {a.choices[0].message.content for a in await asyncio.gather(*asked)} == {text}
+
+
+asyncio.run(many())
+what = ["models", "chat, streams and their accumulator", "log-probabilities", "best_of, echo, bad_words", "errors"]
+if hasattr(client, "responses"):
+    answer = client.responses.create(model=MODEL, input=QUESTION, temperature=0, store=False)
+    assert answer.output_text == text
+    with client.responses.stream(model=MODEL, input=QUESTION, temperature=0, store=False) as events:
+        kinds = [e.type for e in events]
+        assert events.get_final_response().output_text == text
+    assert kinds[0] == "response.created"
+    what.append("responses, streamed and not")
+tried("openai-python", "openai", *what, "8 at once")
