@@ -307,5 +307,5 @@ def _called(checked: Body, identity: Identity) -> Identity:
     if isinstance(checked, QosChatBody | QosCompletionBody | InteractiveQosBody):
         user_id = checked.user_id
     if isinstance(checked, MessagesBody):
-        return identity.called(None, checked.metadata and checked.metadata.user_id)
+        return identity.called(None, None if checked.metadata is None else checked.metadata.user_id)
     return identity.called(user_id, None if isinstance(checked, InteractiveBody | GenerateBody) else checked.user)

@@ -47,7 +47,15 @@ class CountBody(Strict):
 
     not_done: ClassVar[dict[str, Harmless]] = {
         **dict.fromkeys(
-            ("tools", "mcp_servers", "container", "context_management", "output_config", "output_format", "diagnostics"),
+            (
+                "tools",
+                "mcp_servers",
+                "container",
+                "context_management",
+                "output_config",
+                "output_format",
+                "diagnostics",
+            ),
             is_nothing,
         ),
         **dict.fromkeys(("inference_geo", "speed", "user_profile_id", "workspace_id"), is_nothing),

@@ -22,7 +22,10 @@ assert client.messages.create(**{**asked, "max_tokens": 2}).stop_reason == "max_
 stopped = client.messages.create(**asked, stop_sequences=["7"])
 assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "7")
 assert client.messages.count_tokens(model=MODEL, messages=MESSAGES, system="Be short.").input_tokens > 5
-for change, kind in (({"extra_body": {"temperature": 1.5}}, anthropic.BadRequestError), ({"model": "nope"}, anthropic.NotFoundError)):
+for change, kind in (
+    ({"extra_body": {"temperature": 1.5}}, anthropic.BadRequestError),
+    ({"model": "nope"}, anthropic.NotFoundError),
+):
     try:
         client.messages.create(**{**asked, **change})
         raise AssertionError(f"{change} was taken")

@@ -4,9 +4,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI, OpenAI
 from said import MODEL, QUESTION, URL, tried
 
-chat = ChatOpenAI(
-    model=MODEL, base_url=URL + "/v1", api_key="none", temperature=0, max_retries=0, stream_usage=True
-)
+chat = ChatOpenAI(model=MODEL, base_url=URL + "/v1", api_key="none", temperature=0, max_retries=0, stream_usage=True)
 whole = chat.invoke(QUESTION)
 assert "7" in whole.content
 assert whole.usage_metadata["output_tokens"] > 1
