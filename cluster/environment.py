@@ -26,6 +26,7 @@ _FOLDER, _LOCK = "echelon-", "owner.lock"
 NODE_PORTS = (8404, 9101, 8500, 9500)  # HAProxy's statistics and metrics, Serve's fallback proxies: a host has one Ray
 FREE_PORTS = range(21000, 29000)  # below Linux' ephemeral ones, above Ray's workers, beside Serve's
 MOST_SOCKET_FOLDER = 80  # characters: a socket's whole path has 97 at most
+_set_here: set[str] = set()  # variables, by `prepare_ray`
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
@@ -119,7 +120,16 @@ def prepare_ray() -> None:
     """
     private = private_folder(Path("/tmp"))
     for name, value in _ray_defaults(private, free_ports(4)).items():
-        os.environ.setdefault(name, value)
+        if name not in os.environ:
+            os.environ[name] = value
+            _set_here.add(name)
+
+
+def fresh_environment() -> dict[str, str]:
+    """This process' environment without what `prepare_ray` set in it: a server that it starts has ports and folders of
+    its own.
+    """
+    return {name: value for name, value in os.environ.items() if name not in _set_here}
 
 
 def node_defaults(folder: Path) -> dict[str, str]:

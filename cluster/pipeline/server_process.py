@@ -16,7 +16,7 @@ import yaml
 
 from cluster.config import ClusterConfig
 from cluster.detached import POLL_SECONDS, answers
-from cluster.environment import state_dir
+from cluster.environment import fresh_environment, state_dir
 from cluster.first_answer import base_url
 from cluster.pipeline.api_client import APIClient
 from cluster.pipeline.engine_config import BackendConfig
@@ -43,6 +43,7 @@ class Served(APIClient):
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from cluster.cli import main; main()", "serve", "model", str(file)],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                env=fresh_environment(),
             )  # fmt: skip
         atexit.register(self.close)
         try:

@@ -125,6 +125,14 @@ def test_two_on_one_machine_share_no_port() -> None:
     assert not set(ports) & {"8404", "9101", "8500", "9500"}
 
 
+def test_a_server_that_is_started_from_a_cluster_has_ports_of_its_own() -> None:
+    code = (
+        "import os; before = dict(os.environ); from cluster.environment import fresh_environment, prepare_ray;"
+        "prepare_ray(); assert os.environ != before; assert fresh_environment() == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_foreign_kernels_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.metadata.version
     assert doctor.foreign_kernels().ok

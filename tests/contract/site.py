@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import echelon
-from cluster.environment import free_port
+from cluster.environment import free_port, fresh_environment
 
 MAIN = "from cluster.cli import main; main()"
 NAME = "internlm-chat-7b"  # the name that documents ask for
@@ -86,7 +85,7 @@ class Site:
         log = (self.folder / f"{'-'.join(arguments[:2])}-{time.monotonic_ns()}.log").open("w")
         process = subprocess.Popen(
             [sys.executable, "-c", MAIN, *arguments], stdout=log, stderr=subprocess.STDOUT, text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=fresh_environment() | {"PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         process.log = Path(log.name)  # type: ignore[attr-defined]
 
@@ -105,7 +104,7 @@ class Site:
         """What a command prints, which must succeed."""
         done = subprocess.run(
             [sys.executable, "-c", MAIN, *arguments], input=said, capture_output=True, text=True, timeout=seconds,
-            check=False, env=os.environ | {"COLUMNS": "200"},
+            check=False, env=fresh_environment() | {"COLUMNS": "200"},
         )  # fmt: skip
         assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
         return done.stdout
