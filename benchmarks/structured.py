@@ -135,9 +135,8 @@ def pairs(args: argparse.Namespace) -> None:
     slow = [100 * (ratio - 1) for ratio in ratios]
     print(f"{args.streams} plain streams beside {args.beside} others, {args.tokens} tokens each, {len(ratios)} pairs")
     print(f"beside plain ones: median {statistics.median(base):.2f} ms a token ({min(base):.2f}..{max(base):.2f})")
-    print(
-        f"slower beside ones with a grammar: median {statistics.median(slow):+.1f} % ({min(slow):+.1f}..{max(slow):+.1f})"
-    )
+    spread = f"({min(slow):+.1f}..{max(slow):+.1f})"
+    print(f"slower beside ones with a grammar: median {statistics.median(slow):+.1f} % {spread}")
 
 
 def main() -> None:

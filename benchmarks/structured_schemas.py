@@ -6,10 +6,41 @@ from random import Random
 from typing import Any
 
 Schema = dict[str, Any]
-NAMES = (
-    "name title city country street id kind status note summary author email date price count total age weight score "
-    "tags items children parent owner address phone url colour size language currency reason result"
-).split()
+NAMES = [
+    "name",
+    "title",
+    "city",
+    "country",
+    "street",
+    "id",
+    "kind",
+    "status",
+    "note",
+    "summary",
+    "author",
+    "email",
+    "date",
+    "price",
+    "count",
+    "total",
+    "age",
+    "weight",
+    "score",
+    "tags",
+    "items",
+    "children",
+    "parent",
+    "owner",
+    "address",
+    "phone",
+    "url",
+    "colour",
+    "size",
+    "language",
+    "currency",
+    "reason",
+    "result",
+]
 PATTERNS = (r"^[A-Z]{2}[0-9]{4}$", r"^[a-z]+(-[a-z]+)?$", r"^#[0-9a-f]{6}$", r"^v[0-9]+\.[0-9]+$")
 FORMATS = ("date", "date-time", "time", "email", "uuid", "ipv4")
 

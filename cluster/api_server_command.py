@@ -76,6 +76,8 @@ def api_server(
     ] = None,
     cap: Annotated[str | None, typer.Option(help="completion, infilling, chat or python.")] = None,
     meta_instruction: Annotated[str | None, typer.Option(help="The system message, with --chat-template.")] = None,
+    tool_call_parser: Annotated[str | None, typer.Option(help="As for serve.")] = None,
+    reasoning_parser: Annotated[str | None, typer.Option(help="As for serve.")] = None,
     adapters: Annotated[list[str] | None, typer.Option(help="LoRA adapters: not yet.")] = None,
     qos_config_path: Annotated[Path | None, typer.Option(help="QoS file: tiers, users, quotas.")] = None,
     api_keys: Keys = None,
@@ -104,6 +106,7 @@ def api_server(
         max_prefill_token_num=max_prefill_token_num, revision=revision, download_dir=download_dir,
     )  # fmt: skip
     fields: dict[str, Any] = {"capability": cap, "trust_remote_code": trust_remote_code, "backend": backend}
+    fields |= {"tool_call_parser": tool_call_parser, "reasoning_parser": reasoning_parser}
     options = ServerOptions(
         server_name=server_name,
         server_port=server_port,

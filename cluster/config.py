@@ -89,6 +89,8 @@ class ModelSection(Section):
     rope_scaling_factor: Annotated[float, Field(gt=1, le=1024)] | None = None  # dynamic NTK: max_model_len may grow so
     chat_template: str | dict[str, Any] | None = None  # a built-in name, a file, or pieces; default: the checkpoint's
     capability: Literal["completion", "infilling", "chat", "python"] | None = None  # default: the template's
+    tool_call_parser: str | None = None  # how answers show calls; default: by the chat template; "none"
+    reasoning_parser: str | None = None  # how they show thoughts; the same
     trust_remote_code: bool = False  # run modelling code that lies in the checkpoint's folder
     step_timeout: Annotated[float, Field(gt=0)] = 10.0  # seconds: a rank silent, or in one step, for so long is hung
     start_timeout: Seconds = 600.0  # a rank whose start stands still for so long is hung; a download counts as one step

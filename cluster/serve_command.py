@@ -78,6 +78,12 @@ def serve_model(
         str | None, typer.Option(help="A built-in name (echelon list), or a file: .json, .jinja or .py.")
     ] = None,
     cap: Annotated[str | None, typer.Option(help="What chats ask for: completion, infilling, chat or python.")] = None,
+    tool_call_parser: Annotated[
+        str | None, typer.Option(help="How answers show tool calls; default: by the template.")
+    ] = None,
+    reasoning_parser: Annotated[
+        str | None, typer.Option(help="How answers show thoughts; default: by the template.")
+    ] = None,
     batch_invariant: Annotated[
         bool | None,
         typer.Option("--batch-invariant", help="GPU: a text does not depend on what runs beside it, nor on a replay."),
@@ -96,6 +102,7 @@ def serve_model(
     given |= {"rope_scaling_factor": rope_scaling_factor}
     given |= {"batch_invariant": batch_invariant, "eviction_type": eviction_type}
     given |= {"chat_template": chat_template, "capability": cap}
+    given |= {"tool_call_parser": tool_call_parser, "reasoning_parser": reasoning_parser}
     if model_file:
         given["model_files"] = tuple(str(file.absolute()) for file in model_file)
     files = {"api_keys": api_keys, "tls_cert": tls_cert, "tls_key": tls_key, "qos": qos_config_path}

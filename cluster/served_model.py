@@ -8,6 +8,8 @@ from pathlib import Path
 from cluster.config import ClusterConfig, resolve_model
 from cluster.environment import DEMO_MODEL
 from router.http.config import ServedModel
+from router.parsers.calls import family_of
+from router.parsers.reasoning import reasoning_of
 from router.text.template_choice import chosen
 from router.text.tokenizer import Tokenizer
 from workers.api.errors import ConfigError
@@ -29,4 +31,15 @@ def served_model(config: ClusterConfig, folder: Path) -> ServedModel:
     max_model_len = config.model.max_model_len or tokenizer.context_length
     if max_model_len is None:
         raise ConfigError(f"{folder} does not say its context length: set model.max_model_len")
-    return ServedModel(config.model_name, tokenizer, max_model_len, created=int(time.time()))
+    return ServedModel(
+        config.model_name,
+        tokenizer,
+        max_model_len,
+        created=int(time.time()),
+        tool_parser=_named(config.model.tool_call_parser, family_of(tokenizer.template)),
+        reasoning_parser=_named(config.model.reasoning_parser, reasoning_of(tokenizer.template)),
+    )
+
+
+def _named(said: str | None, found: str | None) -> str | None:
+    return found if said is None else None if said == "none" else said

@@ -38,7 +38,7 @@ PLACEMENT_FLAGS = ("nodes",)
 ENGINE_FLAGS = ("batch_invariant", "eviction_type")
 MODEL_FLAGS = (
     "replicas", "tensor_parallel", "name", "implementation", "model_files", "trust_remote_code", "max_model_len",
-    "rope_scaling_factor", "chat_template", "capability",
+    "rope_scaling_factor", "chat_template", "capability", "tool_call_parser", "reasoning_parser",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from router.parsers.pieces import CallBegins, Parser, Pieces
 from router.protocol.answers import ShownToken
 from router.text.detokenizer import Detokenizer
 from router.text.stops import StopFinder
@@ -26,8 +27,11 @@ class Choice:
         wants_logprobs: bool = False,
         wants_prompt: bool = False,
         offset: int = 0,
+        parser: Parser | None = None,
     ) -> None:
         self.index = index
+        self.parser = parser  # of its text into parts; None: it is content
+        self.calls = False  # whether the parser has found a tool call
         self.finish: str | None = None
         self.token_count = 0
         self.cached_tokens = 0
@@ -117,6 +121,20 @@ class Choice:
         if self._finder is not None and self.finish is None:
             text += self._finder.flush()
         return text
+
+    def parse(self, text: str) -> Pieces:
+        """What the parser makes of new text, and where the choice is over, of the rest."""
+        assert self.parser is not None, "a choice whose text is content has no parts"
+        pieces = self.parser.push(text)
+        if self.is_over():
+            pieces += self.parser.flush()
+        self.calls = self.calls or any(isinstance(piece, CallBegins) for piece in pieces)
+        return pieces
+
+    @property
+    def reason(self) -> str:
+        """`finish` as clients are told it."""
+        return "tool_calls" if self.calls and self.finish == "stop" else self.finish or ""
 
     def take_tokens(self) -> list[ShownToken] | None:
         """Tokens whose text has begun to show since the last call; None when nobody asked for log-probabilities."""

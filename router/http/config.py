@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from router.parsers.calls import TOOL_PARSERS
+from router.parsers.reasoning import REASONING_PARSERS
 from router.protocol.json_entry import MAX_BODY_BYTES
 from router.protocol.sampling import ModelFacts, RequestLimits
 from router.text.tokenizer import Tokenizer
@@ -59,7 +61,8 @@ class ServedModel:
     """A name under which requests are taken, and how its text becomes tokens.
 
     `max_model_len` is in tokens, prompt and answer together; `target` is the engine's name of the model where it
-    differs from the public `name`; `created` is in seconds since 1970.
+    differs from the public `name`; `created` is in seconds since 1970. `tool_parser` and `reasoning_parser` are how its
+    answers are read, see `router.parsers`; None: they are text.
     """
 
     name: str
@@ -68,8 +71,16 @@ class ServedModel:
     created: int = 0
     target: str | None = None
     adapter: str | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
 
     def __post_init__(self) -> None:
+        for kind, name, known in (
+            ("tool_call_parser", self.tool_parser, TOOL_PARSERS),
+            ("reasoning_parser", self.reasoning_parser, tuple(REASONING_PARSERS)),
+        ):
+            if name is not None and name not in known:
+                raise ConfigError(f"{kind} {name!r} of {self.name} is not one of {', '.join(known)}")
         if not self.name:
             raise ConfigError("a served model needs a name")
         if self.max_model_len < 2:

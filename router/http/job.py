@@ -11,6 +11,7 @@ from router.generation import GenerationRequest, Generator
 from router.http.choice import Choice
 from router.http.config import FrontConfig, ServedModel
 from router.http.identity import Identity
+from router.http.parsing import AnswerParsing, answer_parsing
 from router.http.rounds import Round, RoundChoice, Stoppable
 from router.protocol.answers import ChatFormat, CompletionFormat, Format, PromptShown, Usage
 from router.protocol.counted import CountedFormat
@@ -83,6 +84,7 @@ class JobMaker:
         check_products(body, 1, self._config.limits)
         await self._check_grammar(body, model)
         ids = await self.rendered(body, model, route, prompt_limit(body, model))
+        parsing = answer_parsing(body, model, ids)
         request_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
         form = ChatFormat(
             request_id,
@@ -92,7 +94,7 @@ class JobMaker:
             usage_in_chunks=body.usage_in_chunks,
         )
         form.prompt_top = body.prompt_logprobs
-        job = await self._job(body, model, identity, [ids], form, route, "messages")
+        job = await self._job(body, model, identity, [ids], form, route, "messages", parsing=parsing)
         return _finished(job, body, form)
 
     async def interactive(
@@ -178,7 +180,7 @@ class JobMaker:
                                  "'stop_token_ids' names none.", param=name, code="unsupported_parameter")  # fmt: skip
         fault = await self._pool.run(len(asked.spec.source), lambda: self._grammars.fault(asked.spec), inline=0)
         if fault is not None:
-            name = path((*asked.at, *fault.inside))
+            name = path(asked.place(fault.inside))
             raise InvalidRequest(f"Invalid '{name}': {fault.words}.", param=name, code="invalid_value")
 
     async def message(self, asked: MessagesBody, model: ServedModel, identity: Identity) -> Job:
@@ -219,7 +221,8 @@ class JobMaker:
             raise refusal
         add_prompt = body.add_generation_prompt
         conversation = Conversation(
-            [{"role": m.role, "content": m.content, "name": m.name} for m in body.messages],
+            [m.as_template() for m in body.messages],
+            tools=[tool.model_dump(exclude_none=True) for tool in body.offered_tools] or None,
             add_generation_prompt=not body.continue_final_message if add_prompt is None else add_prompt,
             continue_final_message=bool(body.continue_final_message),
             variables=body.chat_template_kwargs,
@@ -256,6 +259,7 @@ class JobMaker:
         param: str,
         echoes: Sequence[str] = ("",),
         kind: Callable[..., Choice] = Choice,
+        parsing: AnswerParsing | None = None,
     ) -> Job:
         """`echoes`: what stands before the answers to each prompt."""
         limits, facts, n = self._config.limits, model.facts, body.asked_choices
@@ -282,12 +286,14 @@ class JobMaker:
                     route=route,
                     salt=_salt(identity.salt, body.cache_salt),
                     adapter=model.adapter,
-                    grammar=None if asked is None else asked.within(max_tokens),
+                    grammar=None
+                    if asked is None
+                    else asked.within(max_tokens, parsing.begins_after if parsing else ""),
                 )
             )
             for sampling in params:
                 wants = sampling.logprobs is not None
-                choices.append(self._choice(body, model.tokenizer, len(choices), wants, len(echoed), kind))
+                choices.append(self._choice(body, model.tokenizer, len(choices), wants, len(echoed), kind, parsing))
         return Job(
             model.name,
             tuple(requests),
@@ -300,16 +306,26 @@ class JobMaker:
 
     @staticmethod
     def _choice(
-        body: Common, tokenizer: Tokenizer, index: int, wants_logprobs: bool, offset: int, kind: Callable[..., Choice]
+        body: Common,
+        tokenizer: Tokenizer,
+        index: int,
+        wants_logprobs: bool,
+        offset: int,
+        kind: Callable[..., Choice],
+        parsing: AnswerParsing | None,
     ) -> Choice:
+        parsed = {} if parsing is None else {"parser": parsing.parser()}
         return kind(
             index,
-            tokenizer.detokenizer(skip_special_tokens=body.skip_special_tokens is not False),
+            tokenizer.detokenizer(
+                skip_special_tokens=body.skip_special_tokens is not False, shown=parsing.shown if parsing else ()
+            ),
             stops=body.stop if body.ignore_eos else (*body.stop, *tokenizer.stop_words),
             min_tokens=body.min_tokens or 0,
             wants_logprobs=wants_logprobs,
             wants_prompt=body.asked_prompt_logprobs is not None,
             offset=offset,
+            **parsed,
         )
 
 

@@ -9,7 +9,8 @@ from router.http.batches import generate_all
 from router.http.best import best
 from router.http.job import Job
 from router.metrics import Meter
-from router.protocol.answers import ChoiceAnswer, ShownToken, Usage
+from router.parsers.pieces import ParsedMessage
+from router.protocol.answers import ChatFormat, ChoiceAnswer, ShownToken, Usage
 from workers.api.errors import EngineFault
 
 
@@ -57,10 +58,13 @@ class Reading:
             if first and self._prompt_event is not None:
                 events += self._prompt_event(choice.index, choice.prompt_logprobs)
             tokens = choice.take_tokens() if self._logprobs else None
-            if text or tokens:
+            if choice.parser is not None:
+                assert isinstance(self._format, ChatFormat), "only chats are parsed"
+                events += self._format.parts(choice.index, choice.parse(text), tokens)
+            elif text or tokens:
                 events += self._format.text(choice.index, text, tokens)
             if choice.finish is not None:
-                events += self._format.finish(choice.index, choice.finish)
+                events += self._format.finish(choice.index, choice.reason)
         return events
 
     async def collect(self, generator: Generator) -> Answer:
@@ -69,12 +73,17 @@ class Reading:
         texts: list[list[str]] = [[] for _ in job.choices]
         tokens: list[list[ShownToken]] = [[] for _ in job.choices]
         ids: list[list[int]] = [[] for _ in job.choices]
+        messages = [None if choice.parser is None else ParsedMessage() for choice in job.choices]
 
         def take(batch: Batch) -> bool:
             for item in batch:
                 if job.choices[item.choice].is_over():
                     continue
-                texts[item.choice].append(self.push(item))
+                text = self.push(item)
+                texts[item.choice].append(text)
+                message = messages[item.choice]
+                if message is not None:
+                    message.add(job.choices[item.choice].parse(text))
                 tokens[item.choice] += job.choices[item.choice].take_tokens() or ()
                 ids[item.choice] += item.delta.token_ids
             return self.left > 0
@@ -87,9 +96,10 @@ class Reading:
             ChoiceAnswer(
                 c.index,
                 "".join(texts[c.index]),
-                c.finish or "",
+                c.reason,
                 tokens[c.index],
                 job.choices[c.index - c.index % n].prompt_logprobs,
+                messages[c.index],
             )
             for c in job.choices
         ]

@@ -1,9 +1,10 @@
 """Tool calls in the text of an answer, as the families of models write them.
 
 hermes (Qwen, Hermes)   <tool_call>{"name": ..., "arguments": {...}}</tool_call>, once a call
-mistral                 [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...], or [TOOL_CALLS]name{...}, or name[ARGS]{...}
+mistral                 [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...], or [TOOL_CALLS]name{...}, name[ARGS]{...}
 internlm                <|action_start|><|plugin|>{"name": ..., "parameters": {...}}<|action_end|>
-deepseek                <｜tool▁call▁begin｜>function<｜tool▁sep｜>name, a JSON block, <｜tool▁call▁end｜>; or name<｜tool▁sep｜>{...}
+deepseek                <｜tool▁call▁begin｜>function<｜tool▁sep｜>name, a JSON block, <｜tool▁call▁end｜>;
+                        or <｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}<｜tool▁call▁end｜>
 llama3_json             the whole answer is {"name": ..., "parameters": {...}}, several separated by ";"
 pythonic                the whole answer is [name(key=value, ...), ...]
 """
@@ -64,6 +65,7 @@ FAMILIES: dict[str, Family] = {
     "llama3_json": Family(starts=("{", "<|python_tag|>"), shown_by=("<|python_tag|>",)),
 }  # fmt: skip
 PYTHONIC = "pythonic"
+REQUIRED = Family(starts=("[",))  # what the grammar of a required call makes: a list of calls, and nothing else
 TOOL_PARSERS = (*FAMILIES, PYTHONIC)
 
 
@@ -171,6 +173,7 @@ class MarkedCalls:
             if text.startswith(start):
                 self._inside = True
                 self._buffer = text if start == "{" else text[len(start) :]
+                break
         return True
 
     def _look_for_object(self, pieces: Pieces) -> bool:

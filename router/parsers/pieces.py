@@ -43,7 +43,7 @@ Pieces = list[Piece]
 
 
 class Parser(Protocol):
-    """One answer's. The pieces depend on the whole text only, not on how it is cut into pushes, but for their borders."""
+    """One answer's. But for their borders, its pieces do not depend on how the text is cut into pushes."""
 
     def push(self, text: str) -> Pieces:
         """What is certain by now."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from router.parsers.pieces import Arguments, CallBegins, Content, ParsedMessage, Piece, Reasoning
 from router.protocol.sse import CONTENT_TYPE, DONE, dumps, error_event, quoted
 from workers.api.request import TokenLogprobs
 
@@ -49,6 +50,7 @@ class ChoiceAnswer:
     finish: str
     tokens: Sequence[ShownToken] | None
     prompt: Sequence[TokenLogprobs] = ()  # of the prompt's tokens from the second on, where they were asked for
+    message: ParsedMessage | None = None  # its parts, where it was parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,17 @@ class ChatFormat(_Events):
         fields = f'"delta":{{}},"logprobs":null,"finish_reason":null,"prompt_logprobs":{shown}'
         return f"{self._head}{index},{fields}{self._tail}"
 
+    def parts(self, index: int, pieces: Sequence[Piece], tokens: Sequence[ShownToken] | None) -> str:
+        """Content, reasoning, tool calls and their arguments as they grow."""
+        events = ""
+        for piece in pieces:
+            if isinstance(piece, Content):
+                events += self.text(index, piece.text, tokens)
+                tokens = None if tokens is None else ()
+            else:
+                events += f'{self._head}{index},"delta":{dumps(_delta(piece))[:-1]}{self._plain_tail}'
+        return events + self.text(index, "", tokens) if tokens else events
+
     def finish(self, index: int, reason: str) -> str:
         """An empty delta with the reason."""
         return f'{self._head}{index},"delta":{{}},"logprobs":null,"finish_reason":"{reason}"{self._tail}'
@@ -189,7 +202,7 @@ class ChatFormat(_Events):
         shown = [
             {
                 "index": c.index,
-                "message": {"role": "assistant", "content": c.text, "refusal": None},
+                "message": _message(c),
                 "logprobs": None if c.tokens is None else self._logprobs(c.tokens),
                 "finish_reason": c.finish,
             }
@@ -215,6 +228,30 @@ class ChatFormat(_Events):
     def _one(self, token_id: int, logprob: float) -> dict[str, Any]:
         raw = self._token_bytes(token_id)
         return {"token": raw.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(raw)}
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    if isinstance(piece, CallBegins):
+        function = {"name": piece.name, "arguments": ""}
+        return {"tool_calls": [{"index": piece.index, "id": piece.id, "type": "function", "function": function}]}
+    if isinstance(piece, Arguments):
+        return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
+    return {"reasoning_content": piece.text} if isinstance(piece, Reasoning) else {"content": piece.text}
+
+
+def _message(choice: ChoiceAnswer) -> dict[str, Any]:
+    parsed = choice.message
+    if parsed is None:
+        return {"role": "assistant", "content": choice.text, "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": parsed.content, "refusal": None}
+    if parsed.reasoning:
+        message["reasoning_content"] = parsed.reasoning
+    if parsed.calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in parsed.calls
+        ]
+    return message
 
 
 class CompletionFormat(_Events):

@@ -54,6 +54,13 @@ class InteractiveBody(Strict):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
 
+    @model_validator(mode="after")
+    def _no_tools(self) -> Self:
+        for i, message in enumerate(self.prompt):
+            if message.tool_calls or message.role == "tool":
+                raise Refused("Unsupported parameter: '{param}': tools are for /v1/chat/completions.", at=("prompt", i))
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _as_documented(cls, data: Any) -> Any:

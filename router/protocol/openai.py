@@ -29,6 +29,7 @@ from router.protocol.fields import (
 )
 from router.protocol.strict import Harmless, Strict, is_false, is_nothing
 from router.protocol.structured import AskedGrammar, ResponseFormat, StructuredOutputs, asked_grammar
+from router.protocol.tools import MAX_TOOLS, Tool, ToolCall, ToolChoice, Tools, check_choice, required_grammar
 from router.protocol.validation import Refused
 
 MAX_MESSAGES = 2048
@@ -93,23 +94,53 @@ class ChatMessage(Strict):
     """One message. Fields that clients send back from an answer (`refusal: null`, ...) are taken when empty."""
 
     not_done: ClassVar[dict[str, Harmless]] = dict.fromkeys(
-        ("tool_calls", "function_call", "refusal", "audio", "annotations", "reasoning_content"), is_nothing
+        ("function_call", "refusal", "audio", "annotations"), is_nothing
     )
 
     @model_validator(mode="before")
     @classmethod
     def _role_first(cls, data: Any) -> Any:
         # A message of a role that is not served has fields of its own: the role is what is wrong, not they.
-        if isinstance(data, dict) and data.get("role") in ("tool", "function"):
+        if not isinstance(data, dict):
+            return data
+        if data.get("role") == "function":
             raise Refused(
-                f"Invalid value: '{data['role']}'. Supported values are: 'system', 'developer', 'user', 'assistant'.",
+                "Invalid value: 'function'. Supported values are: 'system', 'developer', 'user', 'assistant', 'tool'.",
                 at=("role",),
             )
+        if data.get("role") == "assistant" and data.get("tool_calls") and data.get("content") is None:
+            return {**data, "content": ""}
         return data
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content
-    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] | None = None
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    reasoning_content: str | None = None  # of an answer that is sent back: templates may show it
+
+    @model_validator(mode="after")
+    def _of_its_role(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise Refused("'{param}' is only allowed in messages of role 'assistant'.", at=("tool_calls",))
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            if self.role == "tool":
+                raise Refused(
+                    "Missing required parameter: '{param}'.", code="missing_required_parameter", at=("tool_call_id",)
+                )
+            raise Refused("'{param}' is only allowed in messages of role 'tool'.", at=("tool_call_id",))
+        return self
+
+    def as_template(self) -> dict[str, Any]:
+        """As chat templates take it; None where a field is not given. Raises Refused."""
+        shown: dict[str, Any] = {"role": self.role, "content": self.content, "name": self.name}
+        if self.tool_calls:
+            shown["tool_calls"] = [call.as_template(("tool_calls", i)) for i, call in enumerate(self.tool_calls)]
+        if self.tool_call_id is not None:
+            shown["tool_call_id"] = self.tool_call_id
+        if self.reasoning_content:
+            shown["reasoning_content"] = self.reasoning_content
+        return shown
 
 
 class Common(Strict):
@@ -210,12 +241,10 @@ class ChatBody(Common):
     """POST /v1/chat/completions."""
 
     not_done: ClassVar[dict[str, Harmless]] = {
-        **dict.fromkeys(("tools", "functions", "audio", "prediction", "web_search_options", "moderation"), is_nothing),
+        **dict.fromkeys(("functions", "audio", "prediction", "web_search_options", "moderation"), is_nothing),
         "store": is_false,
         "modalities": lambda v: v is None or v == ["text"],
-        "tool_choice": lambda v: v in (None, "none", "auto"),
         "function_call": lambda v: v in (None, "none", "auto"),
-        "parallel_tool_calls": lambda v: v is None or isinstance(v, bool),
         "reasoning_effort": lambda v: v in (None, "none"),
         "verbosity": lambda v: v in (None, "medium"),
     }
@@ -227,6 +256,27 @@ class ChatBody(Common):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
+    tools: Tools | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """Those that the answer may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @cached_property
+    def asked_grammar(self) -> AskedGrammar | None:
+        """What the answer must look like, if that is said; a call that is required goes before other formats."""
+        check_choice(self.tools or [], self.tool_choice)
+        parallel = self.parallel_tool_calls is not False
+        required = required_grammar(self.offered_tools, self.tool_choice, parallel=parallel)
+        own = asked_grammar(self.response_format, self.structured_outputs)
+        if required is not None and own is not None:
+            raise Refused(
+                "'{param}' that requires a call and structured output exclude each other.", at=("tool_choice",)
+            )
+        return required or own
 
     @property
     def asked_tokens(self) -> int | None:
@@ -240,6 +290,9 @@ class ChatBody(Common):
 
     @model_validator(mode="after")
     def _agree_chat(self) -> Self:
+        for i, message in enumerate(self.messages):
+            for j, call in enumerate(message.tool_calls or ()):
+                call.as_template(("messages", i, "tool_calls", j))
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise Refused(
                 "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",

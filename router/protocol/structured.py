@@ -89,11 +89,16 @@ class AskedGrammar:
     at: Path
     wrap_up: int | None = None
 
-    def within(self, max_tokens: int) -> GrammarSpec:
-        """The grammar of an answer that has at most so many tokens."""
-        if self.spec.kind is not GrammarKind.JSON_SCHEMA and self.wrap_up is None:
-            return self.spec
-        return replace(self.spec, wrap_up=default_wrap_up(max_tokens) if self.wrap_up is None else self.wrap_up)
+    def place(self, inside: Path) -> Path:
+        """Where a part of the grammar's schema stands in the body."""
+        return (*self.at, *inside)
+
+    def within(self, max_tokens: int, begins_after: str = "") -> GrammarSpec:
+        """The grammar of an answer that has at most so many tokens, and begins behind that text."""
+        wrap_up = self.wrap_up
+        if wrap_up is None:
+            wrap_up = default_wrap_up(max_tokens) if self.spec.kind is GrammarKind.JSON_SCHEMA else 0
+        return replace(self.spec, wrap_up=wrap_up, begins_after=begins_after)
 
 
 def asked_grammar(form: ResponseFormat | None, outputs: StructuredOutputs | None) -> AskedGrammar | None:

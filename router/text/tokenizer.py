@@ -26,8 +26,9 @@ class Tokenizer:
 
     `vocab_size` counts ids (config.json's where it says one), `context_length` is in tokens (None = not said),
     `eos_ids` end an answer, and so do `stop_words`, words of a chat template that are no tokens; `special_ids` are not
-    shown, `chat` encodes conversations (None = not a chat model), `infilling` is the form of prompts with a suffix
-    (None = the model knows none), and `token_bytes` gives what one token stands for by itself (for logprobs).
+    shown, `chat` encodes conversations (None = not a chat model), `template` is its chat template where that is jinja,
+    `infilling` is the form of prompts with a suffix (None = the model knows none), and `token_bytes` gives what one
+    token stands for by itself (for logprobs).
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Tokenizer:
         renderer: Renderer | None = None,
         context_length: int | None = None,
         vocab_size: int | None = None,
+        template: str = "",
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -47,12 +49,14 @@ class Tokenizer:
         self.eos_ids = tuple(dict.fromkeys([*eos_ids, *(i for i in ends.values() if i is not None)]))
         self.stop_words = tuple(word for word, i in ends.items() if i is None)
         self.context_length = context_length
+        self.template = template
         self.vocab_size = vocab_size or backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.token_bytes = TokenBytes(backend)
         self._texts = TokenTexts(self.token_bytes, self.special_ids)
         self._texts_with_specials = TokenTexts(self.token_bytes, ())
+        self._texts_with_some: dict[frozenset[int | None], TokenTexts] = {}  # by the special tokens that are shown
         self._bound = TokenBound(backend, self.token_bytes)
         self.infilling = find_infilling(backend.token_to_id)
         self.chat = ChatEncoder(backend, renderer, self._bound) if renderer else None
@@ -88,6 +92,7 @@ class Tokenizer:
             renderer=renderer,
             context_length=facts.context_length,
             vocab_size=facts.vocab_size,
+            template=source if isinstance(source, str) else "",
         )
 
     def encode(self, text: str, *, limit: int | None = None, add_special_tokens: bool = True) -> list[int]:
@@ -151,11 +156,16 @@ class Tokenizer:
         # As with `ids_of`: a batch does not hold the interpreter.
         return self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)[0]
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A fresh incremental decoder for one answer."""
-        skipped = self.special_ids if skip_special_tokens else frozenset[int]()
+    def detokenizer(self, *, skip_special_tokens: bool = True, shown: Sequence[str] = ()) -> Detokenizer:
+        """A fresh incremental decoder for one answer; of special tokens it shows those that `shown` names."""
+        kept = frozenset(i for i in map(self._backend.token_to_id, shown) if i in self.special_ids)
+        skipped = self.special_ids - kept if skip_special_tokens else frozenset[int]()
         if self.token_bytes.is_byte_level:
-            return ByteDetokenizer(self._texts if skip_special_tokens else self._texts_with_specials)
+            if not kept or not skip_special_tokens:
+                return ByteDetokenizer(self._texts if skip_special_tokens else self._texts_with_specials)
+            if kept not in self._texts_with_some:
+                self._texts_with_some[kept] = TokenTexts(self.token_bytes, skipped)
+            return ByteDetokenizer(self._texts_with_some[kept])
         return ContextDetokenizer(
             lambda ids: self._backend.decode(ids, skip_special_tokens=False), self.token_bytes.is_byte, skipped
         )

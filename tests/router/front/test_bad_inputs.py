@@ -150,8 +150,7 @@ PRESENCE = [
     *(
         bad(f"not done: {name}", {name: value}, "unsupported_parameter", name)
         for name, value in {
-            "tools": [{"type": "function", "function": {"name": "f"}}],
-            "tool_choice": "required", "audio": {"voice": "x"}, "modalities": ["text", "audio"], "store": True,
+            "audio": {"voice": "x"}, "modalities": ["text", "audio"], "store": True,
             "functions": [{"name": "f"}], "prediction": {"type": "content", "content": "x"},
             "reasoning_effort": "high",
         }.items()
@@ -283,7 +282,7 @@ PROMPTS = [
     bad("wizard", message(role="wizard"), "invalid_value", "messages[0].role", says="'wizard'. Supported values are"),
     bad("role null", message(role=None), "invalid_value", "messages[0].role"),
     bad("no role", {"messages": [{"content": "x"}]}, "missing_required_parameter", "messages[0].role"),
-    bad("tool", {"messages": [HI, {"role": "tool", "content": "x", "tool_call_id": "1"}]}, "invalid_value",
+    bad("function", {"messages": [HI, {"role": "function", "content": "x", "name": "f"}]}, "invalid_value",
         "messages[1].role"),
     bad("no content", {"messages": [{"role": "user"}]}, "missing_required_parameter", "messages[0].content"),
     *(bad(f"content {v!r}", message(content=v), "invalid_type", "messages[0].content") for v in (None, 1, {})),
@@ -301,7 +300,7 @@ PROMPTS = [
         "messages[0].content[0].y"),
     good("parts", message(content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])),
     bad("tool_calls", {"messages": [HI, {"role": "assistant", "content": "x", "tool_calls": [{}] * 129}]},
-        "unsupported_parameter", "messages[1].tool_calls"),
+        "array_above_max_length", "messages[1].tool_calls"),
     good("an answer sent back", {"messages": [HI, {"role": "assistant", "content": "x", "refusal": None,
          "annotations": [], "audio": None, "tool_calls": None, "function_call": None}, HI]}),
     *(bad(f"name {v!r}", message(name=v), "invalid_value", "messages[0].name") for v in ("a b", "a\n", "<|im_start|>")),
