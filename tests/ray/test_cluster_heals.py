@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 from watching import await_true
@@ -74,14 +76,24 @@ def test_ranks_stopped_while_idle(cluster: Any, await_replicas: Any) -> None:
     assert "7" in cluster.chat("What is 3 + 4?")["choices"][0]["message"]["content"]
 
 
-def test_a_stream_goes_on_when_its_replica_is_killed(cluster: Any, await_replicas: Any) -> None:
+NOTES = {
+    "type": "object",
+    "properties": {"title": {"type": "string"}, "lines": {"type": "array", "items": {"type": "string"}}},
+    "required": ["title", "lines"],
+    "additionalProperties": False,
+}
+AS_NOTES = {"type": "json_schema", "json_schema": {"name": "notes", "schema": NOTES}}
+
+
+@pytest.mark.parametrize("kind", ["text", "structured"])
+def test_a_stream_goes_on_when_its_replica_is_killed(cluster: Any, await_replicas: Any, kind: str) -> None:
     client = openai.OpenAI(base_url=cluster.base_url, api_key="none", max_retries=0)
     body: Any = {
         "model": "demo",
         "messages": [{"role": "user", "content": "Count from 1 to 20."}],
         "temperature": 0,
         "max_tokens": 600,
-        "extra_body": {"ignore_eos": True},
+        **({"extra_body": {"ignore_eos": True}} if kind == "text" else {"response_format": AS_NOTES}),
     }
     whole = client.chat.completions.create(**body).choices[0].message.content
     pieces: list[str] = []
@@ -94,6 +106,8 @@ def test_a_stream_goes_on_when_its_replica_is_killed(cluster: Any, await_replica
             kill(row.info.pid)
     assert victim
     assert "".join(pieces) == whole
+    if kind == "structured":
+        jsonschema.validate(json.loads(whole), NOTES)
     await_replicas(without=victim)
 
 

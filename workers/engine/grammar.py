@@ -16,14 +16,15 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from llguidance import LLExecutor, LLMatcher, LLTokenizer
+from typing import TYPE_CHECKING, Any
 
 from workers.api.errors import ConfigError, InvalidRequest
 from workers.api.grammar import GrammarKind, GrammarSpec, llguidance_grammar, parser_limits
 from workers.engine.plan import StepMasks
 from workers.engine.wrap_up import Closers
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 MOST_COMPILED = 64
 _AT_ONCE = 4  # rows from which on threads are worth their start
@@ -32,10 +33,15 @@ _AT_ONCE = 4  # rows from which on threads are worth their start
 class Grammars:
     """The grammars of one model, whose tokenizer is `tokenizer` (the text of a tokenizer.json), over `vocab_size` ids.
 
-    Thread-safe but for `masks`. Raises ConfigError for a tokenizer that llguidance cannot take apart into bytes.
+    Thread-safe but for `masks`. Raises ConfigError for a tokenizer that llguidance cannot take apart into bytes, and
+    where llguidance is not installed: an engine works without it.
     """
 
     def __init__(self, tokenizer: str, vocab_size: int) -> None:
+        try:
+            from llguidance import LLTokenizer
+        except ImportError as e:
+            raise ConfigError(f"no structured output without llguidance: {e}") from e
         try:
             probe = LLTokenizer(tokenizer)
             # Which token it takes for the end shows where a grammar accepts; what really ends a request are its stop
@@ -114,6 +120,8 @@ class Grammars:
         return made
 
     def _compile(self, spec: GrammarSpec) -> LLMatcher | str:
+        from llguidance import LLMatcher
+
         try:
             matcher = LLMatcher(self._tokenizer, llguidance_grammar(spec), log_level=0, limits=parser_limits())
         except InvalidRequest as e:
@@ -124,6 +132,8 @@ class Grammars:
 
     def _all_at_once(self, matchers: list[tuple[LLMatcher, int]], bits: bytearray, size: int, rows: int) -> None:
         if self._executor is None:
+            from llguidance import LLExecutor
+
             self._executor = LLExecutor(num_threads=max(1, min(8, (os.cpu_count() or 1) // 2)))
         memory = (ctypes.c_char * len(bits)).from_buffer(bits)
         self._executor.unsafe_compute_mask_ptr(matchers, ctypes.addressof(memory), size, rows)

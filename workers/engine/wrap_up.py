@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from llguidance import LLTokenizer
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 _IN_STRING = re.compile(rb"[a-eg-mo-su-zA-Z]")  # allowed nowhere else: null, true and false begin with other letters
 _STRING_ENDS = tuple(map(re.compile, (rb'"[\]}]+', rb'"', rb'",')))
