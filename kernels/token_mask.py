@@ -16,7 +16,7 @@ def apply_token_mask_reference(logits: torch.Tensor, rows: torch.Tensor, bits: t
     """`apply_token_mask` in torch."""
     shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
     allowed = (bits.unsqueeze(2) >> shifts) & 1
-    banned = allowed.view(len(rows), -1)[:, : logits.shape[1]] == 0
+    banned = allowed.flatten(1)[:, : logits.shape[1]] == 0
     logits.index_copy_(0, rows, logits[rows].masked_fill_(banned, -torch.inf))
 
 
