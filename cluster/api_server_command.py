@@ -62,9 +62,10 @@ def api_server(
         float, typer.Option(help="Part of the free GPU memory for the KV cache; over 1: its blocks.")
     ] = 0.8,
     cache_block_seq_len: Annotated[int, typer.Option(help="Tokens of a block of the KV cache.")] = 64,
-    enable_prefix_caching: Annotated[
-        bool, typer.Option("--enable-prefix-caching/--no-prefix-caching", help="Share what prompts begin with.")
-    ] = True,
+    enable_prefix_caching: Annotated[bool, typer.Option("--enable-prefix-caching", hidden=True)] = True,
+    no_prefix_caching: Annotated[
+        bool, typer.Option("--no-prefix-caching", help="Do not share what prompts begin with.")
+    ] = False,
     model_name: Annotated[str | None, typer.Option(help="Name for clients; default: the folder's.")] = None,
     model_format: Annotated[str | None, typer.Option(help="hf.")] = None,
     quant_policy: Annotated[int, typer.Option(help="0.")] = 0,
@@ -101,7 +102,7 @@ def api_server(
         raise ConfigError("--adapters: LoRA adapters are not done yet")
     engine = TurbomindEngineConfig(
         tp=tp, session_len=session_len, max_batch_size=max_batch_size, cache_max_entry_count=cache_max_entry_count,
-        cache_block_seq_len=cache_block_seq_len, enable_prefix_caching=enable_prefix_caching,
+        cache_block_seq_len=cache_block_seq_len, enable_prefix_caching=enable_prefix_caching and not no_prefix_caching,
         rope_scaling_factor=rope_scaling_factor, num_tokens_per_iter=num_tokens_per_iter,
         max_prefill_token_num=max_prefill_token_num, revision=revision, download_dir=download_dir,
     )  # fmt: skip

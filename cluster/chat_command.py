@@ -14,13 +14,12 @@ LOCAL_URL = "http://127.0.0.1:23333/v1"
 
 def chat(
     model_path: Annotated[str | None, typer.Argument(help="A model in this process, no server.")] = None,
-    url: Annotated[str | None, typer.Option(help=f"The running server; default {LOCAL_URL}.")] = None,
+    url: Annotated[str | None, typer.Option(help="The running server; default: port 23333 here.")] = None,
     model: Annotated[str | None, typer.Option(help="Which of its models; default: the first.")] = None,
     local: Annotated[str | None, typer.Option(help="The same as the argument.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
-    meta_instruction: Annotated[
-        str | None, typer.Option("--meta-instruction", "--meta-instruct", help="The same as --system.")
-    ] = None,
+    meta_instruction: Annotated[str | None, typer.Option(help="The same as --system.")] = None,
+    meta_instruct: Annotated[str | None, typer.Option(hidden=True)] = None,  # as Code Llama's document has it
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0: always the likeliest word.")] = None,
     chat_template: Annotated[
         str | None, typer.Option(help="A built-in name (echelon list), or a file: .json, .jinja or .py.")
@@ -45,7 +44,7 @@ def chat(
     from cluster.pipeline.engine_config import TurbomindEngineConfig, refuse_quantization
 
     local = model_path or local
-    said = system or meta_instruction
+    said = system or meta_instruction or meta_instruct
     limits: dict[str, Any] = {"session_len": session_len, "cache_max_entry_count": cache_max_entry_count}
     limits = {name: value for name, value in limits.items() if value is not None}
     if rope_scaling_factor:

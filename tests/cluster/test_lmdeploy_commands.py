@@ -71,6 +71,9 @@ def test_keys_are_kept_by_their_hashes(started: list[ClusterConfig]) -> None:
     with_keys, without = started
     assert (with_keys.http.host, without.http.host) == ("0.0.0.0", "127.0.0.1")
     assert without.http.api_keys is None
+    assert without.engine.prefix_caching
+    assert run("serve", "api_server", "demo", "--no-prefix-caching").exit_code == 0
+    assert not started.pop().engine.prefix_caching
     file = Path(with_keys.http.api_keys or "")
     entries = parse_keys(read_key_file(file), str(file)).entries
     assert [e.digest for e in entries] == [digest_of(b"key-one"), digest_of(b"key-two")]
