@@ -14,6 +14,7 @@ from router.dispatch.prefixes import PrefixIndex
 from workers.api.config import EngineConfig
 from workers.api.errors import ConfigError
 from workers.api.hashing import SHORT_BYTES
+from workers.api.request import FinishReason
 from workers.engine.host_blocks import HostBlocks
 
 A, B, C, D = (bytes([n]) * 16 for n in range(4))
@@ -29,6 +30,15 @@ def test_the_longest_unused_makes_room() -> None:
     assert (sorted(out), into) == ([(5, 0), (7, 1)], ())  # B was never read: nobody copies it
     assert host.digests == {A, C}
     assert host.take_copies() == ((), ())
+    host.check()
+
+
+def test_what_was_dropped_is_not_copied() -> None:
+    host = HostBlocks(2)
+    host.save(A, 5)
+    host.save(B, 6)
+    assert host.drop(A)
+    assert host.take_copies() == (((6, 1),), ())
     host.check()
 
 
@@ -49,10 +59,10 @@ def test_what_the_next_plan_reads_is_not_written_by_it() -> None:
 
 
 def filled(**more: object) -> Harness:
-    """An engine whose pool holds one request of 24 tokens, after it ran one and then another."""
-    harness = Harness(block_size=4, num_blocks=8, max_num_batched_tokens=64, num_host_blocks=8, **more)  # type: ignore[arg-type]
-    for name, start in (("a", 0), ("b", 30)):
-        harness.submit(request(name, range(start, start + 24), 4))
+    """An engine whose pool holds one request of 24 tokens, after it ran one, and then one that took all blocks."""
+    harness = Harness(block_size=4, num_blocks=8, max_num_batched_tokens=64, num_host_blocks=20, **more)  # type: ignore[arg-type]
+    for name, prompt in (("a", range(24)), ("b", range(30, 58))):
+        harness.submit(request(name, prompt, 4))
         harness.drain()
     return harness
 
@@ -67,7 +77,7 @@ def test_a_prompt_that_comes_back_is_copied_not_run_and_not_charged() -> None:
     last = harness.receiver.last["again"]
     assert harness.receiver.tokens["again"] == harness.receiver.tokens["a"]
     assert (last.cached_tokens, last.executed_prefill) == (20, 4)
-    assert host.copied_in == 4  # one was still on the device, behind those that were not
+    assert host.copied_in == 5
     assert harness.engine.stats.executed - before == 4 + 3 + harness.engine.stats.overhead
     assert ordering.charges["again"][:2] == [4, 3]
 
@@ -88,14 +98,11 @@ def test_an_index_elsewhere_is_told_of_what_host_memory_holds() -> None:
 
 
 def test_nothing_of_a_faulty_request_is_kept() -> None:
-    harness = Harness(
-        block_size=4, num_blocks=8, max_num_batched_tokens=8, num_host_blocks=8,
-        fault=lambda seed, position: seed == 9 and position >= 26,
-    )  # fmt: skip
-    harness.submit(request("bad", range(24), 8, seed=9))
+    harness = filled(fault=lambda seed, position: seed == 9 and position >= 26)
+    harness.submit(request("bad", range(24), 8, seed=9))  # what it begins with comes from the host, and is there still
     harness.drain()
-    harness.submit(request("other", range(30, 54), 4))
-    harness.drain()
+    assert harness.receiver.last["bad"].cached_tokens == 20
+    assert harness.receiver.finish("bad") is FinishReason.ERROR
     harness.submit(request("again", range(24), 2))
     harness.drain()
     assert harness.receiver.last["again"].cached_tokens == 0
