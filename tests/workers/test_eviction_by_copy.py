@@ -1,6 +1,6 @@
 """Blocks that go to host memory and come back: the same bits on one rank, the same tokens on two.
 
-Mutants seen to fail: copies in before copies out; the last layer left out; a rank that makes no copies.
+Mutants seen to fail: copies in before copies out; the last layer left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sessions' histories and their rounds: the plain object, and over sockets with fronts and a dispatcher that die.
 
-Mutants seen to fail: a stopped round's number unread; a revision unread at the end; a lost front's round for ever; the
-oldest session of any owner going first; what a front remembers not told, or told over what is newer.
+Mutants seen to fail: a revision unread at the end; a lost front's round for ever; who holds the least giving room; what
+a front remembers not told, or told over what is newer; a round begun for somebody who left that runs for ever.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sessions of /v1/chat/interactive over HTTP: a round is the chat with all that was said before.
 
-Mutants seen to fail: a history without the answer; one session for all owners; a stopped round kept as whole, or its
-partial answer lost; a broken round kept; `forget` that keeps; a claim that is asked for after the round began.
+Mutants seen to fail: a history without the answer; one session for all owners; a stopped round's text lost; a broken
+round that runs for ever; `forget` that keeps; an idempotency key that a refused round holds on to.
 """
 
 from __future__ import annotations
