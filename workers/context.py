@@ -61,7 +61,8 @@ class AttentionMetadata:
 
     In a padded step some of these rows have kv_len 0: their tokens may be those of `prefill`, or nobody's.
     slots [T] int64: block * S + offset, negative for a token whose key and value are not stored.
-    `batch_invariant`: see `kernels.invariant_attention`.
+    `batch_invariant`: see `kernels.invariant_attention`. lengths [T] int64: by which rotations go that are scaled by a
+    sequence's length, see `workers.layers.rotary`; None: all by the step's last position.
     """
 
     slots: torch.Tensor
@@ -70,6 +71,7 @@ class AttentionMetadata:
     prefill: PrefillBatch | None
     batch_invariant: bool = False
     memo: dict[Any, Any] = field(default_factory=dict)
+    lengths: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,7 @@ class Rank:
             grammars=self._grammars(),
             ordering=ordering,
             num_host_blocks=self.num_host_blocks,
+            prompts_apart_from=self.model.prompts_apart_from,
         )
 
     def _grammars(self) -> Grammars | None:
@@ -198,6 +199,7 @@ class Rank:
             vocab_size=self.vocab_size,
             device=self.device,
             batch_invariant=self.config.engine.batch_invariant,
+            by_length=self.model.prompts_apart_from is not None,
         )
         return Runner(
             self.model,

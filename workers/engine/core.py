@@ -40,7 +40,8 @@ class Engine:
     pool's, whichever is less, so that every accepted request can run to its end alone. `watermark` is the room, in
     tokens, that admission leaves for each resident to grow. `ordering` says who runs (None: first come, first served)
     by `clock` (seconds) and by what steps cost, which is learned from those that ran. Without `grammars` requests that
-    have one are refused. What is evicted goes to `num_host_blocks` blocks of host memory.
+    have one are refused. What is evicted goes to `num_host_blocks` blocks of host memory. Prompts of over
+    `prompts_apart_from` tokens share blocks only with those of their own length (None: with all).
     """
 
     def __init__(
@@ -56,11 +57,12 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         watermark: int = 64,
         num_host_blocks: int = 0,
+        prompts_apart_from: int | None = None,
     ) -> None:
         self.config = config
         self.max_model_len = min(max_model_len, num_blocks * config.block_size)
         self.ordering = ordering
-        self.roster = Roster(config, num_blocks, ordering, num_host_blocks)
+        self.roster = Roster(config, num_blocks, ordering, num_host_blocks, prompts_apart_from)
         self.stats = self.roster.stats
         self._cost: StepCost | None = None
         self._scheduler: Scheduler

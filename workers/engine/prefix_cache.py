@@ -21,13 +21,20 @@ from workers.engine.sequence import Sequence
 class PrefixCache:
     """Hash -> block, one block a hash. Switched off it finds nothing and registers nothing.
 
-    What is evicted is still to be had where `host` has blocks: `restore` brings it back.
+    What is evicted is still to be had where `host` has blocks: `restore` brings it back. `prompts_apart_from`: see
+    `Engine`.
     """
 
     def __init__(
-        self, pool: BlockPool, block_size: int, *, enabled: bool = True, host: HostBlocks | None = None
+        self,
+        pool: BlockPool,
+        block_size: int,
+        *,
+        enabled: bool = True,
+        host: HostBlocks | None = None,
+        prompts_apart_from: int | None = None,
     ) -> None:
-        self.enabled = enabled
+        self.enabled, self._apart_from = enabled, prompts_apart_from
         self._pool = pool
         self._block_size = block_size
         self._block_of: dict[bytes, int] = {}
@@ -127,10 +134,15 @@ class PrefixCache:
         hashes = sequence.hashes
         if index == len(hashes):
             request = sequence.request
-            parent = hashes[-1] if hashes else root_hash(request.salt, request.adapter)
+            parent = hashes[-1] if hashes else root_hash(self._salt(sequence), request.adapter)
             start = index * self._block_size
             hashes.append(extend_hash(parent, sequence.token_ids[start : start + self._block_size]))
         return hashes[index]
+
+    def _salt(self, sequence: Sequence) -> bytes:
+        salt, length = sequence.request.salt, sequence.num_prompt
+        apart = self._apart_from is not None and length > self._apart_from
+        return salt + b"\0prompt" + length.to_bytes(4, "little") if apart else salt
 
     def _save(self, block: int) -> None:
         for gone in self.host.save(self._hash_of[block], block):

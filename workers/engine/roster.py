@@ -22,12 +22,23 @@ class Roster:
     """
 
     def __init__(
-        self, config: EngineConfig, num_blocks: int, ordering: Ordering | None, num_host_blocks: int = 0
+        self,
+        config: EngineConfig,
+        num_blocks: int,
+        ordering: Ordering | None,
+        num_host_blocks: int = 0,
+        prompts_apart_from: int | None = None,
     ) -> None:
         self.block_size = config.block_size
         self.pool = BlockPool(num_blocks)
         self.host = HostBlocks(num_host_blocks)
-        self.cache = PrefixCache(self.pool, config.block_size, enabled=config.prefix_caching, host=self.host)
+        self.cache = PrefixCache(
+            self.pool,
+            config.block_size,
+            enabled=config.prefix_caching,
+            host=self.host,
+            prompts_apart_from=prompts_apart_from,
+        )
         self.residents = Residents(self.pool, config.block_size, config.max_num_seqs)
         self.ordering = ordering
         self.queue = WaitingQueue()

@@ -23,7 +23,8 @@ class FlatStep:
     token_at [T]: where in the flat token table a token is read; positions [T]; slots [T] in the KV cache; seqs [B]: the
     sequences' slots; lens [B]: positions known after the step; query [B - D]: tokens of each longer sequence.
     emit_index [E]: tokens after which one is drawn (None: all in order); emit_at [E]: where in the token table the
-    drawn ones go; emit_slots [E]; drawn_at [E]: their positions. All int64.
+    drawn ones go; emit_slots [E]; drawn_at [E]: their positions. lengths [T]: see
+    `AttentionMetadata`. All int64.
     """
 
     token_at: Array
@@ -38,6 +39,7 @@ class FlatStep:
     emit_slots: Array
     drawn_at: Array
     changes: Changes | None
+    lengths: Array | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -45,8 +47,11 @@ class FlatStep:
         return len(self.positions)
 
 
-def flatten(plan: StepPlan, tables: Array, *, block_size: int, width: int, changes: Changes | None) -> FlatStep:
+def flatten(
+    plan: StepPlan, tables: Array, *, block_size: int, width: int, changes: Changes | None, prompts: Array | None = None
+) -> FlatStep:
     """The step of `plan`, whose changes `tables` [slots, M] already holds; `width` is a row of the token table.
+    `prompts` [slots] int64 are the prompts' lengths, where rotations go by them.
 
     Raises EngineFault on a plan that cannot be run.
     """
@@ -81,4 +86,5 @@ def flatten(plan: StepPlan, tables: Array, *, block_size: int, width: int, chang
         emit_slots=emit_slots,
         drawn_at=drawn_at,
         changes=changes,
+        lengths=None if prompts is None else np.maximum(prompts[rows], positions + 1),
     )

@@ -98,6 +98,7 @@ class BatchState:
         vocab_size: int,
         device: torch.device,
         batch_invariant: bool = False,
+        by_length: bool = False,
     ) -> None:
         self.block_size, self.device, self.batch_invariant = block_size, device, batch_invariant
         self.width = max_model_len + 1  # the last token drawn may stand just behind the context
@@ -110,6 +111,7 @@ class BatchState:
         rows = max_num_seqs + 1  # the last row is nobody's: padding reads and writes there
         self._tables = np.zeros((rows, self.max_blocks), np.int32)
         self._held = [0] * max_num_seqs
+        self.prompts = np.zeros(rows, np.int64) if by_length else None
         self._shared = device.type == "cpu"
         if self._shared:
             self._tokens = np.zeros((rows, self.width), np.int32)
@@ -133,12 +135,15 @@ class BatchState:
         if not plan.scheduled:
             raise EngineFault(f"the plan of step {plan.step} schedules nothing")
         changes = self._apply(plan)
-        return flatten(plan, self._tables, block_size=self.block_size, width=self.width, changes=changes)
+        return self._flatten(plan, changes)
+
+    def _flatten(self, plan: StepPlan, changes: Changes | None) -> FlatStep:
+        size, width = self.block_size, self.width
+        return flatten(plan, self._tables, block_size=size, width=width, changes=changes, prompts=self.prompts)
 
     def flatten_again(self, step: int, scheduled: tuple[ScheduledSequence, ...]) -> FlatStep:
         """Some of a step whose changes `flatten` and `change_again` have made."""
-        plan = StepPlan(step, (), (), scheduled)
-        return flatten(plan, self._tables, block_size=self.block_size, width=self.width, changes=None)
+        return self._flatten(StepPlan(step, (), (), scheduled), None)
 
     def change_again(self, flat: FlatStep) -> None:
         """Make the changes of a step, of which it is not known whether they reached the device."""
@@ -171,6 +176,7 @@ class BatchState:
             piece_seqs, piece_lens, cu_query = map(upload.give, (pieces.seqs, pieces.lens, pieces.cu_query))
         emit_index = None if flat.emit_index is None else upload.give(flat.emit_index)
         emit_at = upload.give(flat.emit_at)
+        lengths = None if flat.lengths is None else upload.give(flat.lengths)
         finish = self._select(flat, upload)
 
         t = self._uploader.upload(upload.arrays)
@@ -195,7 +201,14 @@ class BatchState:
         return StepInputs(
             input_ids=self.flat_tokens.index_select(0, t[token_at]),
             positions=t[position],
-            attention=AttentionMetadata(t[slots], decodes, decode, prefill, self.batch_invariant),
+            attention=AttentionMetadata(
+                t[slots],
+                decodes,
+                decode,
+                prefill,
+                self.batch_invariant,
+                lengths=None if lengths is None else t[lengths],
+            ),
             emit_index=None if emit_index is None else t[emit_index],
             emit_at=t[emit_at],
             sampling=finish(t),
@@ -245,6 +258,8 @@ class BatchState:
             if len(new.token_ids) >= self.width:
                 raise EngineFault(f"a sequence of {len(new.token_ids)} tokens is over the context of {self.width - 1}")
             self._held[new.slot] = 0
+            if self.prompts is not None:
+                self.prompts[new.slot] = new.num_prompt
             self.sampling.add(new.slot, new.sampling, new.num_prompt, len(new.token_ids), masked=new.masked)
             tokens.append((new.slot * self.width, new.token_ids))
             if new.blocks:

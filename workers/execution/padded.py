@@ -71,6 +71,8 @@ class PaddedInputs:
             "decode_lens": (shape.decodes, np.int32, 0),
             "emit_at": (shape.emits, np.int64, nowhere),
         }
+        if state.prompts is not None:
+            fields["lengths"] = (shape.tokens, np.int64, 0)
         self._ordered = shape.decodes >= ORDERED_FROM
         if self._ordered:
             fields["decode_rows"] = (shape.decodes, np.int32, 0)
@@ -97,7 +99,7 @@ class PaddedInputs:
     @staticmethod
     def bytes_needed(shape: StepShape) -> int:
         """At least what a buffer for this shape takes."""
-        return 8 * (3 * shape.tokens + 3 * shape.decodes + 2 * shape.emits + 3 * shape.prefills) + 12 * _ALIGN
+        return 8 * (4 * shape.tokens + 3 * shape.decodes + 2 * shape.emits + 3 * shape.prefills) + 12 * _ALIGN
 
     def _views(self, host: Array) -> dict[str, Array]:
         return {name: host[a:b].view(dtype) for name, (a, b, dtype) in self._spans.items()}
@@ -115,6 +117,8 @@ class PaddedInputs:
         to["token_at"][:tokens] = flat.token_at
         to["positions"][:tokens] = flat.positions
         to["slots"][:tokens] = flat.slots
+        if flat.lengths is not None:
+            to["lengths"][:tokens] = flat.lengths
         seqs, lens = flat.seqs[:decodes], flat.lens[:decodes]
         if self._ordered:
             order = to["decode_rows"][:decodes] = longest_first(lens)
@@ -165,7 +169,9 @@ class PaddedStep:
             tables = state.block_table.index_select(0, t["prefill_seqs"])
             # Counted from the first token of all: how many decodes there are is not known when it is captured.
             prefill = PrefillBatch(tables, t["prefill_lens"], t["cu_query"], self.shape.tokens, longest, first=0)
-        metadata = AttentionMetadata(t["slots"], self.shape.decodes, decode, prefill, state.batch_invariant)
+        metadata = AttentionMetadata(
+            t["slots"], self.shape.decodes, decode, prefill, state.batch_invariant, lengths=t.get("lengths")
+        )
         with forward_context(ForwardContext((metadata,) * len(self._caches), self._caches)):
             hidden = self._model(state.flat_tokens.index_select(0, t["token_at"]), t["positions"])
             if self.shape.prefills:

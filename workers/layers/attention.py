@@ -240,14 +240,17 @@ class Attention(nn.Module):
 
         Needs a forward context with this layer's metadata and cache.
         """
-        tokens, size = q.shape[0], self.head_size
+        tokens, size, rotary = q.shape[0], self.head_size, self.rotary
+        cos_sin = None if rotary is None else rotary.cos_sin
+        if rotary is not None and rotary.by_length and positions is not None:
+            positions, cos_sin = rotary.of_step(positions, context.current().attention[self.layer_index])
         (sinks,) = self._sinks
         out = _op(
             q.view(tokens, self.num_heads, size),
             k.view(tokens, self.num_kv_heads, size),
             v.view(tokens, self.num_kv_heads, size),
             positions,
-            None if self.rotary is None else self.rotary.cos_sin,
+            cos_sin,
             self.layer_index,
             self.scale,
             self.window,

@@ -1,10 +1,15 @@
 """Rotary position embedding: the table of cosines and sines for a checkpoint's rope settings.
 
-A table is made once, for the context that the server was started with. Scalings that depend on a sequence's length
-("dynamic", "longrope", "qwen_ntk") take that context for the length: keys in the cache then stay right as a sequence
-grows, and are those of transformers for a sequence that fills the context.
+A table is made once, for the context that the server was started with. "longrope" and "qwen_ntk", which depend on a
+sequence's length, take that context for it: keys in the cache then stay right as a sequence grows, and are those of
+transformers for a sequence that fills the context.
 
-Shapes: P positions, R rotary size.
+"dynamic" goes by each sequence, as transformers does it for one alone: the tokens of a prompt are rotated by its whole
+length, each later one by its own position, and keys stay as they were written. That follows from a token's place and
+the prompt's length alone, so that a sequence that is computed again, elsewhere too, gets the same keys. A step's
+cosines and sines are made once for all layers.
+
+Shapes: T tokens, P positions, R rotary size.
 Sources: Su et al., RoFormer, 2021; Chen et al., Extending Context Window by Positional Interpolation, 2023 (linear);
 Peng et al., YaRN, 2023 (yarn, dynamic); Bai et al., Qwen, 2023 (qwen_ntk); Ding et al., LongRoPE, 2024 (longrope); the
 Llama 3.1 release, 2024 (llama3).
@@ -21,6 +26,7 @@ import torch
 from torch import nn
 
 from workers.api.errors import ConfigError
+from workers.context import AttentionMetadata
 
 SCALINGS = ("default", "linear", "llama3", "dynamic", "yarn", "longrope", "qwen_ntk")
 
@@ -180,7 +186,28 @@ class RotaryEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.interleaved = interleaved
-        rotated = int(size * settings.partial)
+        self.settings = settings
+        self.by_length = settings.kind == "dynamic" and positions > settings.trained
+        rotated = self._rotated = int(size * settings.partial)
         angles = torch.arange(positions).float()[:, None] * settings.frequencies(rotated, positions)[None, :]
         table = torch.cat([angles.cos(), angles.sin()], dim=-1) * settings.magnitude()
         self.register_buffer("cos_sin", table.to(device), persistent=False)
+
+    def of_step(self, positions: torch.Tensor, step: AttentionMetadata) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows [T] int64 of a table [T, R], and that table, where the rotation goes `by_length`."""
+        known = step.memo.get(self)
+        if known is None:
+            known = step.memo[self] = (
+                torch.arange(len(positions), device=positions.device),
+                self._grown(positions, positions.max() + 1 if step.lengths is None else step.lengths),
+            )
+        rows, table = known
+        return rows, table
+
+    def _grown(self, positions: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        trained, factor, size = self.settings.trained, self.settings.option("factor"), self._rotated
+        growth = factor * lengths.clamp(min=trained).double() / trained - (factor - 1)
+        theta = (self.settings.theta * growth ** (size / (size - 2))).float()
+        exponents = torch.arange(0, size, 2, device=positions.device).float() / size
+        angles = positions.float()[:, None] / theta[..., None] ** exponents
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)

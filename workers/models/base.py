@@ -80,12 +80,14 @@ class CausalModel(nn.Module):
     """The base of all models. A subclass sets the attributes below in its constructor.
 
     `window`s and heads are in `kv_cache_specs`; `max_positions` is the longest context in tokens the checkpoint allows.
+    `prompts_apart_from`: keys of prompts of over so many tokens depend on their whole length, None: of none.
     `batch_invariant`: whether a `Build` that asks for it makes a token's result independent of its step's other tokens.
     """
 
     weight_rules: tuple[WeightRule, ...] = ()
 
     captures: bool = True  # whether steps may become CUDA graphs
+    prompts_apart_from: int | None = None
     batch_invariant: bool = False
     vocab_size: int
     max_positions: int

@@ -283,6 +283,8 @@ class DecoderModel(CausalModel):
         self.max_positions = self.context_length(config)
         self.dtype = build.dtype
         self.model = Stack(type(self), s, max_model_len, build=build)
+        grown = [m.settings.trained for m in self.modules() if isinstance(m, RotaryEmbedding) and m.by_length]
+        self.prompts_apart_from = min(grown, default=None)
         self.batch_invariant = build.batch_invariant and not any(isinstance(m, Experts) for m in self.modules())
         tied = self.model.embed_tokens if s.tied else None
         head = NormalizedLMHead if s.head_normalized else ParallelLMHead

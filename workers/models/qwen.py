@@ -1,4 +1,4 @@
-"""The first Qwen: q, k and v in one tensor, LogN attention and dynamic NTK scaling for contexts beyond the trained one.
+"""The first Qwen: q, k and v in one tensor, LogN attention and its own NTK scaling for contexts beyond the trained one.
 
 The scaling goes by the context that the server was started with, not by each sequence's length: see `layers.rotary`.
 """
