@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal --durations=12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve stop test test-fast test-long test-browser test-hosts contract chaos families check format clean
+.PHONY: help setup serve stop test test-fast test-long test-browser test-hosts test-clients contract chaos families check format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -44,6 +44,9 @@ contract: $(STAMP)  ## Run the documents of 2023-24 as an executable contract (m
 
 chaos: $(STAMP)  ## Ten minutes of faults under load, no GPU needed; writes chaos.json (ARGS=, docs/reliability.md)
 	@PYTHONPATH=.:tests:benchmarks $(BIN)/python -m chaos $(ARGS)
+
+test-clients: $(STAMP)  ## Try clients that are not ours against a live server (installs them into .clients; ARGS="--only NAME", docs/clients.md)
+	@PYTHONPATH=. $(BIN)/python -m tests.clients $(ARGS)
 
 test-long: $(STAMP)  ## Run what takes minutes on a cluster (not part of make test)
 	$(BIN)/pytest -m "long and not browser"

@@ -37,12 +37,13 @@ from router.http.outlet import Turn
 from router.http.overview import Places, overview_routes
 from router.http.relay import Relay
 from router.http.rounds import Histories
-from router.http.schema import body_of
+from router.http.schema import ERRORS, answer_of, body_of
 from router.http.status import Status
 from router.http.stories import Stories
 from router.http.straight import note_server
 from router.http.token_routes import token_routes
 from router.metrics import CONTENT_TYPE, Metrics
+from router.protocol.answer_schemas import ChatAnswer, CompletionAnswer, ModelCard, ModelList
 from router.protocol.errors import HttpRefusal, echo
 from router.protocol.generate import GenerateBody
 from router.protocol.messages import MessagesBody
@@ -119,7 +120,15 @@ def create_app(
 
     started = int(now())
     pages = read_assets() if config.pages else {}
-    app = Front(title="Echelon", version=config.version, lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    app = Front(
+        title="Echelon",
+        version=config.version,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        responses=ERRORS,
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call it
+    )
     app.add_middleware(
         Gate,
         resolver=identity or NoKeys(),
@@ -157,12 +166,17 @@ def create_app(
             return exchange
         return once.first(key, body, exchange, stream=job.stream)
 
-    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatBody), tags=["openai"])
+    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatBody), responses=answer_of(ChatAnswer), tags=["openai"])
     async def chat_completions(request: Request) -> Response:
         """A chat's answer, as one body or as a stream of events."""
         return await generate(request, "/v1/chat/completions")
 
-    @app.post("/v1/completions", openapi_extra=body_of(CompletionBody), tags=["openai"])
+    @app.post(
+        "/v1/completions",
+        openapi_extra=body_of(CompletionBody),
+        responses=answer_of(CompletionAnswer),
+        tags=["openai"],
+    )
     async def completions(request: Request) -> Response:
         """The continuation of one or more prompts, as one body or as a stream of events."""
         return await generate(request, "/v1/completions")
@@ -194,7 +208,7 @@ def create_app(
 
     app.include_router(token_routes(service, functools.partial(read_body, config=config), config.version))
 
-    @app.get("/v1/models", tags=["openai"])
+    @app.get("/v1/models", responses=answer_of(ModelList), tags=["openai"])
     async def list_models(request: Request) -> Response:
         """The models that the caller may use."""
         identity = request.state.identity
@@ -203,7 +217,7 @@ def create_app(
             cards.append({"id": name, "object": "model", "created": started, "owned_by": "node"})
         return JSONResponse({"object": "list", "data": cards})
 
-    @app.get("/v1/models/{model:path}", tags=["openai"])
+    @app.get("/v1/models/{model:path}", responses=answer_of(ModelCard), tags=["openai"])
     async def show_model(request: Request, model: str) -> Response:
         """One model."""
         return JSONResponse(_card(service.model(model, request.state.identity)))

@@ -1,10 +1,20 @@
-"""What openapi.json says of bodies that routes parse by themselves."""
+"""What openapi.json says of bodies that routes parse and of answers that they write, both by themselves."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pydantic import BaseModel
+
+from router.protocol.answer_schemas import ErrorBody
+
+Responses = dict[int | str, dict[str, Any]]
+ERRORS: Responses = {"default": {"model": ErrorBody, "description": "What went wrong."}}  # of every route
+
+
+def answer_of(model: type[BaseModel]) -> Responses:
+    """What a route says of its answer in openapi.json."""
+    return {200: {"model": model}}
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:
@@ -24,5 +34,11 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     if isinstance(schema, dict):
         if "$ref" in schema:
             return _inlined(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
-        return {k: _inlined(v, definitions) for k, v in schema.items()}
+        inlined = {k: _inlined(v, definitions) for k, v in schema.items()}
+        if isinstance(properties := inlined.get("properties"), dict):
+            for one in properties.values():
+                # What is not given is not the same as what we take it for; and generators choke on empty arrays.
+                if isinstance(one, dict):
+                    one.pop("default", None)
+        return inlined
     return [_inlined(v, definitions) for v in schema] if isinstance(schema, list) else schema

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from router.http.config import ServedModel
 from router.http.identity import Identity
 from router.http.job import CUT_CONTEXTS
-from router.http.schema import body_of
+from router.http.schema import answer_of, body_of
+from router.protocol.answer_schemas import DetokenizeAnswer, TokenizeAnswer
 from router.protocol.messages import CountBody
 from router.protocol.openai import ChatBody, ChatMessage
 from router.protocol.sampling import check_ids
@@ -37,12 +38,12 @@ def token_routes(service: Service, read_body: ReadBody, version: str) -> APIRout
             service.count_refusal(route, identity, e)
             raise
 
-    @router.post("/tokenize", openapi_extra=body_of(TokenizeBody))
+    @router.post("/tokenize", openapi_extra=body_of(TokenizeBody), responses=answer_of(TokenizeAnswer))
     async def tokenize(request: Request) -> Response:
         """Token ids of a prompt or of a chat, and how many there are."""
         return await answer(request, "/tokenize", texts.tokenize)
 
-    @router.post("/detokenize", openapi_extra=body_of(DetokenizeBody))
+    @router.post("/detokenize", openapi_extra=body_of(DetokenizeBody), responses=answer_of(DetokenizeAnswer))
     async def detokenize(request: Request) -> Response:
         """The text of token ids, special ones included."""
         return await answer(request, "/detokenize", texts.detokenize)

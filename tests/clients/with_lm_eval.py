@@ -39,7 +39,7 @@ def run(folder: Path, kind: str, route: str, task: str, **more: object) -> float
         "max_length": 1024,
     }
     done = lm_eval.simple_evaluate(
-        model=kind, model_args={**common, **more}, tasks=[task], task_manager=TaskManager(include_path=str(folder)),
+        model=kind, model_args={**common, **more}, tasks=[task], task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         bootstrap_iters=0, apply_chat_template=kind.endswith("chat-completions"),
     )  # fmt: skip
     scores = done["results"][task]
