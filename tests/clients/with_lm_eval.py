@@ -38,8 +38,9 @@ def run(folder: Path, kind: str, route: str, task: str, **more: object) -> float
         "max_retries": 1,
         "max_length": 1024,
     }
+    tasks = TaskManager(include_path=str(folder), include_defaults=False)
     done = lm_eval.simple_evaluate(
-        model=kind, model_args={**common, **more}, tasks=[task], task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        model=kind, model_args={**common, **more}, tasks=[task], task_manager=tasks,
         bootstrap_iters=0, apply_chat_template=kind.endswith("chat-completions"),
     )  # fmt: skip
     scores = done["results"][task]

@@ -9,7 +9,7 @@ const folder = fs.mkdtempSync(path.join(modules, "..", "generated-"));
 const bin = (name) => path.join(modules, ".bin", name);
 
 const calls = `import createClient from "openapi-fetch";
-import type { paths } from "./schema";
+import type { paths } from "./schema.js";
 
 export async function run(baseUrl: string): Promise<string> {
   const client = createClient<paths>({ baseUrl });
