@@ -66,8 +66,7 @@ class Activity:
             found[fleet.model] = {
                 "tier": tier if account is None else account.tier.name,
                 "account": "" if account is None else account.id,
-                "waiting": heads[fleet.model]
-                + sum(count for (_, user), count in _queued(fleet).items() if user == owner),
+                "waiting": heads[fleet.model] + _queued_of(fleet, owner),
                 "running": running[fleet.model],
             }
         return {"models": found}
@@ -134,6 +133,13 @@ def _next(fleet: Fleet) -> Iterable[Waiting]:
     if isinstance(fleet.queue, FairQueue):
         return fleet.queue.fronts(MOST_WAITING)
     return islice(fleet.queue, MOST_WAITING)
+
+
+def _queued_of(fleet: Fleet, owner: str) -> int:
+    """How many requests of `owner` wait."""
+    if isinstance(fleet.queue, FairQueue):
+        return sum(count for (_, user), count in fleet.queue.waiting_by_user.items() if user == owner)
+    return sum(w.request.owner == owner for w in fleet.queue)
 
 
 def _queued(fleet: Fleet) -> dict[tuple[str, str], int]:

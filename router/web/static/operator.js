@@ -28,7 +28,7 @@ const seenEnds = new Set();
 const events = [];
 let names = new Map(); // short names of replicas
 let paused = false;
-let asking = false; // for a key
+let locked = false; // nothing is asked for until there is another key
 let pressed = false; // a button of a table that is drawn anew under the pointer would hear no click
 let first = true;
 
@@ -293,9 +293,8 @@ async function look() {
     link("bad", "no answer");
     if (error.status === 401 || error.status === 403) {
       say(error.status === 401 ? "The server asks for an API key." : "This page is for admins: their keys say 'admin: true'.");
-      asking = true;
-      await askForKey("This page needs the key of an admin.");
-      asking = false;
+      locked = true;
+      await enterKey();
     } else if (error.status === 404) {
       say("The server at this address is no Echelon, or has no dispatcher: there is nothing to show.");
     } else {
@@ -305,17 +304,21 @@ async function look() {
   }
 }
 
+async function enterKey() {
+  if (await askForKey("This page needs the key of an admin.")) locked = false;
+}
+
 byId("pause").onclick = () => {
   paused = !paused;
   byId("pause").textContent = paused ? "Go on" : "Pause";
   byId("pause").setAttribute("aria-pressed", String(paused));
   if (paused) link("quiet", "paused");
 };
-byId("key-button").onclick = () => asking || askForKey("This page needs the key of an admin.");
+byId("key-button").onclick = enterKey;
 for (const [kind, is] of [["pointerdown", true], ["pointerup", false], ["pointercancel", false]]) {
   document.addEventListener(kind, () => (pressed = is));
 }
 for (;;) {
-  if (!paused && !pressed && !document.hidden) await look();
+  if (!paused && !locked && !pressed && !document.hidden) await look();
   await pause(LOOK_SECONDS);
 }

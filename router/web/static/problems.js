@@ -26,7 +26,7 @@ export function explained(problem) {
   if (problem.code === "context_length_exceeded") {
     return { title: "The conversation is too long for this model. Begin a new one.", detail: said, action: "new" };
   }
-  if (problem.status === 400) return { title: "The server refuses the request.", detail: said, action: "" };
+  if (problem.status < 500) return { title: "The server refuses the request.", detail: said, action: "" };
   return { title: "The server failed.", detail: said, action: "again" };
 }
 
