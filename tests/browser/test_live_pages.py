@@ -212,11 +212,11 @@ def test_an_operator_sees_the_load_and_a_killed_replica(live: Live, load: None, 
     page.wait_for_selector("#story h3")
     assert "Why it runs where it runs" in page.inner_text("#story")
     page.keyboard.press("Escape")
-    page.mouse.move(0, 0)
-    page.evaluate("() => scrollTo(0, 0)")
     phone.expect_no_wider_than_the_window()
     one.expect_no_wider_than_the_window()
     page.wait_for_timeout(60_000)  # for the picture: a minute of lines
+    page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
+    page.mouse.move(0, 0)
     picture(page, "web-operator.png")
 
     victim = next(r for r in live.get("/cluster", "olga")["replicas"] if r["model"] == "demo")

@@ -16,7 +16,7 @@ export function fillTable(section, columns, rows, { nothing, more = 0, rowClass 
   } else {
     table.replaceChildren(make("thead", {}, head), make("tbody", {}, ...body));
   }
-  if (focused) table.querySelector(`[data-id="${CSS.escape(focused)}"]`)?.focus();
+  if (focused) table.querySelector(`[data-id="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
   section.querySelector(".more-rows")?.remove();
   if (more) section.append(make("p", { className: "more-rows" }, `and ${more.toLocaleString()} more`));
 }
