@@ -94,13 +94,16 @@ def answers(args: argparse.Namespace) -> None:
     print(f"valid of those that stopped: {stopped - sum(wrong.values())}/{stopped} {dict(wrong)}")
 
 
-def timed(engine: Engine, plain: int, beside: list[EngineRequest], tokens: int, name: str) -> float:
-    """Milliseconds a token of `plain` streams from their first tokens to their last, beside the others."""
+def timed(engine: Engine, plain: int, beside: list[EngineRequest], tokens: int, name: str) -> tuple[float, float]:
+    """Milliseconds a token of `plain` streams from their first tokens to their last, beside the others; and processor
+    time of the whole, all threads, in milliseconds a step.
+    """
     names = {f"{name}.{i}" for i in range(plain)}
     for i, other in enumerate(sorted(names)):
         engine.submit(ask(other, None, "Once upon a time", i, tokens, ends=False))
     for request in beside:
         engine.submit(request)
+    began, steps = time.process_time(), engine.stats.steps
     first: dict[str, float] = {}
     last: dict[str, float] = {}
     while engine.has_work:
@@ -108,7 +111,8 @@ def timed(engine: Engine, plain: int, beside: list[EngineRequest], tokens: int, 
             if delta.request_id in names:
                 first.setdefault(delta.request_id, time.perf_counter())
                 last[delta.request_id] = time.perf_counter()
-    return statistics.mean((last[n] - first[n]) / (tokens - 1) * 1e3 for n in names)
+    spent = (time.process_time() - began) / (engine.stats.steps - steps) * 1e3
+    return statistics.mean((last[n] - first[n]) / (tokens - 1) * 1e3 for n in names), spent
 
 
 def pairs(args: argparse.Namespace) -> None:
@@ -118,6 +122,7 @@ def pairs(args: argparse.Namespace) -> None:
             "type": "object", "required": ["name", "age"], "additionalProperties": False,
             "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}}}}))  # fmt: skip
     ratios: list[float] = []
+    spent: list[float] = []
     base: list[float] = []
     with demo_engine(max_num_seqs=args.streams + args.beside, num_blocks=2048) as engine:
         for pair in range(args.pairs + 1):  # the first one warms up
@@ -130,13 +135,17 @@ def pairs(args: argparse.Namespace) -> None:
                 ]
                 found[kind] = timed(engine, args.streams, beside, args.tokens, f"{pair}.{kind}")
             if pair:
-                base.append(found["plain"])
-                ratios.append(found["grammar"] / found["plain"])
-    slow = [100 * (ratio - 1) for ratio in ratios]
+                base.append(found["plain"][0])
+                ratios.append(found["grammar"][0] / found["plain"][0])
+                spent.append(found["grammar"][1] / found["plain"][1])
     print(f"{args.streams} plain streams beside {args.beside} others, {args.tokens} tokens each, {len(ratios)} pairs")
     print(f"beside plain ones: median {statistics.median(base):.2f} ms a token ({min(base):.2f}..{max(base):.2f})")
-    spread = f"({min(slow):+.1f}..{max(slow):+.1f})"
-    print(f"slower beside ones with a grammar: median {statistics.median(slow):+.1f} % {spread}")
+    for what, found in (
+        ("slower beside ones with a grammar", ratios),
+        ("processor time of all, masks included", spent),
+    ):
+        more = [100 * (ratio - 1) for ratio in found]
+        print(f"{what}: median {statistics.median(more):+.1f} % ({min(more):+.1f}..{max(more):+.1f})")
 
 
 def main() -> None:

@@ -204,8 +204,10 @@ def test_what_cannot_be_compiled_is_refused(engine: Engine) -> None:
         engine.submit(ask("bad", GrammarSpec(GrammarKind.REGEX, "a(b")))
     with pytest.raises(InvalidRequest, match="ends it"):
         engine.submit(ask("endless", WORDS, stop_ids=()))
-    with pytest.raises(ConfigError, match="structured"):
-        Grammars("{}", 10)
+    with pytest.raises(InvalidRequest, match="no structured output with this tokenizer"):
+        Grammars("{}", 10).state(WORDS, (END,), 0, 9)
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        Grammars.of_folder("/nowhere", 10)
 
 
 def test_specs_travel() -> None:

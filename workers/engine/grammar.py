@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,29 +34,18 @@ _AT_ONCE = 4  # rows from which on threads are worth their start
 class Grammars:
     """The grammars of one model, whose tokenizer is `tokenizer` (the text of a tokenizer.json), over `vocab_size` ids.
 
-    Thread-safe but for `masks`. Raises ConfigError for a tokenizer that llguidance cannot take apart into bytes, and
-    where llguidance is not installed: an engine works without it.
+    Thread-safe but for `masks`. The vocabulary is looked through with the first grammar: engines that see none pay
+    nothing, and where llguidance is not installed, or cannot take the tokenizer apart into bytes, it is the requests
+    that are refused.
     """
 
     def __init__(self, tokenizer: str, vocab_size: int) -> None:
-        try:
-            from llguidance import LLTokenizer
-        except ImportError as e:
-            raise ConfigError(f"no structured output without llguidance: {e}") from e
-        try:
-            probe = LLTokenizer(tokenizer)
-            # Which token it takes for the end shows where a grammar accepts; what really ends a request are its stop
-            # ids. So it is one of the tokenizer's own special ones, which no grammar's text contains.
-            self._tokenizer = LLTokenizer(tokenizer, n_vocab=max(vocab_size, probe.vocab_size))
-        except Exception as e:  # whatever the library raises
-            raise ConfigError(f"no structured output with this tokenizer: {e}") from e
-        self._ends = tuple(self._tokenizer.eos_tokens)
+        self._source = tokenizer
         self.vocab_size = vocab_size
         self.words = -(-vocab_size // 32)
         self._compiled: OrderedDict[GrammarSpec, LLMatcher | str] = OrderedDict()
         self._lock = threading.Lock()
         self._executor: Any = None
-        self._closers: Closers | None = None
 
     @classmethod
     def of_folder(cls, folder: str | Path, vocab_size: int) -> Grammars:
@@ -119,13 +109,34 @@ class Grammars:
                 self._compiled.popitem(last=False)
         return made
 
-    def _compile(self, spec: GrammarSpec) -> LLMatcher | str:
-        from llguidance import LLMatcher
+    @cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
 
+        probe = LLTokenizer(self._source)
+        # Which token it takes for the end shows where a grammar accepts; what really ends a request are its stop ids.
+        # So it is one of the tokenizer's own special ones, which no grammar's text contains.
+        return LLTokenizer(self._source, n_vocab=max(self.vocab_size, probe.vocab_size))
+
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        return tuple(self._tokenizer.eos_tokens)
+
+    @cached_property
+    def _closers(self) -> Closers:
+        return Closers(self._tokenizer, self.words * 32)
+
+    def _compile(self, spec: GrammarSpec) -> LLMatcher | str:
         try:
+            from llguidance import LLMatcher
+
+            if spec.kind is GrammarKind.JSON_SCHEMA:
+                _ = self._closers  # here and not in a step
             matcher = LLMatcher(self._tokenizer, llguidance_grammar(spec), log_level=0, limits=parser_limits())
         except InvalidRequest as e:
             return e.message
+        except Exception as e:  # whatever the library raises of a tokenizer
+            return f"no structured output with this tokenizer: {e}"
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first one builds most of the lexer
         return matcher.get_error() or matcher
@@ -154,8 +165,6 @@ class Grammars:
             for token in state.stop_ids:
                 row[token >> 3] |= 1 << (token & 7)
         elif hurried and state.spec.kind is GrammarKind.JSON_SCHEMA:
-            if self._closers is None:
-                self._closers = Closers(self._tokenizer, len(row) * 8)
             row[:] = self._closers.narrow(row)
 
 

@@ -45,4 +45,8 @@ class Closers:
 
 def _tokens_like(pattern: re.Pattern[bytes], texts: dict[int, bytes]) -> int:
     """As bits."""
-    return sum(1 << token for token, text in texts.items() if pattern.fullmatch(text))
+    row = bytearray(max(texts, default=0) // 8 + 1)
+    for token, text in texts.items():
+        if pattern.fullmatch(text):
+            row[token >> 3] |= 1 << (token & 7)
+    return int.from_bytes(row, "little")
