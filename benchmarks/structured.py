@@ -43,10 +43,8 @@ def judge(text: str, schema: dict[str, Any]) -> str:
         value = json.loads(text)
     except ValueError as e:
         return f"not JSON: {e}"
-    checker = jsonschema.FormatChecker()
-    error = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(schema, format_checker=checker).iter_errors(value)
-    )
+    kind = jsonschema.Draft202012Validator  # its own formats: those of draft 3 know no time with an offset
+    error = jsonschema.exceptions.best_match(kind(schema, format_checker=kind.FORMAT_CHECKER).iter_errors(value))
     return "" if error is None else f"{error.validator}: {error.message}"[:120]
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 _IN_STRING = re.compile(rb"[a-eg-mo-su-zA-Z]")  # allowed nowhere else: null, true and false begin with other letters
-_STRING_ENDS = tuple(map(re.compile, (rb'"[\]}]+', rb'"', rb'",')))
+_STRING_ENDS = tuple(map(re.compile, (rb'"[\]}]+', rb'"', rb'",', rb"@")))  # of an address only the name is without end
 _ELSEWHERE = tuple(
     map(re.compile, (rb"[\]}]+", rb",|,\"", rb'""[\]}]*', rb'"|:""?', rb"[0-9]", rb"null|true|false|n|t|f"))
 )
