@@ -62,7 +62,9 @@ class Ingress:
             histories=RemoteHistories(dispatcher, ttl=http.session_ttl, max_sessions=http.max_sessions),
             nodes=dispatcher,
             places=RankPlaces(),
-            identity=KeyResolver(self._keys) if self._keys else NoKeys(loopback_only=not http.no_auth),
+            identity=KeyResolver(self._keys)
+            if self._keys
+            else NoKeys(loopback_only=not http.no_auth, origins=http.allow_origins),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

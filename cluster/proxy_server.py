@@ -73,7 +73,7 @@ async def _serve(config: ClusterConfig, say: Callable[[str], None]) -> None:
         [],
         sessions,
         ClusterStatus(client),
-        identity=KeyResolver(keys) if keys else NoKeys(loopback_only=not http.no_auth),
+        identity=KeyResolver(keys) if keys else NoKeys(loopback_only=not http.no_auth, origins=http.allow_origins),
         answers=RemoteAnswers(client),
         stories=RemoteStories(client),
         nodes=client,

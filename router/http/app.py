@@ -131,7 +131,7 @@ def create_app(
     )
     app.add_middleware(
         Gate,
-        resolver=identity or NoKeys(),
+        resolver=identity or NoKeys(origins=() if config.cors is None else config.cors.allow_origins),
         edge_secret=config.edge_secret,
         count=service.metrics.refused,
         open_paths=OPEN_PATHS | pages.keys(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -63,17 +64,38 @@ class NoKeys:
     Whoever is served may read /metrics; loopback is admin, and believed what it calls itself.
 
     Behind a proxy on the same machine every client has a loopback address: then the proxy's own bind address decides.
+
+    A browser on this machine has a loopback address, too, whatever page it shows: pages of other sites than `origins`
+    ("*": all) may not ask.
     """
 
-    def __init__(self, *, loopback_only: bool = True) -> None:
-        self._loopback_only = loopback_only
+    def __init__(self, *, loopback_only: bool = True, origins: Collection[str] = ()) -> None:
+        self._loopback_only, self._origins = loopback_only, origins
 
     def resolve(self, headers: Headers, client: str | None) -> Identity:
-        """The default identity. Raises NotAuthorized for an address that is not loopback."""
+        """The default identity. Raises NotAuthorized for an address that is not loopback, HttpRefusal (403) for a page
+        of another site.
+        """
         if self._loopback_only and not _is_loopback(client):
             raise NotAuthorized("This server has no API keys and therefore answers loopback addresses only.")
+        origin = headers.get("origin")
+        if origin is not None and _is_elsewhere(origin, headers) and not {origin, "*"}.intersection(self._origins):
+            raise HttpRefusal(
+                403,
+                "This server has no API keys and therefore answers no pages of other sites: start it with "
+                "--allow-origins and theirs, or with --api-keys.",
+                code="other_site",
+            )
         near = _is_loopback(client)
         return Identity(metrics=True, admin=near, believed=near)
+
+
+def _is_elsewhere(origin: str, headers: Headers) -> bool:
+    """Whether a page of `origin` (browsers tell it ahead of all but plain reading) is another site's than ours."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    return origin.partition("://")[2] != headers.get("host")
 
 
 def _is_loopback(client: str | None) -> bool:

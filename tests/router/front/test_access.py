@@ -302,6 +302,31 @@ def test_without_keys_loopback_is_admin(client, is_admin):
         assert e.value.status == 403
 
 
+@pytest.mark.parametrize(
+    ("told", "origins", "fine"),
+    [
+        ({}, (), True),  # no browser
+        ({"sec-fetch-site": "cross-site"}, (), True),  # a link that somebody followed
+        ({"origin": "http://127.0.0.1:23333", "sec-fetch-site": "same-origin"}, (), True),
+        ({"origin": "http://127.0.0.1:23333"}, (), True),  # a browser that does not tell the site
+        ({"origin": "https://elsewhere.example", "sec-fetch-site": "cross-site"}, (), False),
+        ({"origin": "http://127.0.0.1:8080", "sec-fetch-site": "same-site"}, (), False),
+        ({"origin": "https://elsewhere.example"}, (), False),
+        ({"origin": "null"}, (), False),
+        ({"origin": "https://elsewhere.example", "sec-fetch-site": "cross-site"}, ("https://elsewhere.example",), True),
+        ({"origin": "https://elsewhere.example", "sec-fetch-site": "cross-site"}, ("*",), True),
+    ],
+)
+def test_without_keys_pages_of_other_sites_may_not_ask(told, origins, fine):
+    headers = Headers({"host": "127.0.0.1:23333", **told})
+    if fine:
+        assert NoKeys(origins=origins).resolve(headers, "127.0.0.1").admin
+        return
+    with pytest.raises(HttpRefusal) as e:
+        NoKeys(origins=origins).resolve(headers, "127.0.0.1")
+    assert (e.value.status, e.value.code) == (403, "other_site")
+
+
 @pytest.mark.parametrize("root", ["/health", "/health/live", "/health/ready"])
 @pytest.mark.parametrize("path", sorted(OPEN_PATHS))
 async def test_a_root_path_opens_nothing_but_health(app, path, root):
