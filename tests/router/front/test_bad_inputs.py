@@ -85,8 +85,8 @@ ROUTING = [
     Case("gzip", 415, raw=GOOD_RAW, headers={"content-encoding": "gzip"}),
     Case("accept html", 200, raw=GOOD_RAW, headers={"accept": "text/html", "accept-encoding": "*;q=0"}),
     Case("override", 200, raw=GOOD_RAW, headers={"x-http-method-override": "GET"}),
-    Case("preflight", 405, method="OPTIONS", headers={"origin": "http://evil", "access-control-request-method": "POST"},
-         code="method_not_supported"),
+    Case("preflight", 403, method="OPTIONS", headers={"origin": "http://evil", "access-control-request-method": "POST"},
+         code="other_site"),
     Case("upgrade", 200, raw=GOOD_RAW, headers={"upgrade": "h2c"}),
 ]  # fmt: skip
 
