@@ -77,7 +77,7 @@ class Site:
         options = ["--server-port", str(port), "--model-name", NAME, "--qos-config-path", str(self.qos_file)]
         server = self.start("serve", "api_server", "demo", "--server-name", "127.0.0.1", *options)
         url = f"http://127.0.0.1:{port}"
-        self.await_url(f"{url}/v1/models", server)
+        self.await_said("Echelon is serving", server)  # its proxy may be reloading until then
         return url
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -108,6 +108,15 @@ class Site:
         )  # fmt: skip
         assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
         return done.stdout
+
+    def await_said(self, text: str, process: subprocess.Popen[str]) -> None:
+        """Return once the command has printed `text`."""
+        log: Path = process.log  # type: ignore[attr-defined]
+        deadline = time.monotonic() + START_SECONDS
+        while text not in (said := log.read_text()):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"never said {text!r}: {said[-3000:]}")
+            time.sleep(0.3)
 
     def await_url(self, url: str, process: subprocess.Popen[str]) -> None:
         """Return once a GET of `url` is answered."""
