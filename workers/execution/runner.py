@@ -17,127 +17,31 @@ Shapes: T tokens, E emitting rows, V vocabulary.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 
 from workers.api.errors import EchelonError, EngineFault, OutOfMemory
-from workers.api.request import TokenLogprobs
 from workers.context import ForwardContext, LayerCache, forward_context
 from workers.engine.plan import ScheduledSequence, SlotResult, StepHandle, StepMasks, StepPlan, StepResult
 from workers.execution.flat import FlatStep
 from workers.execution.graphs import CapturedStep, StepGraphs
 from workers.execution.halving import halves, in_step_order, is_out_of_memory, rows_of
 from workers.execution.inputs import BatchState
-from workers.execution.prompt_scores import PromptScores, score_prompts
-from workers.execution.sampler import FAULTS, Logprobs, Sampled, sample_own
-from workers.execution.sampling_state import GREEDY, PromptRows, SamplingBatch, WantedLogprobs
+from workers.execution.prompt_scores import score_prompts
+from workers.execution.sampler import Logprobs, Sampled, sample_own
+from workers.execution.sampling_state import GREEDY, PromptRows
 from workers.execution.swap import HostCache
+from workers.execution.under_way import Begun, Deferred, Launched, Part, Undrawn, Waiting, read_part, that_failed
 from workers.models.base import CausalModel
 from workers.parallel.group import Group
 
 log = logging.getLogger("echelon.runner")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What a step, or a part of one, has drawn: it lies on the host, or will once the step's event has happened."""
-
-    emit_slots: tuple[int, ...]
-    wanted: WantedLogprobs | None
-    sampled: Sampled | None
-    prompts: Sequence[PromptScores] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Launched:
-    """A step under way. `cut`: it did not run as a whole; `lost`: of its slots, those that have no memory, and why;
-    `lent`: its host buffers.
-    """
-
-    parts: list[_Part]
-    cut: bool
-    lost: dict[int, str]
-    lent: list[torch.Tensor]
-
-
-@dataclass(slots=True)
-class _Undrawn:
-    """A step, or a part of one, after its forward pass. `sampled` is there where the captured draw was all it needed;
-    else `logits` [E, V / ranks], unless nobody draws, and `emit_at` [E], the places of the drawn tokens.
-    """
-
-    emit_slots: tuple[int, ...]
-    sampling: SamplingBatch
-    prompts: Sequence[PromptScores] = ()
-    sampled: Sampled | None = None
-    logits: torch.Tensor | None = None
-    emit_at: torch.Tensor | None = None
-
-
-@dataclass(slots=True)
-class _Begun:
-    """The first part of a step: until its draws, or `why` there was no memory for that. `seconds` on the host."""
-
-    flat: FlatStep
-    rows: Sequence[PromptRows]
-    undrawn: _Undrawn | None
-    why: str | None
-    seconds: float
-
-
-class _Deferred(Generic[T]):
-    """A handle whose result is made when it is asked for, once."""
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make: Callable[[], T] | None = make
-        self._outcome: T | EngineFault | None = None
-        self._lock = threading.Lock()
-
-    def result(self) -> T:
-        """See `StepHandle`."""
-        with self._lock:
-            if self._make is not None:
-                make, self._make = self._make, None
-                try:
-                    self._outcome = make()
-                except EngineFault as e:
-                    self._outcome = e
-        if isinstance(self._outcome, EngineFault):
-            raise self._outcome
-        assert self._outcome is not None
-        return self._outcome
-
-
-def _failed(fault: EngineFault) -> _Deferred[Any]:
-    def fail() -> NoReturn:
-        raise fault
-
-    return _Deferred(fail)
-
-
-class _Waiting:
-    """A handle of a step that goes on when its masks are there."""
-
-    def __init__(self, go_on: Callable[[StepMasks], StepHandle]) -> None:
-        self._go_on = go_on
-        self._rest: StepHandle | None = None
-
-    def draw(self, masks: StepMasks) -> None:
-        """The rest of the step is under way."""
-        self._rest = self._go_on(masks)
-
-    def result(self) -> StepResult:
-        """See `StepHandle`."""
-        assert self._rest is not None, "a step's masks come before its result is asked for"
-        return self._rest.result()
 
 
 class Runner:
@@ -166,7 +70,7 @@ class Runner:
         self._swap = swap
         self._lost: dict[int, str] = {}  # slots whose sequence had no memory, until they are somebody else's
         self._graphs: StepGraphs | None = None
-        self._waiting: _Waiting | None = None  # submitted last, and for masks
+        self._waiting: Waiting | None = None  # submitted last, and for masks
         self._pool = (
             ThreadPoolExecutor(1, thread_name_prefix=f"echelon-rank{rank}")
             if threaded and self.device.type == "cpu"
@@ -188,7 +92,7 @@ class Runner:
     def submit(self, plan: StepPlan) -> StepHandle:
         """Start a step. Never raises for a step's own fault: the handle does."""
         if plan.masked:
-            self._waiting = waiting = _Waiting(self._begin_masked(plan))
+            self._waiting = waiting = Waiting(self._begin_masked(plan))
             return waiting
         if self.device.type == "cuda":
             return self._submit_cuda(plan)
@@ -207,27 +111,27 @@ class Runner:
         elif self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _start(self, run: Callable[[], T]) -> _Deferred[T]:
+    def _start(self, run: Callable[[], T]) -> Deferred[T]:
         """`run`, on the CPU: in the worker thread, or at once."""
         if self._pool is not None:
-            return _Deferred(self._pool.submit(run).result)
+            return Deferred(self._pool.submit(run).result)
         try:
             done = run()
         except EngineFault as e:
-            return _failed(e)
-        return _Deferred(lambda: done)
+            return that_failed(e)
+        return Deferred(lambda: done)
 
     def _run(self, plan: StepPlan) -> StepResult:
         """A whole step on the CPU."""
         return self._run_rest(plan, self._run_first(plan), None)
 
-    def _run_first(self, plan: StepPlan) -> _Begun:
+    def _run_first(self, plan: StepPlan) -> Begun:
         try:
             return self._begin(plan)
         except Exception as e:
             raise self._fault(plan, e) from e
 
-    def _run_rest(self, plan: StepPlan, begun: _Begun, masks: StepMasks | None) -> StepResult:
+    def _run_rest(self, plan: StepPlan, begun: Begun, masks: StepMasks | None) -> StepResult:
         started = time.perf_counter()
         try:
             launched = self._finish(plan, begun, masks)
@@ -248,19 +152,19 @@ class Runner:
         except Exception as e:
             fault = self._fault(plan, e)
             fault.__cause__ = e
-            return lambda masks: _failed(fault)
+            return lambda masks: that_failed(fault)
         return lambda masks: self._end_cuda(plan, begin, lambda: self._finish(plan, begun, masks))
 
     def _submit_cuda(self, plan: StepPlan) -> StepHandle:
         begin = torch.cuda.Event(enable_timing=True)
 
-        def launch() -> _Launched:
+        def launch() -> Launched:
             begin.record()
             return self._finish(plan, self._begin(plan), None)
 
         return self._end_cuda(plan, begin, launch)
 
-    def _end_cuda(self, plan: StepPlan, begin: torch.cuda.Event, launch: Callable[[], _Launched]) -> StepHandle:
+    def _end_cuda(self, plan: StepPlan, begin: torch.cuda.Event, launch: Callable[[], Launched]) -> StepHandle:
         """`launch` queues the step, or the rest of it."""
         end = torch.cuda.Event(enable_timing=True)
         try:
@@ -270,7 +174,7 @@ class Runner:
         except Exception as e:
             fault = self._fault(plan, e)
             fault.__cause__ = e
-            return _failed(fault)
+            return that_failed(fault)
 
         def wait() -> StepResult:
             try:
@@ -281,10 +185,10 @@ class Runner:
             except Exception as e:
                 raise self._fault(plan, e) from e
 
-        return _Deferred(wait)
+        return Deferred(wait)
 
     @torch.inference_mode()
-    def _begin(self, plan: StepPlan) -> _Begun:
+    def _begin(self, plan: StepPlan) -> Begun:
         """Queue the step on the device until its draws: copies of blocks, inputs and forward pass."""
         started = time.perf_counter()
         if plan.copies_out or plan.copies_in:
@@ -296,7 +200,7 @@ class Runner:
         if self._lost:
             for slot in (*plan.removed, *(new.slot for new in plan.added)):
                 self._lost.pop(slot, None)
-        begun = _Begun(flat, rows, None, None, 0.0)
+        begun = Begun(flat, rows, None, None, 0.0)
         try:
             begun.undrawn = self._forward(flat, rows)
         except Exception as e:
@@ -307,7 +211,7 @@ class Runner:
         return begun
 
     @torch.inference_mode()
-    def _finish(self, plan: StepPlan, begun: _Begun, masks: StepMasks | None) -> _Launched:
+    def _finish(self, plan: StepPlan, begun: Begun, masks: StepMasks | None) -> Launched:
         """Queue the rest: draw, token table, copy to the host. Or, where there was no memory, the step in parts."""
         if begun.undrawn is not None:
             try:
@@ -323,16 +227,16 @@ class Runner:
         lost: dict[int, str] = {}
         if self._lost:
             lost = {run.slot: self._lost[run.slot] for run in plan.scheduled if run.slot in self._lost}
-        return _Launched(parts, why is not None, lost, self.state.host.take())
+        return Launched(parts, why is not None, lost, self.state.host.take())
 
-    def _launch_in_parts(self, plan: StepPlan, begun: _Begun, why: str, masks: StepMasks | None) -> list[_Part]:
+    def _launch_in_parts(self, plan: StepPlan, begun: Begun, why: str, masks: StepMasks | None) -> list[Part]:
         """A step for which there was no memory as a whole, from its beginning."""
         where = f"rank {self.rank}, step {plan.step}"
         log.warning("%s (%d sequences, %d tokens) is out of memory and runs in halves: %s", where, len(plan.scheduled),
                     plan.num_tokens, why)  # fmt: skip
         self._free_spare_memory()
         self.state.change_again(begun.flat)
-        done: list[_Part] = []
+        done: list[Part] = []
         waiting = [self.state.order(plan)]
         failed = True  # the whole was tried already
         while waiting:
@@ -375,7 +279,7 @@ class Runner:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _forward(self, flat: FlatStep, rows: Sequence[PromptRows]) -> _Undrawn:
+    def _forward(self, flat: FlatStep, rows: Sequence[PromptRows]) -> Undrawn:
         """A step, or a part of one, until its draws; log-probabilities of prompts are wanted at `rows`."""
         captured = None if self._graphs is None or rows else self._graphs.find(flat)
         if captured is not None:
@@ -383,7 +287,7 @@ class Runner:
         inputs = self.state.upload(flat)
         context = ForwardContext((inputs.attention,) * len(self.caches), self.caches)
         table, logits_of = self.state.token_table, self.model.compute_logits
-        undrawn = _Undrawn(tuple(flat.emit_slots.tolist()), inputs.sampling, emit_at=inputs.emit_at)
+        undrawn = Undrawn(tuple(flat.emit_slots.tolist()), inputs.sampling, emit_at=inputs.emit_at)
         with forward_context(context):
             hidden = self.model(inputs.input_ids, inputs.positions)
             if rows:
@@ -394,9 +298,9 @@ class Runner:
                 undrawn.logits = self.model.own_logits(hidden)
         return undrawn
 
-    def _replay(self, captured: CapturedStep, flat: FlatStep) -> _Undrawn:
+    def _replay(self, captured: CapturedStep, flat: FlatStep) -> Undrawn:
         """The captured draw is greedy. Where more is asked for, its tokens are replaced before anything reads them."""
-        undrawn = _Undrawn(tuple(flat.emit_slots.tolist()), self.state.upload_changes(flat))
+        undrawn = Undrawn(tuple(flat.emit_slots.tolist()), self.state.upload_changes(flat))
         captured.replay(flat)
         emits, step = len(flat.emit_at), captured.step
         if emits and undrawn.sampling is GREEDY:
@@ -405,7 +309,7 @@ class Runner:
             undrawn.logits, undrawn.emit_at = step.own_logits[:emits], step.inputs.on_device["emit_at"][:emits]
         return undrawn
 
-    def _draw(self, undrawn: _Undrawn, masks: StepMasks | None) -> _Part:
+    def _draw(self, undrawn: Undrawn, masks: StepMasks | None) -> Part:
         sampled, sampling = undrawn.sampled, undrawn.sampling
         if undrawn.logits is not None and undrawn.emit_at is not None:
             if masks is not None:
@@ -414,8 +318,8 @@ class Runner:
             self.state.write_tokens(undrawn.emit_at, sampled.tokens)
         prompts = undrawn.prompts if self._collect else ()
         if sampled is None or not self._collect:
-            return _Part((), None, None, prompts)
-        return _Part(undrawn.emit_slots, sampling.logprobs, self._to_host(sampled), prompts)
+            return Part((), None, None, prompts)
+        return Part(undrawn.emit_slots, sampling.logprobs, self._to_host(sampled), prompts)
 
     def _to_host(self, sampled: Sampled) -> Sampled:
         if self.device.type == "cpu":
@@ -434,12 +338,12 @@ class Runner:
         host = self.state.host.lend(tensor.numel(), tensor.dtype)
         return host.view(tensor.shape).copy_(tensor, non_blocking=True)
 
-    def _result(self, plan: StepPlan, launched: _Launched, seconds: float) -> StepResult:
+    def _result(self, plan: StepPlan, launched: Launched, seconds: float) -> StepResult:
         parts = launched.parts
         prompts = tuple([one.read() for part in parts for one in part.prompts])
         if not launched.cut and not launched.lost:
-            return StepResult(plan.step, _read(parts[0]), seconds, prompts)
-        found = {result.slot: result for part in parts for result in _read(part)}
+            return StepResult(plan.step, read_part(parts[0]), seconds, prompts)
+        found = {result.slot: result for part in parts for result in read_part(part)}
         found |= {slot: SlotResult(slot, (), fault=why) for slot, why in launched.lost.items()}
         slots = tuple(found[run.slot] for run in plan.scheduled if run.emit)
         return StepResult(plan.step, slots, seconds, prompts, launched.cut)
@@ -450,29 +354,3 @@ class Runner:
             return OutOfMemory(f"{where}: {error}; lower cache_fraction or max_num_batched_tokens")
         text = str(error) if isinstance(error, EchelonError) else f"{type(error).__name__}: {error}"
         return EngineFault(f"{where}: {text}")
-
-
-def _read(part: _Part) -> tuple[SlotResult, ...]:
-    sampled, wanted = part.sampled, part.wanted
-    if sampled is None:
-        return ()
-    tokens = sampled.tokens.tolist()
-    logprobs: dict[int, TokenLogprobs] = {}
-    if sampled.logprobs is not None and wanted is not None:
-        logprobs = _read_logprobs(tokens, sampled.logprobs, wanted)
-    return tuple(
-        SlotResult(slot, (token,), (logprobs[row],) if row in logprobs else ())
-        if token >= 0
-        else SlotResult(slot, (), fault=FAULTS[token])
-        for row, (slot, token) in enumerate(zip(part.emit_slots, tokens, strict=True))
-    )
-
-
-def _read_logprobs(tokens: list[int], values: Logprobs, wanted: WantedLogprobs) -> dict[int, TokenLogprobs]:
-    """By row of the step."""
-    chosen, rank = values.chosen.tolist(), values.rank.tolist()
-    top, top_ids = values.top.tolist(), values.top_ids.tolist()
-    return {
-        row: TokenLogprobs(tokens[row], chosen[n], rank[n], tuple(zip(top_ids[n][:count], top[n][:count], strict=True)))
-        for n, (row, count) in enumerate(zip(wanted.host_rows, wanted.counts, strict=True))
-    }
