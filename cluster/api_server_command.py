@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from cluster.pipeline.engine_config import TurbomindEngineConfig, refuse_quantization
+from cluster.names import PORT
 from cluster.pipeline.notices import without_effect
-from cluster.pipeline.server_config import PORT, ServerOptions, server_config
-from router.text.chat_classes import ChatTemplateConfig
-from router.text.template_choice import inlined
 from workers.api.errors import ConfigError
+
+if TYPE_CHECKING:  # the packages of a server, which other commands should not wait for
+    from router.text.chat_classes import ChatTemplateConfig
 
 LISTS = ("--api-keys", "--allow-origins", "--allow-methods", "--allow-headers", "--adapters", "--node")
 
@@ -95,7 +95,10 @@ def api_server(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="As for serve.")] = False,
 ) -> None:
     """Serve one model, with LMDeploy's flags, until Ctrl-C or `echelon stop`."""
+    from cluster.pipeline.engine_config import TurbomindEngineConfig, refuse_quantization
+    from cluster.pipeline.server_config import ServerOptions, server_config
     from cluster.serving import serve_until_stopped
+    from router.text.template_choice import inlined
 
     refuse_quantization(model_format, quant_policy)
     if adapters:
@@ -119,7 +122,7 @@ def api_server(
         cors=cors_fields(allow_origins, allow_credentials, allow_methods, allow_headers),
     )
     template = with_meta_instruction(chat_template, meta_instruction)
-    pieces = template if isinstance(template, ChatTemplateConfig) else None
+    pieces = None if isinstance(template, str) else template
     if isinstance(template, str):
         fields["chat_template"] = inlined(template)
     config = server_config(model, model_name, engine, pieces, options, fields)
@@ -157,6 +160,7 @@ def proxy(
     log_level: Annotated[str, typer.Option(help="CRITICAL, ERROR, WARNING, INFO or DEBUG.")] = "ERROR",
 ) -> None:
     """Dispatch to API servers that run elsewhere, ours or others', until Ctrl-C. No Ray, no models of its own."""
+    from cluster.pipeline.server_config import ServerOptions
     from cluster.proxy_server import run_proxy
 
     options = ServerOptions(
@@ -190,6 +194,8 @@ def with_meta_instruction(template: str | None, said: str | None) -> ChatTemplat
         return template
     if template is None or template.endswith((".jinja", ".py")):
         raise ConfigError("--meta-instruction needs a --chat-template of pieces: a built-in name, or a .json file")
+    from router.text.chat_classes import ChatTemplateConfig
+
     config = ChatTemplateConfig.from_json(template) if template.endswith(".json") else ChatTemplateConfig(template)
     config.meta_instruction = said
     return config

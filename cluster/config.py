@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 import echelon
 from cluster.edge import BUFFER_BYTES, EdgeSettings
 from cluster.environment import DEMO_MODEL, cpu_count
+from cluster.names import PORT
 from router.dispatch.dispatcher import DispatcherConfig
 from router.dispatch.scaling import ScalingConfig
 from router.foreign.node import NodeSpec
@@ -136,7 +137,7 @@ class HttpSection(Section):
     host: str = "127.0.0.1"
     no_auth: bool = False  # serve more than loopback although there are no API keys
     api_keys: str | None = None  # key file, the same path on every node; relative: to the cluster file
-    port: Port = 23333
+    port: Port = PORT
     pages: bool = True  # show the web pages at /chat and /operator
     ingress_replicas: Positive = 1
     tls_cert: str | None = None  # PEM file with the certificate and its chain: then the front speaks HTTPS

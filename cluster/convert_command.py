@@ -17,12 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from cluster.config import resolve_model
 from cluster.environment import prepare_torch
-from router.text.chat_classes import MODELS, ChatTemplateConfig
-from router.text.chat_form import ChatForm
-from router.text.checkpoint import has_template, read_backend
-from router.text.template_choice import leading_specials
 from workers.api.errors import ConfigError
 
 KEPT = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "LICENSE*", "README*")
@@ -39,7 +34,9 @@ def convert(
     ] = False,
 ) -> None:
     """Check a checkpoint and make a folder of it that `echelon serve` takes as it is."""
+    from cluster.config import resolve_model
     from cluster.pipeline.engine_config import refuse_quantization
+    from router.text.chat_classes import MODELS
 
     refuse_quantization(model_format, 0)
     if model_name not in MODELS.names:
@@ -52,6 +49,8 @@ def convert(
 
 def converted(name: str, source: Path, target: Path, *, trust_remote_code: bool = False) -> list[str]:
     """Make `target` from the checkpoint at `source`; what was done. Raises ConfigError, and leaves nothing then."""
+    from router.text.checkpoint import has_template
+
     _check(source)
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty: name another folder (--dst-path), or remove it")
@@ -112,6 +111,11 @@ def _write_tokenizer(source: Path, target: Path, trust_remote_code: bool) -> Non
 
 
 def _write_template(name: str, target: Path) -> str:
+    from router.text.chat_classes import ChatTemplateConfig
+    from router.text.chat_form import ChatForm
+    from router.text.checkpoint import read_backend
+    from router.text.template_choice import leading_specials
+
     form = ChatTemplateConfig(name).chat_template
     if not isinstance(form, ChatForm):
         raise ConfigError(f"{name!r} is a class of a program: it cannot be written to a file")

@@ -9,13 +9,13 @@ from typing import Any
 
 from cluster.config import ClusterConfig, checked_config
 from cluster.environment import ssl_files, state_dir
+from cluster.names import PORT
 from cluster.pipeline.engine_config import BackendConfig
 from cluster.pipeline.pipeline import LEVELS, model_config
 from router.keys.edit import add_key
 from router.text.chat_classes import ChatTemplateConfig
 from workers.api.errors import ConfigError
 
-PORT = 23333
 OWNER = "api"  # of keys that are given by themselves
 
 

@@ -18,9 +18,10 @@ from cluster.config import ClusterConfig
 from cluster.detached import POLL_SECONDS, answers
 from cluster.environment import fresh_environment, state_dir
 from cluster.first_answer import base_url
+from cluster.names import PORT
 from cluster.pipeline.api_client import APIClient
 from cluster.pipeline.engine_config import BackendConfig
-from cluster.pipeline.server_config import PORT, ServerOptions, server_config
+from cluster.pipeline.server_config import ServerOptions, server_config
 from cluster.serving import note_path, refuse_open_house, refuse_taken_port
 from router.text.chat_classes import ChatTemplateConfig
 from workers.api.errors import EchelonError

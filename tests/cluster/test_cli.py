@@ -139,3 +139,9 @@ def test_a_foreign_kernels_package_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.9" if name == "kernels" else real(name))
     with pytest.raises(ConfigError, match="pip uninstall kernels"):
         doctor.refuse_if_unfit()
+
+
+def test_commands_do_not_wait_for_the_packages_of_a_server() -> None:
+    heavy = ("ray", "torch", "transformers", "fastapi", "pydantic", "router.dispatch")
+    code = f"import sys, cluster.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
