@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cluster import __version__
+
 if TYPE_CHECKING:
     from cluster.client import Handle
     from cluster.pipeline.answers import Response, Session
@@ -27,13 +29,12 @@ __all__ = [
     "Served",
     "Session",
     "TurbomindEngineConfig",
+    "__version__",
     "client",
     "connect",
     "pipeline",
     "serve",
 ]
-
-__version__ = "0.1.0"
 
 
 # Imported when they are first asked for: `import echelon` costs next to nothing.

@@ -7,8 +7,8 @@
 The story `name` is what the demo model was trained for: the user says a name, talks of other things, and asks for it.
 `key` is the usual one: a number of five digits between sentences that repeat. Each cell of the table is the part of
 --trials answers with the right name or number in it; drawn by --seed, decoded greedily. Depth 0 is the beginning.
-With --rope-scaling-factor the longest of --lengths, and room for the answer, is the context that rotations are scaled
-for; shorter prompts then get the same rotations, as they do when it serves.
+With --rope-scaling-factor prompts beyond the trained length are rotated for their own length, as they are when it
+serves; the longest of --lengths, and room for the answer, is the context.
 """
 
 from __future__ import annotations

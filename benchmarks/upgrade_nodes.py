@@ -7,10 +7,9 @@ import asyncio
 import time
 from typing import Any
 
-from upgrade import Trial, command, measure, ready_ids, ready_rows, timed, until
-
-# isort: split
 import ray
+from cluster_state import ready_rows
+from live.changes import Trial, command, measure, ready_ids, timed, until
 from paced_load import Load
 from ray.cluster_utils import Cluster
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-import echelon
+from cluster import __version__
 from cluster.api_server_command import SpacedLists, api_client, api_server, proxy
 from cluster.chat_command import chat
 from cluster.convert_command import convert
@@ -49,7 +49,7 @@ errors = Console(stderr=True, highlight=False)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"echelon {echelon.__version__}")
+        typer.echo(f"echelon {__version__}")
         raise typer.Exit
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-import echelon
+from cluster import __version__
 from cluster.edge import BUFFER_BYTES, EdgeSettings
 from cluster.environment import DEMO_MODEL, cpu_count
 from cluster.names import PORT
@@ -292,7 +292,7 @@ class ClusterConfig(Section):
             cors=self._cors(),
             session_ttl=self.http.session_ttl,
             max_sessions=self.http.max_sessions,
-            version=echelon.__version__,
+            version=__version__,
         )
 
     def _cors(self) -> Cors | None:

@@ -7,7 +7,7 @@ import platform
 
 import typer
 
-import echelon
+from cluster import __version__
 from cluster.doctor import examine
 from cluster.environment import cpu_count, prepare_torch
 
@@ -21,7 +21,7 @@ def check_env() -> None:
     prepare_torch()
     import torch
 
-    typer.echo(f"echelon: {echelon.__version__}")
+    typer.echo(f"echelon: {__version__}")
     typer.echo(f"Python: {platform.python_version()} ({platform.python_implementation()})")
     typer.echo(f"system: {platform.platform()}, {cpu_count()} processors")
     typer.echo(f"CUDA: {torch.version.cuda or 'none'}, available: {torch.cuda.is_available()}")

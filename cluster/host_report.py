@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import echelon
+from cluster import __version__
 from cluster.doctor import Finding, foreign_kernels, python_version, shared_memory
 from cluster.edge import EdgeSettings, UnfitConfiguration
 from cluster.environment import edge_file_if_any, ray_asks_for_token
@@ -44,7 +44,7 @@ def report_of_this_host(address: str) -> HostReport:
         address=address,
         versions={
             "python": platform.python_version(),
-            "echelon": echelon.__version__,
+            "echelon": __version__,
             **{p: importlib.metadata.version(p) for p in PACKAGES},
         },
         findings=(python_version(), foreign_kernels(), shared_memory()),
