@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.protocol.messages import error_body
+from router.protocol.message_events import error_body
 
 PATHS = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 

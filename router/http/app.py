@@ -37,13 +37,20 @@ from router.http.outlet import Turn
 from router.http.overview import Places, overview_routes
 from router.http.relay import Relay
 from router.http.rounds import Histories
-from router.http.schema import ERRORS, answer_of, body_of
+from router.http.schema import ERRORS, answer_of, anthropic_answer_of, body_of
 from router.http.status import Status
 from router.http.stories import Stories
 from router.http.straight import note_server
 from router.http.token_routes import token_routes
 from router.metrics import CONTENT_TYPE, Metrics
-from router.protocol.answer_schemas import ChatAnswer, CompletionAnswer, ModelCard, ModelList
+from router.protocol.answer_schemas import (
+    ChatAnswer,
+    CompletionAnswer,
+    MessageAnswer,
+    ModelCard,
+    ModelList,
+    ResponseAnswer,
+)
 from router.protocol.errors import HttpRefusal, echo
 from router.protocol.generate import GenerateBody
 from router.protocol.messages import MessagesBody
@@ -196,12 +203,19 @@ def create_app(
         """The continuation of text or of token ids, as LMDeploy documents it, as one body or as a stream of events."""
         return await generate(request, "/generate")
 
-    @app.post("/v1/responses", openapi_extra=body_of(ResponsesBody), tags=["openai"])
+    @app.post(
+        "/v1/responses", openapi_extra=body_of(ResponsesBody), responses=answer_of(ResponseAnswer), tags=["openai"]
+    )
     async def responses(request: Request) -> Response:
         """An answer as OpenAI's Responses API gives it, as one body or as a stream of events. Nothing is stored."""
         return await generate(request, "/v1/responses")
 
-    @app.post("/v1/messages", openapi_extra=body_of(MessagesBody), tags=["anthropic"])
+    @app.post(
+        "/v1/messages",
+        openapi_extra=body_of(MessagesBody),
+        responses=anthropic_answer_of(MessageAnswer),
+        tags=["anthropic"],
+    )
     async def messages(request: Request) -> Response:
         """An answer as Anthropic's Messages API gives it, as one body or as a stream of events."""
         return await generate(request, "/v1/messages")

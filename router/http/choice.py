@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.parsers.pieces import CallBegins, Parser, Pieces
+from router.parsers.pieces import CallBegins, Parser, Pieces, Reasoning
 from router.protocol.answers import ShownToken
 from router.text.detokenizer import Detokenizer
 from router.text.stops import StopFinder
@@ -35,6 +35,7 @@ class Choice:
         self.finish: str | None = None
         self.token_count = 0
         self.cached_tokens = 0
+        self.reasoning_tokens = 0  # up to the step that brought the last of the thoughts
         self.characters = 0  # shown so far
         self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's tokens from the second on
         self._detokenizer = detokenizer
@@ -128,7 +129,11 @@ class Choice:
         pieces = self.parser.push(text)
         if self.is_over():
             pieces += self.parser.flush()
-        self.calls = self.calls or any(isinstance(piece, CallBegins) for piece in pieces)
+        for piece in pieces:
+            if isinstance(piece, CallBegins):
+                self.calls = True
+            elif isinstance(piece, Reasoning):
+                self.reasoning_tokens = self.token_count
         return pieces
 
     @property

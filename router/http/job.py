@@ -13,14 +13,17 @@ from router.http.config import FrontConfig, ServedModel
 from router.http.identity import Identity
 from router.http.parsing import AnswerParsing, answer_parsing
 from router.http.rounds import Round, RoundChoice, Stoppable
+from router.http.thoughts import thought_variables
 from router.protocol.answers import ChatFormat, CompletionFormat, Format, PromptShown, Usage
 from router.protocol.counted import CountedFormat
 from router.protocol.errors import HttpRefusal
 from router.protocol.generate import GenerateBody, GenerateFormat
 from router.protocol.interactive import InteractiveBody, InteractiveFormat
-from router.protocol.messages import MessagesBody, MessagesFormat
+from router.protocol.message_events import MessagesFormat
+from router.protocol.messages import MessagesBody
 from router.protocol.openai import ChatBody, Common, CompletionBody
-from router.protocol.responses import ResponsesBody, ResponsesFormat
+from router.protocol.response_events import ResponsesFormat
+from router.protocol.responses import ResponsesBody
 from router.protocol.sampling import check_ids, check_products, room, samplings
 from router.protocol.validation import path
 from router.request_context import unique_id
@@ -66,7 +69,8 @@ class Job:
             n = len(request.samplings)
             cached += min(c.cached_tokens for c in self.choices[at : at + n])
             at += n
-        return Usage(self.prompt_tokens, sum(c.token_count for c in self.choices), cached)
+        made, thought = (sum(c.token_count for c in self.choices), sum(c.reasoning_tokens for c in self.choices))
+        return Usage(self.prompt_tokens, made, cached, thought)
 
 
 class JobMaker:
@@ -80,11 +84,7 @@ class JobMaker:
 
     async def chat(self, body: ChatBody, model: ServedModel, identity: Identity) -> Job:
         """The job of a chat. Raises InvalidRequest, HttpRefusal."""
-        route = "/v1/chat/completions"
         check_products(body, 1, self._config.limits)
-        await self._check_grammar(body, model)
-        ids = await self.rendered(body, model, route, prompt_limit(body, model))
-        parsing = answer_parsing(body, model, ids)
         request_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
         form = ChatFormat(
             request_id,
@@ -94,7 +94,7 @@ class JobMaker:
             usage_in_chunks=body.usage_in_chunks,
         )
         form.prompt_top = body.prompt_logprobs
-        job = await self._job(body, model, identity, [ids], form, route, "messages", parsing=parsing)
+        job = await self._chat(body, model, identity, form, "/v1/chat/completions", "messages")
         return _finished(job, body, form)
 
     async def interactive(
@@ -174,39 +174,42 @@ class JobMaker:
         asked = body.asked_grammar
         if asked is None:
             return
-        name = path(asked.at)
+        name = path(body.place(asked.at))
         if not (model.facts.eos_ids or body.stop_token_ids):
             raise InvalidRequest(f"Unsupported parameter: '{name}': this model has no token that ends an answer, and "
                                  "'stop_token_ids' names none.", param=name, code="unsupported_parameter")  # fmt: skip
         fault = await self._pool.run(len(asked.spec.source), lambda: self._grammars.fault(asked.spec), inline=0)
         if fault is not None:
-            name = path(asked.place(fault.inside))
+            name = path(body.place(asked.place(fault.inside)))
             raise InvalidRequest(f"Invalid '{name}': {fault.words}.", param=name, code="invalid_value")
 
     async def message(self, asked: MessagesBody, model: ServedModel, identity: Identity) -> Job:
         """The job of /v1/messages. Raises InvalidRequest, HttpRefusal."""
-        form = MessagesFormat(f"msg_{uuid.uuid4().hex}", model.name)
-        job = await self._one_chat(asked.as_chat(), model, identity, form, "/v1/messages", "messages")
+        form = MessagesFormat(f"msg_{uuid.uuid4().hex}", asked)
+        job = await self._chat(asked.chat, model, identity, form, "/v1/messages", "messages")
         form.follow(job.choices[0], job.usage)
         return job
 
     async def response(self, asked: ResponsesBody, model: ServedModel, identity: Identity) -> Job:
         """The job of /v1/responses. Raises InvalidRequest, HttpRefusal."""
         form = ResponsesFormat(uuid.uuid4().hex, int(self._now()), asked)
-        job = await self._one_chat(asked.as_chat(), model, identity, form, "/v1/responses", "input")
+        job = await self._chat(asked.chat, model, identity, form, "/v1/responses", "input")
         form.follow(job.usage)
         return job
 
-    async def _one_chat(
+    async def _chat(
         self, body: ChatBody, model: ServedModel, identity: Identity, form: Format, route: str, param: str
     ) -> Job:
-        """A chat with one answer; `param` is what its messages are called there."""
+        """A chat whose answers are parsed; `param` is what its messages are called in the body that asks."""
+        await self._check_grammar(body, model)
         try:
             ids = await self.rendered(body, model, route, prompt_limit(body, model))
         except InvalidRequest as e:
             e.param = param if e.param == "messages" else e.param
             raise
-        return await self._job(body, model, identity, [ids], form, route, param)
+        return await self._job(
+            body, model, identity, [ids], form, route, param, parsing=answer_parsing(body, model, ids)
+        )
 
     async def rendered(self, body: ChatBody, model: ServedModel, route: str, limit: int) -> tuple[int, ...]:
         """Ids of a chat's prompt, at most `limit`. Raises InvalidRequest, HttpRefusal."""
@@ -225,7 +228,7 @@ class JobMaker:
             tools=[tool.model_dump(exclude_none=True) for tool in body.offered_tools] or None,
             add_generation_prompt=not body.continue_final_message if add_prompt is None else add_prompt,
             continue_final_message=bool(body.continue_final_message),
-            variables=body.chat_template_kwargs,
+            variables={**thought_variables(body, model), **body.chat_template_kwargs},
         )
         return tuple(await chat.encode(conversation, self._pool, limit=limit))
 

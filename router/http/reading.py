@@ -10,7 +10,7 @@ from router.http.best import best
 from router.http.job import Job
 from router.metrics import Meter
 from router.parsers.pieces import ParsedMessage
-from router.protocol.answers import ChatFormat, ChoiceAnswer, ShownToken, Usage
+from router.protocol.answers import ChoiceAnswer, PartsFormat, ShownToken, Usage
 from workers.api.errors import EngineFault
 
 
@@ -31,6 +31,7 @@ class Reading:
         self._job, self._meter = job, meter
         self._choices, self._format, self._logprobs = job.choices, job.format, job.logprobs
         self._prompt_event = job.prompt_event
+        self._parts = job.format.parts if isinstance(job.format, PartsFormat) else None
 
     def push(self, item: ChoiceDelta) -> str:
         """New text of `item.choice`, which is not over. Raises EngineFault."""
@@ -59,8 +60,8 @@ class Reading:
                 events += self._prompt_event(choice.index, choice.prompt_logprobs)
             tokens = choice.take_tokens() if self._logprobs else None
             if choice.parser is not None:
-                assert isinstance(self._format, ChatFormat), "only chats are parsed"
-                events += self._format.parts(choice.index, choice.parse(text), tokens)
+                assert self._parts is not None, "this answer's format knows no parts"
+                events += self._parts(choice.index, choice.parse(text), tokens)
             elif text or tokens:
                 events += self._format.text(choice.index, text, tokens)
             if choice.finish is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from router.protocol.answer_schemas import ErrorBody
+from router.protocol.answer_schemas import ErrorBody, MessageErrorBody
 
 Responses = dict[int | str, dict[str, Any]]
 ERRORS: Responses = {"default": {"model": ErrorBody, "description": "What went wrong."}}  # of every route
@@ -15,6 +15,11 @@ ERRORS: Responses = {"default": {"model": ErrorBody, "description": "What went w
 def answer_of(model: type[BaseModel]) -> Responses:
     """What a route says of its answer in openapi.json."""
     return {200: {"model": model}}
+
+
+def anthropic_answer_of(model: type[BaseModel]) -> Responses:
+    """The same of a route whose errors are Anthropic's."""
+    return {**answer_of(model), "default": {"model": MessageErrorBody, "description": "What went wrong."}}
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from router.http.config import ServedModel
 from router.http.identity import Identity
 from router.http.job import CUT_CONTEXTS
-from router.http.schema import answer_of, body_of
-from router.protocol.answer_schemas import DetokenizeAnswer, TokenizeAnswer
+from router.http.schema import answer_of, anthropic_answer_of, body_of
+from router.protocol.answer_schemas import CountAnswer, DetokenizeAnswer, TokenizeAnswer
 from router.protocol.messages import CountBody
 from router.protocol.openai import ChatBody, ChatMessage
 from router.protocol.sampling import check_ids
@@ -59,7 +59,12 @@ def token_routes(service: Service, read_body: ReadBody, version: str) -> APIRout
         tokenizer = service.only(model, request.state.identity).tokenizer
         return JSONResponse({"eos_token": tokenizer.eos_token, "bos_token": tokenizer.bos_token, "pad_token": None})
 
-    @router.post("/v1/messages/count_tokens", openapi_extra=body_of(CountBody), tags=["anthropic"])
+    @router.post(
+        "/v1/messages/count_tokens",
+        openapi_extra=body_of(CountBody),
+        responses=anthropic_answer_of(CountAnswer),
+        tags=["anthropic"],
+    )
     async def count_tokens(request: Request) -> Response:
         """How many tokens the input of /v1/messages has."""
         return await answer(request, "/v1/messages/count_tokens", texts.count)
@@ -93,7 +98,7 @@ class _Texts:
         body = await self._service.valid(CountBody, raw)
         model = self._service.model(body.model, identity)
         limit = CUT_CONTEXTS * model.max_model_len
-        ids = await self._service.maker.rendered(body.as_chat(), model, "/v1/messages", limit)
+        ids = await self._service.maker.rendered(body.chat, model, "/v1/messages", limit)
         return {"input_tokens": len(ids)}
 
     async def detokenize(self, raw: bytes, identity: Identity) -> dict[str, Any]:

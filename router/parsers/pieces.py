@@ -74,29 +74,59 @@ class ParsedCall:
 
 
 @dataclass(slots=True)
-class ParsedMessage:
-    """A whole answer; `content` is None where there are calls and no text."""
+class Block:
+    """A run of pieces of one kind: text, thoughts, or one call (its arguments are what it says). `first` began it."""
 
-    text: str = ""
-    reasoning: str = ""
-    calls: list[ParsedCall] = field(default_factory=list)
+    first: Content | Reasoning | CallBegins
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All that it says so far."""
+        return "".join(self.said)
+
+
+@dataclass(slots=True)
+class ParsedMessage:
+    """An answer, as far as it has come; `content` is None where there are calls and no text."""
+
+    blocks: list[Block] = field(default_factory=list)  # in the order in which the model wrote them
 
     def add(self, pieces: Sequence[Piece]) -> None:
         """`pieces` come next."""
         for piece in pieces:
-            if isinstance(piece, Content):
-                self.text += piece.text
-            elif isinstance(piece, Reasoning):
-                self.reasoning += piece.text
-            elif isinstance(piece, CallBegins):
-                self.calls.append(ParsedCall(piece.id, piece.name))
-            else:
-                self.calls[piece.index].arguments += piece.text
+            self.take(piece)
+
+    def take(self, piece: Piece) -> bool:
+        """`piece` comes next; whether a block begins with it. Arguments are those of the call begun last."""
+        blocks = self.blocks
+        if isinstance(piece, CallBegins):
+            blocks.append(Block(piece))
+            return True
+        if isinstance(piece, Arguments) or (blocks and type(blocks[-1].first) is type(piece)):
+            blocks[-1].said.append(piece.text)
+            return False
+        blocks.append(Block(piece, [piece.text]))
+        return True
 
     @property
     def content(self) -> str | None:
         """The answer's own text."""
-        return None if self.calls and not self.text.strip() else self.text
+        text = self._all(Content)
+        return None if self.calls and not text.strip() else text
+
+    @property
+    def reasoning(self) -> str:
+        """The thoughts before it."""
+        return self._all(Reasoning)
+
+    @property
+    def calls(self) -> list[ParsedCall]:
+        """The calls, in order."""
+        return [ParsedCall(b.first.id, b.first.name, b.text) for b in self.blocks if isinstance(b.first, CallBegins)]
+
+    def _all(self, kind: type[Content] | type[Reasoning]) -> str:
+        return "".join(block.text for block in self.blocks if isinstance(block.first, kind))
 
 
 def held_back(text: str, marker: str) -> int:

@@ -6,7 +6,7 @@ import math
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from router.parsers.pieces import Arguments, CallBegins, Content, ParsedMessage, Piece, Reasoning
 from router.protocol.sse import CONTENT_TYPE, DONE, dumps, error_event, quoted
@@ -22,6 +22,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0  # of the completion's
 
     def as_json(self) -> dict[str, Any]:
         """OpenAI's object."""
@@ -92,6 +93,14 @@ class Format(Protocol):
 
     def error(self, body: bytes) -> str:
         """The last event of a stream that failed; `done` does not follow it."""
+
+
+@runtime_checkable
+class PartsFormat(Format, Protocol):
+    """How an endpoint whose answers are parsed writes them."""
+
+    def parts(self, index: int, pieces: Sequence[Piece], tokens: Sequence[ShownToken] | None) -> str:
+        """Events with new pieces of a choice, in the place of `text`."""
 
 
 def prompt_scores(scores: Sequence[TokenLogprobs], top: int, token_bytes: TokenBytes) -> list[dict[str, Any] | None]:
@@ -244,12 +253,12 @@ def _message(choice: ChoiceAnswer) -> dict[str, Any]:
     if parsed is None:
         return {"role": "assistant", "content": choice.text, "refusal": None}
     message: dict[str, Any] = {"role": "assistant", "content": parsed.content, "refusal": None}
-    if parsed.reasoning:
-        message["reasoning_content"] = parsed.reasoning
-    if parsed.calls:
+    if thoughts := parsed.reasoning:
+        message["reasoning_content"] = thoughts
+    if calls := parsed.calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in parsed.calls
+            for call in calls
         ]
     return message
 

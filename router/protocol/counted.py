@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from router.protocol.answers import Format, ShownToken, Usage
+from router.parsers.pieces import Piece
+from router.protocol.answers import ChatFormat, CompletionFormat, ShownToken, Usage
 from router.protocol.sse import dumps
 
 _OPEN = '"usage":null}\n\n'  # how the events of a stream that tells its usage at its end are closed
@@ -13,7 +14,7 @@ _OPEN = '"usage":null}\n\n'  # how the events of a stream that tells its usage a
 class CountedFormat:
     """`form`, whose events end with an open usage, with that usage filled in. Tokens are those of all choices."""
 
-    def __init__(self, form: Format) -> None:
+    def __init__(self, form: ChatFormat | CompletionFormat) -> None:
         self._form = form
         self._usage: Callable[[], Usage] = lambda: Usage(0, 0, 0)
         self.content_type, self.done = form.content_type, form.done
@@ -23,11 +24,11 @@ class CountedFormat:
         """Events tell what `usage` says when they are made."""
         self._usage = usage
 
-    def counted(self, event: str) -> str:
-        """An event of the form's, with the usage."""
-        if not event.endswith(_OPEN):
-            return event
-        return f'{event[: -len(_OPEN)]}"usage":{dumps(self._usage().as_json())}}}\n\n'
+    def counted(self, events: str) -> str:
+        """Events of the form's, with the usage."""
+        if _OPEN not in events:
+            return events
+        return events.replace(_OPEN, f'"usage":{dumps(self._usage().as_json())}}}\n\n')
 
     def opening(self, index: int) -> str:
         """See `Format`."""
@@ -36,6 +37,11 @@ class CountedFormat:
     def text(self, index: int, text: str, tokens: Sequence[ShownToken] | None) -> str:
         """See `Format`."""
         return self.counted(self._form.text(index, text, tokens))
+
+    def parts(self, index: int, pieces: Sequence[Piece], tokens: Sequence[ShownToken] | None) -> str:
+        """See `PartsFormat`."""
+        assert isinstance(self._form, ChatFormat), "only chats are parsed"
+        return self.counted(self._form.parts(index, pieces, tokens))
 
     def finish(self, index: int, reason: str) -> str:
         """See `Format`."""

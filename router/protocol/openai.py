@@ -28,7 +28,7 @@ from router.protocol.fields import (
     TokenIds,
 )
 from router.protocol.strict import Harmless, Strict, is_false, is_nothing
-from router.protocol.structured import AskedGrammar, ResponseFormat, StructuredOutputs, asked_grammar
+from router.protocol.structured import AskedGrammar, Path, ResponseFormat, StructuredOutputs, asked_grammar
 from router.protocol.tools import MAX_TOOLS, Tool, ToolCall, ToolChoice, Tools, check_choice, required_grammar
 from router.protocol.validation import Refused
 
@@ -76,6 +76,7 @@ def _metadata(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Label = Annotated[str, Field(max_length=512), AfterValidator(_no_control)]
 Metadata = Annotated[dict[str, str], BeforeValidator(_few), AfterValidator(_metadata)]
 ServiceTier = Annotated[str, AfterValidator(_service_tier)]
@@ -181,6 +182,10 @@ class Common(Strict):
     request_id: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9._-]{1,128}$")] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
+    def place(self, at: Path) -> Path:
+        """Where what stands at `at` here stands in the body that this was made from."""
+        return at
+
     @property
     def asked_tokens(self) -> int | None:
         """Tokens asked for each choice; None = as many as fit."""
@@ -245,7 +250,6 @@ class ChatBody(Common):
         "store": is_false,
         "modalities": lambda v: v is None or v == ["text"],
         "function_call": lambda v: v in (None, "none", "auto"),
-        "reasoning_effort": lambda v: v in (None, "none"),
         "verbosity": lambda v: v in (None, "medium"),
     }
 
@@ -259,6 +263,19 @@ class ChatBody(Common):
     tools: Tools | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether there are to be thoughts; None: as the chat template has it."""
+        return False if self.reasoning_effort == "none" else None
+
+    def check_grammar(self) -> None:
+        """Raises Refused where `asked_grammar` does, at the place in the body that this was made from."""
+        try:
+            _ = self.asked_grammar
+        except Refused as e:
+            raise Refused(str(e), code=e.code, at=self.place(e.at)) from None
 
     @property
     def offered_tools(self) -> list[Tool]:

@@ -1,53 +1,271 @@
-"""/v1/responses: bodies, answers and events as OpenAI's clients know them, over the chat that there is.
+"""Bodies of /v1/responses as OpenAI's clients send them, over the chat that there is.
 
-Text in, text out, and nothing is stored: `store` true and what would need it (`previous_response_id`, `conversation`,
-`background`) are refused by name, as are tools, reasoning and structured output, unless they ask for nothing.
+Text, functions and thoughts, and nothing is stored: `store` true and what would need it (`previous_response_id`,
+`conversation`, `background`) are refused by name, as are tools that a server would have to run, and all that `include`
+could add.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from itertools import count
-from typing import Annotated, Any, ClassVar, Literal
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import BaseModel, Field, PlainValidator, model_validator
 
-from router.protocol.answers import ChoiceAnswer, ShownToken, Usage
+from router.protocol.errors import echo
 from router.protocol.fields import TextPart, text_of_parts
-from router.protocol.openai import MAX_MESSAGES, MAX_TOKENS, ChatBody, ChatMessage, Label, Metadata, ServiceTier
-from router.protocol.sse import CONTENT_TYPE, dumps
+from router.protocol.openai import (
+    MAX_MESSAGES,
+    MAX_TOKENS,
+    ChatBody,
+    ChatMessage,
+    Effort,
+    Label,
+    Metadata,
+    ServiceTier,
+)
 from router.protocol.strict import Harmless, Strict, is_false, is_nothing
+from router.protocol.structured import JsonSchema, Name, Path, ResponseFormat
+from router.protocol.tools import (
+    MAX_TOOLS,
+    FunctionName,
+    NamedTool,
+    Tool,
+    arguments_of,
+    choice_of,
+    named,
+    offered,
+)
+from router.protocol.turns import Turns
+from router.protocol.validation import Refused, type_name
 
 _TYPES = ("input_text", "output_text", "text")
-Content = Annotated[
-    str,
-    PlainValidator(
-        lambda v: text_of_parts(v, _TYPES, ("annotations", "logprobs")), json_schema_input_type=str | list[TextPart]
-    ),
-]
 
 
-class InputItem(Strict):
-    """A message of the input; what an answer brings along is taken when it is sent back."""
+def _texts(types: tuple[str, ...]) -> PlainValidator:
+    ignored = ("annotations", "logprobs")
+    return PlainValidator(lambda v: text_of_parts(v, types, ignored), json_schema_input_type=str | list[TextPart])
 
-    not_done: ClassVar[dict[str, Harmless]] = {
-        "id": lambda v: v is None or isinstance(v, str),
-        "status": lambda v: v in (None, "completed", "incomplete"),
-        "phase": lambda v: v is None or isinstance(v, str),
-    }
+
+Content = Annotated[str, _texts(_TYPES)]
+CallId = Annotated[str, Field(min_length=1, max_length=256)]
+_SENT_BACK: dict[str, Harmless] = {  # what an answer's items bring along when they are sent back
+    "id": lambda v: v is None or isinstance(v, str),
+    "status": lambda v: v in (None, "completed", "incomplete"),
+}
+
+
+class InputMessage(Strict):
+    """A message of the input."""
+
+    not_done: ClassVar[dict[str, Harmless]] = {**_SENT_BACK, "phase": lambda v: v is None or isinstance(v, str)}
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
 
+    def tell(self, turns: Turns) -> None:
+        """Put it into a chat."""
+        turns.text(self.role, self.content)
 
-def _plain_text(value: Any) -> bool:
+
+class InputCall(Strict):
+    """A call that the model made."""
+
+    not_done: ClassVar[dict[str, Harmless]] = {**_SENT_BACK, "caller": is_nothing, "namespace": is_nothing}
+
+    type: Literal["function_call"]
+    call_id: CallId
+    name: FunctionName
+    arguments: str
+
+    @model_validator(mode="after")
+    def _an_object(self) -> Self:
+        arguments_of(self.arguments, ("arguments",))
+        return self
+
+    def tell(self, turns: Turns) -> None:
+        """Put it into a chat."""
+        turns.call(self.call_id, self.name, self.arguments)
+
+
+class InputResult(Strict):
+    """What came of a call."""
+
+    not_done: ClassVar[dict[str, Harmless]] = {
+        **_SENT_BACK,
+        **dict.fromkeys(("caller", "namespace", "name"), is_nothing),
+    }
+
+    type: Literal["function_call_output"]
+    call_id: CallId
+    output: Annotated[str, _texts(("input_text",))]
+
+    def tell(self, turns: Turns) -> None:
+        """Put it into a chat."""
+        turns.result(self.call_id, self.output)
+
+
+class ReasoningPart(BaseModel):
+    """A part of the thoughts."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class InputThoughts(Strict):
+    """What the model thought: the text itself. Nobody here reads summaries, or what another server encrypted."""
+
+    not_done: ClassVar[dict[str, Harmless]] = {**_SENT_BACK, "summary": is_nothing, "encrypted_content": is_nothing}
+
+    type: Literal["reasoning"]
+    content: Annotated[
+        str,
+        PlainValidator(
+            lambda v: "" if v in (None, []) else text_of_parts(v, ("reasoning_text",)),
+            json_schema_input_type=list[ReasoningPart] | None,
+        ),
+    ] = ""
+
+    def tell(self, turns: Turns) -> None:
+        """Put it into a chat."""
+        if self.content:
+            turns.thoughts(self.content)
+
+
+Item = InputMessage | InputCall | InputResult | InputThoughts
+_ITEMS: dict[str | None, type[Item]] = {
+    None: InputMessage,
+    "message": InputMessage,
+    "function_call": InputCall,
+    "function_call_output": InputResult,
+    "reasoning": InputThoughts,
+}
+
+
+def _item(value: Any) -> Item:
     if not isinstance(value, dict):
-        return value is None
-    return value.keys() <= {"format", "verbosity"} and (
-        value.get("format") in (None, {"type": "text"}) and value.get("verbosity") in (None, "medium")
-    )
+        raise Refused(
+            f"Invalid type for '{{param}}': expected an object, but got {type_name(value)} instead.",
+            code="invalid_type",
+        )
+    kind = value.get("type")
+    if not (kind is None or isinstance(kind, str)) or kind not in _ITEMS:
+        raise Refused(_unknown(kind, [name for name in _ITEMS if name]), at=("type",))
+    return _ITEMS[kind].model_validate(value)
+
+
+def _unknown(kind: Any, known: list[str]) -> str:
+    return f"Invalid value: '{echo(kind)}'. Supported values are: {', '.join(map(repr, known))}."
+
+
+class FunctionTool(Strict):
+    """A function that the model may call. `strict` changes nothing: a call that is required obeys the schema."""
+
+    not_done: ClassVar[dict[str, Harmless]] = {
+        **dict.fromkeys(("allowed_callers", "output_schema"), is_nothing),
+        "defer_loading": is_false,
+    }
+
+    type: Literal["function"]
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_first(cls, data: Any) -> Any:
+        # A tool of the server's has fields of its own: the kind is what is not there, not they.
+        if isinstance(data, dict) and "type" in data and data["type"] != "function":
+            raise Refused(_unknown(data["type"], ["function"]), at=("type",))
+        return data
+
+    @property
+    def tool(self) -> Tool:
+        """As chats have it."""
+        return offered(self.name, self.description, self.parameters, self.strict)
+
+
+class NamedFunctionTool(Strict):
+    """The function that has to be called."""
+
+    type: Literal["function"]
+    name: FunctionName
+
+
+def _choice(value: Any) -> str | NamedTool | None:
+    return choice_of(value, lambda v: named(NamedFunctionTool.model_validate(v).name))
+
+
+ToolChoice = Annotated[
+    str | NamedTool | None,
+    PlainValidator(_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedFunctionTool | None),
+]
+
+
+class TextFormat(Strict):
+    """What the answer's text must look like. A schema is enforced, whether `strict` is set or not."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Name | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(validation_alias="schema", serialization_alias="schema")] = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for field, value in (("name", self.name), ("schema", self.schema_)):
+            if self.type == "json_schema" and value is None:
+                raise Refused("Missing required parameter: '{param}'.", code="missing_required_parameter", at=(field,))
+            if self.type != "json_schema" and value is not None:
+                raise Refused("'{param}' is only allowed where type is 'json_schema'.", at=(field,))
+        return self
+
+    @property
+    def form(self) -> ResponseFormat:
+        """As chats have it."""
+        if self.type != "json_schema":
+            return ResponseFormat.model_construct(type=self.type)
+        schema = JsonSchema.model_construct(name=self.name or "", schema_=self.schema_)
+        return ResponseFormat.model_construct(type=self.type, json_schema=schema)
+
+
+class TextOptions(Strict):
+    """How the answer's text is written."""
+
+    not_done: ClassVar[dict[str, Harmless]] = {"verbosity": lambda v: v in (None, "medium")}
+
+    format: TextFormat | None = None
+
+
+class Reasoning(Strict):
+    """How hard the model thinks, where its chat template asks for it. Thoughts come whole: there are no summaries."""
+
+    not_done: ClassVar[dict[str, Harmless]] = {
+        **dict.fromkeys(("summary", "generate_summary", "mode"), is_nothing),
+        "context": lambda v: v in (None, "auto"),
+    }
+
+    effort: Effort | None = None
+
+
+def _included(value: Any) -> Any:
+    raise Refused(f"Unsupported value: '{echo(value)}': an answer has nothing to add.", code="unsupported_value")
+
+
+class ResponsesChat(ChatBody):
+    """The chat that a response is made of."""
+
+    def place(self, at: Path) -> Path:
+        """See `ChatBody`."""
+        if at[:1] == ("response_format",):
+            return ("text", "format", *at[2:])
+        if at[:1] == ("reasoning_effort",):
+            return ("reasoning", "effort")
+        if at[:1] == ("tools",):
+            return (*at[:2], *at[3:])
+        return tuple(part for part in at if part != "function") if at[:1] == ("tool_choice",) else at
 
 
 class ResponsesBody(Strict):
@@ -55,21 +273,28 @@ class ResponsesBody(Strict):
 
     not_done: ClassVar[dict[str, Harmless]] = {
         **dict.fromkeys(
-            ("tools", "include", "previous_response_id", "conversation", "prompt", "max_tool_calls"), is_nothing
+            ("previous_response_id", "conversation", "prompt", "max_tool_calls", "context_management", "moderation"),
+            is_nothing,
         ),
+        "prompt_cache_options": is_nothing,
         **dict.fromkeys(("store", "background"), is_false),
-        "tool_choice": lambda v: v in (None, "none", "auto"),
-        "parallel_tool_calls": lambda v: v is None or isinstance(v, bool),
-        "reasoning": lambda v: v is None or (isinstance(v, dict) and all(x in (None, "none") for x in v.values())),
-        "text": _plain_text,
         "truncation": lambda v: v in (None, "disabled"),
         "top_logprobs": lambda v: v is None or (v == 0 and v is not False),
         "stream_options": lambda v: v is None or v in ({}, {"include_obfuscation": False}),
     }
 
     model: str
-    input: Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
+    input: Annotated[
+        list[Annotated[Item, PlainValidator(_item, json_schema_input_type=Item)]],
+        Field(min_length=1, max_length=MAX_MESSAGES),
+    ]
     instructions: str | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    reasoning: Reasoning | None = None
+    include: list[Annotated[str, PlainValidator(_included, json_schema_input_type=str)]] | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -88,133 +313,29 @@ class ResponsesBody(Strict):
             return {**data, "input": [{"role": "user", "content": data["input"]}]}
         return data
 
-    def as_chat(self) -> ChatBody:
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        self.chat.check_grammar()
+        return self
+
+    @cached_property
+    def chat(self) -> ResponsesChat:
         """The same as /v1/chat/completions would be asked."""
+        turns = Turns(joined=False)
+        for item in self.input:
+            item.tell(turns)
         said = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
-        return ChatBody.model_construct(
+        form = self.text.format if self.text else None
+        return ResponsesChat.model_construct(
             model=self.model,
-            messages=said + [ChatMessage(role=item.role, content=item.content) for item in self.input],
+            messages=said + turns.messages,
+            tools=[tool.tool for tool in self.tools or ()],
+            tool_choice=self.tool_choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            response_format=form.form if form else None,
+            reasoning_effort=self.reasoning.effort if self.reasoning else None,
             max_tokens=self.max_output_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             stream=self.stream,
         )
-
-
-class ResponsesFormat:
-    """One choice as one message with one part of text."""
-
-    content_type = CONTENT_TYPE
-    done = ""
-
-    def __init__(self, id: str, created: int, asked: ResponsesBody) -> None:
-        self._item = f"msg_{id}"
-        self._fields: dict[str, Any] = {
-            "id": f"resp_{id}",
-            "object": "response",
-            "created_at": created,
-            "model": asked.model,
-            "instructions": asked.instructions,
-            "max_output_tokens": asked.max_output_tokens,
-            "metadata": asked.metadata or {},
-            "temperature": 1.0 if asked.temperature is None else asked.temperature,
-            "top_p": 1.0 if asked.top_p is None else asked.top_p,
-            "user": asked.user,
-            "background": False,
-            "parallel_tool_calls": True,
-            "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
-            "service_tier": "default",
-            "store": False,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "none",
-            "tools": [],
-            "truncation": "disabled",
-        }
-        self._usage: Callable[[], Usage] = lambda: Usage(0, 0, 0)
-        self._numbers = count()
-        self._said: list[str] = []
-        self._where = {"item_id": self._item, "output_index": 0, "content_index": 0}
-
-    def follow(self, usage: Callable[[], Usage]) -> None:
-        """The last event tells what `usage` says then."""
-        self._usage = usage
-
-    def opening(self, index: int) -> str:
-        """The response, still empty, its message, and the message's part."""
-        started = self._response("in_progress", [], None)
-        item = {**self._message("", "in_progress"), "content": []}
-        return (
-            self._event("response.created", response=started)
-            + self._event("response.in_progress", response=started)
-            + self._event("response.output_item.added", output_index=0, item=item)
-            + self._event("response.content_part.added", **self._where, part=_part(""))
-        )
-
-    def text(self, index: int, text: str, tokens: Sequence[ShownToken] | None) -> str:
-        """New text."""
-        self._said.append(text)
-        return self._event("response.output_text.delta", **self._where, delta=text, logprobs=[])
-
-    def finish(self, index: int, reason: str) -> str:
-        """The whole text, part, message and response once more."""
-        text = "".join(self._said)
-        item = self._message(text, "completed" if reason == "stop" else "incomplete")
-        status = item["status"]
-        return (
-            self._event("response.output_text.done", **self._where, text=text, logprobs=[])
-            + self._event("response.content_part.done", **self._where, part=_part(text))
-            + self._event("response.output_item.done", output_index=0, item=item)
-            + self._event(f"response.{status}", response=self._response(status, [item], self._usage()))
-        )
-
-    def usage(self, usage: Usage) -> str:
-        """It came with the response."""
-        return ""
-
-    def error(self, body: bytes) -> str:
-        """The error as an event."""
-        error = json.loads(body)["error"]
-        return self._event("error", code=error["code"], message=error["message"], param=error["param"])
-
-    def body(self, choices: Sequence[ChoiceAnswer], usage: Usage) -> bytes:
-        """The whole answer."""
-        (choice,) = choices
-        item = self._message(choice.text, "completed" if choice.finish == "stop" else "incomplete")
-        return dumps(self._response(item["status"], [item], usage)).encode("ascii")
-
-    def _message(self, text: str, status: str) -> dict[str, Any]:
-        return {
-            "id": self._item,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": [_part(text)],
-        }
-
-    def _response(self, status: str, output: list[dict[str, Any]], usage: Usage | None) -> dict[str, Any]:
-        return {
-            **self._fields,
-            "status": status,
-            "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "output": output,
-            "usage": None if usage is None else _usage(usage),
-        }
-
-    def _event(self, kind: str, **fields: Any) -> str:
-        return f"event: {kind}\ndata: {dumps({'type': kind, 'sequence_number': next(self._numbers), **fields})}\n\n"
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def _usage(usage: Usage) -> dict[str, Any]:
-    return {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -67,22 +67,39 @@ class ToolCall(Strict):
 
     def as_template(self, at: Path) -> dict[str, Any]:
         """As chat templates take it: the arguments are an object. Raises Refused where they are none."""
-        text = self.function.arguments
-        try:
-            arguments = json.loads(text) if text.strip() else {}
-        except ValueError:
-            arguments = None
-        if not isinstance(arguments, dict):
-            raise Refused("Invalid '{param}': expected a JSON object as text.", at=(*at, "function", "arguments"))
+        arguments = arguments_of(self.function.arguments, (*at, "function", "arguments"))
         return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
 
 
-def _choice(value: Any) -> str | NamedTool | None:
+def arguments_of(text: str, at: Path) -> dict[str, Any]:
+    """A call's arguments. Raises Refused where they are no JSON object; none at all are an empty one."""
+    try:
+        arguments = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise Refused("Invalid '{param}': expected a JSON object as text.", at=at)
+    return arguments
+
+
+def offered(name: str, description: str | None, parameters: dict[str, Any] | None, strict: bool | None = None) -> Tool:
+    """A function whose fields were checked, as chats have it."""
+    function = Function.model_construct(name=name, description=description, parameters=parameters, strict=strict)
+    return Tool.model_construct(type="function", function=function)
+
+
+def named(name: str) -> NamedTool:
+    """The choice of the function of that name."""
+    return NamedTool.model_construct(type="function", function=NamedFunction.model_construct(name=name))
+
+
+def choice_of(value: Any, read: Callable[[dict[str, Any]], NamedTool]) -> str | NamedTool | None:
+    """A chat's choice, from a request's; `read` makes it of an object. Raises Refused."""
     if value is None or value in ("none", "auto", "required"):
         chosen: str | None = value
         return chosen
     if isinstance(value, dict):
-        return NamedTool.model_validate(value)
+        return read(value)
     if isinstance(value, str):
         raise Refused("Invalid value: '{param}'. Supported values are: 'none', 'auto', 'required', and an object.")
     raise Refused(
@@ -93,7 +110,10 @@ def _choice(value: Any) -> str | NamedTool | None:
 
 ToolChoice = Annotated[
     str | NamedTool | None,
-    PlainValidator(_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedTool | None),
+    PlainValidator(
+        lambda v: choice_of(v, NamedTool.model_validate),
+        json_schema_input_type=Literal["none", "auto", "required"] | NamedTool | None,
+    ),
 ]
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
 

@@ -99,6 +99,13 @@ def check_template(source: str) -> None:
                 raise ConfigError(f"the chat template does not compile: line {node.lineno}: no {noun} {node.name!r}")
 
 
+def names_read(source: str) -> frozenset[str]:
+    """Variables that a template looks at, its own included. It is only read. Raises ConfigError as `check_template`."""
+    check_template(source)
+    names = _environment().parse(source).find_all(jinja2.nodes.Name)
+    return frozenset(name.name for name in names if name.ctx == "load")
+
+
 class ChatTemplate:
     """A compiled template. `variables` are the special tokens it may name (`bos_token`, ...).
 

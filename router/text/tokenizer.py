@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -16,7 +17,7 @@ from router.text.infilling import find_infilling
 from router.text.rendering import DirectRenderer, Renderer
 from router.text.template_choice import Template, renderer_of
 from router.text.template_pool import TemplatePool
-from router.text.templates import ChatTemplate, check_template
+from router.text.templates import ChatTemplate, check_template, names_read
 from router.text.token_bytes import TokenBytes
 from workers.api.errors import InvalidRequest
 
@@ -122,6 +123,11 @@ class Tokenizer:
         ]
         lead = ids_of(self._backend, "", add_special_tokens=True, limit=None, noun="prompt")
         return self.infilling.prompt(lead, *parts)
+
+    @cached_property
+    def template_reads(self) -> frozenset[str]:
+        """Names of variables that the chat template looks at; none are known of one that is no jinja."""
+        return names_read(self.template)
 
     @property
     def eos_token(self) -> str | None:

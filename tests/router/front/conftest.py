@@ -12,7 +12,7 @@ from router.http.app import create_app
 from router.http.config import FrontConfig, ServedModel
 from router.text.tokenizer import Tokenizer
 
-from .fakes import CHAT_TEMPLATE, FakeGenerator, FakeStatus, make_backend
+from .fakes import CHAT_TEMPLATE, TOOLS_TEMPLATE, FakeGenerator, FakeStatus, make_backend
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +61,19 @@ async def client(app):
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://front", timeout=30) as c:
         yield c
+
+
+@pytest.fixture
+def tools_client(model_folder, generator, status):
+    """A client of one model that calls tools as hermes does; `how` changes it, `template` is its chat template."""
+
+    def client(*, template=TOOLS_TEMPLATE, **how):
+        tokenizer = Tokenizer.from_folder(model_folder, trust_template=True, template=template)
+        served = ServedModel("m", tokenizer, 4096, **{"tool_parser": "hermes", **how})
+        app = create_app(FrontConfig(), [served], generator, status, draw_seed=lambda: 7)
+        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
+
+    return client
 
 
 def base_of(tokenizer):

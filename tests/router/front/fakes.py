@@ -23,6 +23,12 @@ CHAT_TEMPLATE = """{%- for message in messages %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
+TOOLS_TEMPLATE = """{%- if tools %}{{ tools | tojson }}{% endif %}
+{%- for message in messages %}{{ '<|im_start|>' + message.role }}|{{ message.content }}
+{%- for call in message.tool_calls or [] %}[{{ call.function.name }}:{{ call.function.arguments | tojson }}]{% endfor %}
+{%- if message.tool_call_id %}({{ message.tool_call_id }}){% endif %}{{ '<|im_end|>' }}
+{%- endfor %}"""
+
 SPECIALS = ["<|bos|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 ANSWER = "Hello, wörld! 你好 🎉 The end. And more."
 

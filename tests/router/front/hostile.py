@@ -14,7 +14,12 @@ from .fakes import SPECIALS
 from .test_json_entry import FIELDS
 
 CHAT, COMPLETION, INTERACTIVE = "/v1/chat/completions", "/v1/completions", "/v1/chat/interactive"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 HI = {"role": "user", "content": "hi"}
+FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+CALLED = {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a": 1}'}
+USED = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}}
+SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", 1]}}, "required": ["a"], "additionalProperties": False}
 GOOD: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"model": "m", "messages": [HI], "max_tokens": 4}),
     (CHAT, {"model": "m", "messages": [HI], "stream": True, "stream_options": {"include_usage": True}}),
@@ -33,7 +38,31 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     (INTERACTIVE, {"model": "m", "prompt": "hi", "session_id": 1, "stream": True, "request_output_len": 9}),
     (f"{INTERACTIVE}_qos", {"model": "m", "prompt": [HI], "stop": False, "image_url": None, "user_id": "u"}),
     (COMPLETION, {"model": "org/base", "prompt": "x" * 300, "truncate_prompt_tokens": 9, "request_id": "r-1"}),
-]
+    (CHAT, {"model": "t", "messages": [HI], "tools": [{"type": "function", "function": FUNCTION}], "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
+    (RESPONSES, {"model": "t", "input": "hi", "instructions": "s", "max_output_tokens": 9, "stream": True}),
+    (RESPONSES, {"model": "t", "input": [
+                 HI, {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "r"}]}, CALLED,
+                 {"type": "function_call_output", "call_id": "c", "output": "x"}],
+                 "tools": [{"type": "function", **FUNCTION}], "parallel_tool_calls": False}),
+    (RESPONSES, {"model": "m", "input": "hi", "tools": [{"type": "function", **FUNCTION}], "tool_choice": "required"}),
+    (RESPONSES, {"model": "m", "input": "hi", "tools": [{"type": "function", **FUNCTION}], "stream": True,
+                 "tool_choice": {"type": "function", "name": "f"}}),
+    (RESPONSES, {"model": "t", "input": [HI], "reasoning": {"effort": None}, "include": [], "store": False,
+                 "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}}}),
+    (MESSAGES, {"model": "t", "messages": [HI], "max_tokens": 9, "stop_sequences": ["zz"], "stream": True}),
+    (MESSAGES, {"model": "t", "max_tokens": 99, "system": [{"type": "text", "text": "s"}], "messages": [
+                HI, {"role": "assistant", "content": [{"type": "thinking", "thinking": "r", "signature": ""}, USED]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "x"}]}],
+                "tools": [{"name": "f", "input_schema": FUNCTION["parameters"]}]}),
+    (MESSAGES, {"model": "m", "messages": [HI], "max_tokens": 9, "tool_choice": {"type": "any"},
+                "tools": [{"name": "f", "input_schema": FUNCTION["parameters"]}]}),
+    (MESSAGES, {"model": "m", "messages": [HI], "max_tokens": 99, "tool_choice": {"type": "tool", "name": "f"},
+                "tools": [{"name": "f", "input_schema": FUNCTION["parameters"]}]}),
+    (MESSAGES, {"model": "t", "messages": [HI], "max_tokens": 99, "thinking": {"type": "adaptive"},
+                "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}),
+    (f"{MESSAGES}/count_tokens", {"model": "m", "messages": [HI], "tools": [{"name": "f", "input_schema": {}}]}),
+]  # fmt: skip
 NUMBERS: list[Any] = [0, -1, 1, 2, 128, 129, 361, 2**31 - 1, 2**31, 2**53, 2**63 - 1, 2**63, -(2**63) - 1, 2**64]
 NUMBERS += [10**18, 10**30, -0.0, 0.5, 1e-320, 5e-324, 1.0, 4.0, 1e16, 1e308, -1e308]
 TEXTS = [

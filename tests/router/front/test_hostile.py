@@ -17,10 +17,11 @@ from router.http.config import FrontConfig, ServedModel
 
 from .conftest import base_of
 from .fakes import ANSWER, FakeGenerator, FakeStatus
-from .hostile import CHAT, COMPLETION, HI, INTERACTIVE, Attack, attacks, poisoned
+from .hostile import CHAT, COMPLETION, HI, INTERACTIVE, MESSAGES, RESPONSES, Attack, attacks, poisoned
 from .raw_http import Answer, Connection
 from .served import serving
 from .strict_json import judge
+from .test_other_apis import events_of
 
 NOT_JSON = "We could not parse the JSON body of your request"
 MOST_BYTES = 1 << 16
@@ -75,13 +76,15 @@ class Onlooker(threading.Thread):
         assert usage["usage"]["completion_tokens"] == 2 * self._tokens
 
 
-def check_refusal(answer: Answer) -> None:
-    """OpenAI's body, a 4xx, and not much of the input in it."""
+def check_refusal(attack: Attack, answer: Answer) -> None:
+    """OpenAI's body or Anthropic's, a 4xx, and not much of the input in it."""
     assert 400 <= answer.status < 500, answer.body
-    assert set(answer.json) == {"error"}
+    anthropics = attack.path.startswith(MESSAGES)
+    assert set(answer.json) == ({"type", "error"} if anthropics else {"error"})
     error = answer.json["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"] == "invalid_request_error"
+    assert set(error) == ({"message", "type"} if anthropics else {"message", "type", "param", "code"})
+    types = {404: "not_found_error", 413: "request_too_large"} if anthropics else {}
+    assert error["type"] == types.get(answer.status, "invalid_request_error")
     assert 0 < len(error["message"]) < 600
     assert error["message"].isprintable()
 
@@ -96,13 +99,17 @@ def check_verdict(attack: Attack, answer: Answer) -> None:
         verdict = judge(attack.body)
         error = {} if answer.status == 200 else answer.json["error"]
         refused = error.get("message", "").startswith(NOT_JSON)
-        assert not refused or (answer.status, error["param"], error["code"]) == (400, None, None)
-        assert refused != verdict.is_object or (verdict.long_key and error.get("code") == "unknown_parameter")
+        assert not refused or (answer.status, error.get("param"), error.get("code")) == (400, None, None)
+        unknown = error.get("code") == "unknown_parameter" or "Unknown parameter" in error.get("message", "")
+        assert refused != verdict.is_object or (verdict.long_key and unknown)
 
 
 def check_answer(attack: Attack, answer: Answer, tokenizer: Any) -> None:
     """What the fake generator says, as far as the body asked for it."""
     body = json.loads(attack.body)
+    if attack.path.startswith((RESPONSES, MESSAGES)):
+        check_blocks(attack.path, answer, stream=bool(body.get("stream")))
+        return
     if attack.path.startswith(INTERACTIVE):
         lines = [json.loads(line) for line in answer.body.splitlines()]
         texts, reasons = {0: "".join(line["text"] for line in lines)}, {0: [lines[-1]["finish_reason"]]}
@@ -132,6 +139,27 @@ def check_answer(attack: Attack, answer: Answer, tokenizer: Any) -> None:
         assert texts[0] == echo + tokenizer.decode(made)
 
 
+def check_blocks(path: str, answer: Answer, *, stream: bool) -> None:
+    """All that blocks and items say is what the fake generator says, or the beginning of it."""
+    if path.endswith("count_tokens"):
+        assert answer.json["input_tokens"] > 0
+        return
+    if stream:
+        events = events_of(answer.body.decode("ascii"))
+        deltas = [e["delta"] for e in events if e["type"].endswith(".delta") or e["type"] == "content_block_delta"]
+        names = ("text", "thinking", "partial_json")
+        said = "".join(d if isinstance(d, str) else next((d[n] for n in names if n in d), "") for d in deltas)
+        assert events[-1]["type"] in ("message_stop", "response.completed", "response.incomplete")
+    elif path == RESPONSES:
+        items = answer.json["output"]
+        said = "".join(i["arguments"] if "arguments" in i else i["content"][0]["text"] for i in items)
+    else:
+        names = ("text", "thinking")
+        blocks = answer.json["content"]
+        said = "".join(next((b[n] for n in names if n in b), b.get("input", {}).get("INVALID_JSON")) for b in blocks)
+    assert ANSWER.startswith(said.replace("<|im_end|>", "").rstrip("\ufffd")), said
+
+
 def from_events(events: list[Any]) -> tuple[dict[int, str], dict[int, list[str]], Any]:
     texts: dict[int, str] = {}
     reasons: dict[int, list[str]] = {}
@@ -153,6 +181,7 @@ def test_generated_bodies_over_a_socket(tokenizer: Any) -> None:
         ServedModel("m", tokenizer, 256),
         ServedModel("slow", tokenizer, 256),
         ServedModel("org/base", base_of(tokenizer), 256),
+        ServedModel("t", tokenizer, 256, tool_parser="hermes", reasoning_parser="qwen3"),
     ]
     app = create_app(FrontConfig(max_body_bytes=MOST_BYTES), models, generator, FakeStatus())
     seen: dict[int, int] = {}
@@ -168,7 +197,7 @@ def test_generated_bodies_over_a_socket(tokenizer: Any) -> None:
             if answer.status == 200:
                 check_answer(attack, answer, tokenizer)
             else:
-                check_refusal(answer)
+                check_refusal(attack, answer)
             check_verdict(attack, answer)
             after = connection.post(CHAT, NORMAL)
             assert after.json["choices"][0]["message"]["content"] == ANSWER
@@ -198,7 +227,7 @@ def test_the_checks_can_fail(tokenizer: Any) -> None:
     with pytest.raises(AssertionError):
         check_answer(attack, wrong, tokenizer)
     with pytest.raises(AssertionError):
-        check_refusal(Answer(500, {}, b"{}", closes=False))
+        check_refusal(attack, Answer(500, {}, b"{}", closes=False))
     field = {"error": {"message": "Invalid 'a'.", "type": "invalid_request_error", "param": "a", "code": None}}
     by_field = Answer(400, {}, json.dumps(field).encode(), closes=False)
     for attack in poisoned():

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from router.protocol.errors import HttpRefusal, answer_for
 from router.protocol.interactive import InteractiveBody, InteractiveQosBody
 from router.protocol.json_entry import BodyNotJson, parse_object
+from router.protocol.messages import CountBody, MessagesBody
 from router.protocol.openai import ChatBody, CompletionBody
 from router.protocol.qos_bodies import QosChatBody, QosCompletionBody
+from router.protocol.responses import ResponsesBody
 from router.protocol.validation import validate
 from workers.api.errors import RequestError
 
@@ -88,14 +90,21 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-BODIES = (ChatBody, CompletionBody, QosChatBody, QosCompletionBody, InteractiveBody, InteractiveQosBody)
+BODIES = (
+    *(ChatBody, CompletionBody, QosChatBody, QosCompletionBody, InteractiveBody, InteractiveQosBody),
+    *(ResponsesBody, MessagesBody, CountBody),
+)
 FIELDS = sorted({name for body in BODIES for name in (*body.model_fields, *body.not_done)})
 
 
 def hostile_body():
     fields = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), JSON, max_size=6)
+    hi = [{"role": "user", "content": "hi"}]
     base = st.sampled_from(
-        [{}, {"model": "m", "messages": [{"role": "user", "content": "hi"}]}, {"model": "m", "prompt": "x"}]
+        [
+            *({}, {"model": "m", "messages": hi}, {"model": "m", "prompt": "x"}),
+            *({"model": "m", "input": "x"}, {"model": "m", "messages": hi, "max_tokens": 9}),
+        ]
     )
     return st.builds(lambda b, f: {**b, **f}, base, fields)
 

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import json
 
-import httpx
 import pytest
 
-from router.http.app import create_app
-from router.http.config import FrontConfig, ServedModel
-from router.text.tokenizer import Tokenizer
+from router.http.config import ServedModel
 from workers.api.errors import ConfigError
 
-TEMPLATE = """{%- if tools %}{{ tools | tojson }}{% endif %}
-{%- for message in messages %}{{ '<|im_start|>' + message.role }}|{{ message.content }}
-{%- for call in message.tool_calls or [] %}[{{ call.function.name }}:{{ call.function.arguments | tojson }}]{% endfor %}
-{%- if message.tool_call_id %}({{ message.tool_call_id }}){% endif %}{{ '<|im_end|>' }}
-{%- endfor %}"""
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {
     "type": "object", "properties": {"city": {"$ref": "#/$defs/city"}}, "required": ["city"],
     "$defs": {"city": {"type": "string", "maxLength": 9}}, "additionalProperties": False}}}  # fmt: skip
 TIME = {"type": "function", "function": {"name": "time"}}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-
-
-@pytest.fixture
-def tools_client(model_folder, generator, status):
-    def client(**model):
-        tokenizer = Tokenizer.from_folder(model_folder, trust_template=True, template=TEMPLATE)
-        served = ServedModel("m", tokenizer, 4096, **{"tool_parser": "hermes", **model})
-        app = create_app(FrontConfig(), [served], generator, status, draw_seed=lambda: 7)
-        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
-
-    return client
 
 
 async def ask(client, **body):
