@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, PlainValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, model_validator
 
 from router.protocol.errors import echo
 from router.protocol.fields import TextPart, text_of_parts
@@ -254,6 +254,17 @@ def _included(value: Any) -> Any:
     raise Refused(f"Unsupported value: '{echo(value)}': an answer has nothing to add.", code="unsupported_value")
 
 
+def _one_message(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+Items = Annotated[
+    list[Annotated[Item, PlainValidator(_item, json_schema_input_type=Item)]],
+    Field(min_length=1, max_length=MAX_MESSAGES),
+]
+Input = Annotated[Items, BeforeValidator(_one_message, json_schema_input_type=str | Items)]
+
+
 class ResponsesChat(ChatBody):
     """The chat that a response is made of."""
 
@@ -284,10 +295,7 @@ class ResponsesBody(Strict):
     }
 
     model: str
-    input: Annotated[
-        list[Annotated[Item, PlainValidator(_item, json_schema_input_type=Item)]],
-        Field(min_length=1, max_length=MAX_MESSAGES),
-    ]
+    input: Input
     instructions: str | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice = None
@@ -305,13 +313,6 @@ class ResponsesBody(Strict):
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
     prompt_cache_retention: Label | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_message(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("input"), str):
-            return {**data, "input": [{"role": "user", "content": data["input"]}]}
-        return data
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -10,6 +10,12 @@ MODEL = "demo"
 URL = sys.argv[1].rstrip("/") if len(sys.argv) > 1 else ""  # http://127.0.0.1:23333
 QUESTION = "What is 3 + 4?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
+SUM = {  # what a function takes
+    "type": "object",
+    "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 99}, "sure": {"type": "boolean"}},
+    "required": ["sum", "sure"],
+    "additionalProperties": False,
+}
 
 
 def tried(client: str, package: str, *what: str) -> None:

@@ -8,7 +8,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-from said import MESSAGES, MODEL, URL, tried
+from said import MESSAGES, MODEL, QUESTION, SUM, URL, tried
 
 with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
@@ -38,8 +38,22 @@ with tempfile.TemporaryDirectory() as name:
     ids = tokenize.sync(client=client, body=models.TokenizeTokenizeBody.from_dict({"model": MODEL, "prompt": "3 + 4"}))
     assert ids.count == len(ids.tokens) > 1
     assert MODEL in [m.id for m in listed.sync(client=client).data]
+    respond = importlib.import_module("made_client.api.openai.responses")
+    asked = {"model": MODEL, "input": QUESTION, "temperature": 0,
+             "tools": [{"type": "function", "name": "add", "parameters": SUM}], "tool_choice": "required"}  # fmt: skip
+    response = respond.sync(client=client, body=models.ResponsesResponsesBody.from_dict(asked))
+    assert (response.output[0].type_, response.output[0].name) == ("function_call", "add")
+    message = importlib.import_module("made_client.api.anthropic.messages")
+    asked = {"model": MODEL, "messages": MESSAGES, "max_tokens": 64,
+             "tools": [{"name": "add", "input_schema": SUM}], "tool_choice": {"type": "any"}}  # fmt: skip
+    used = message.sync(client=client, body=models.MessagesMessagesBody.from_dict(asked))
+    assert (used.stop_reason, used.content[0].name) == ("tool_use", "add")
     refused = chat.sync(
         client=client, body=models.ChatCompletionsChatBody.from_dict({**body.to_dict(), "model": "nope"})
     )
     assert refused.error.code == "model_not_found"
-tried("openapi-python-client", "openapi-python-client", "a package without warnings, chat, tokens, models, an error")
+tried(
+    "openapi-python-client",
+    "openapi-python-client",
+    "a package without warnings, chat, calls in responses and messages, tokens, models, an error",
+)

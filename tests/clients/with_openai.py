@@ -1,9 +1,17 @@
 """The openai package for Python."""
 
 import asyncio
+import json
 
 import openai
-from said import MESSAGES, MODEL, QUESTION, URL, tried
+import pydantic
+from said import MESSAGES, MODEL, QUESTION, SUM, URL, tried
+
+
+class Answer(pydantic.BaseModel):
+    sum: int
+    sure: bool
+
 
 client = openai.OpenAI(base_url=URL + "/v1", api_key="none", max_retries=0)
 assert MODEL in [m.id for m in client.models.list()]
@@ -52,5 +60,22 @@ if hasattr(client, "responses"):
         kinds = [e.type for e in events]
         assert events.get_final_response().output_text == text
     assert kinds[0] == "response.created"
-    what.append("responses, streamed and not")
+    parsed = client.responses.parse(model=MODEL, input=QUESTION, text_format=Answer, store=False)
+    assert isinstance(parsed.output_parsed, Answer)
+    tools = [{"type": "function", "name": "add", "parameters": SUM, "strict": True}]
+    asked = {"model": MODEL, "tools": tools, "tool_choice": "required", "temperature": 0, "store": False}
+    (call,) = client.responses.create(**asked, input=QUESTION, parallel_tool_calls=False).output
+    assert (call.type, call.name) == ("function_call", "add")
+    assert set(json.loads(call.arguments)) == {"sum", "sure"}
+    with client.responses.stream(**asked, input=QUESTION, parallel_tool_calls=False) as events:
+        (streamed,) = events.get_final_response().output
+    assert (streamed.arguments, streamed.parsed_arguments) == (call.arguments, json.loads(call.arguments))
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "7"}
+    said = [*MESSAGES, call.model_dump(exclude_none=True), result]
+    try:
+        client.responses.create(**{**asked, "tool_choice": "auto"}, input=said)
+        raise AssertionError("the demo model's template took a result")
+    except openai.BadRequestError as e:
+        assert e.param == "input"
+    what.append("responses, streamed and not, with functions and a pydantic format")
 tried("openai-python", "openai", *what, "8 at once")

@@ -30,11 +30,26 @@ async function main() {
   for await (const event of await client.responses.create(asked))
     if (event.type === "response.output_text.delta") said += event.delta;
   check(said === text, "the streamed response");
+  const parameters = {
+    type: "object",
+    properties: { sure: { type: "boolean" } },
+    required: ["sure"],
+    additionalProperties: false,
+  };
+  const tools = [{ type: "function", name: "add", parameters, strict: true }];
+  const calls = { ...asked, tools, tool_choice: { type: "function", name: "add" }, stream: false };
+  const [call] = (await client.responses.create(calls)).output;
+  check(call.type === "function_call" && typeof JSON.parse(call.arguments).sure === "boolean", "the call");
+  const streamedCall = await client.responses.stream({ ...calls, stream: true }).finalResponse();
+  check(streamedCall.output[0].arguments === call.arguments, "the streamed call");
+  const format = { type: "json_schema", name: "answer", schema: parameters, strict: true };
+  const fixed = await client.responses.parse({ ...asked, stream: false, text: { format } });
+  check(typeof fixed.output_parsed.sure === "boolean", "the format");
   const refused = await client.chat.completions.create({ ...chat, temperature: 3 }).catch((e) => e);
   check(refused instanceof OpenAI.BadRequestError && refused.param === "temperature", "the error");
   const folder = path.dirname(require.resolve("openai"));
   const { version } = JSON.parse(fs.readFileSync(path.join(folder, "package.json")));
-  const what = "chat, streams and their accumulator, completions, responses, streamed and not, errors";
+  const what = "chat, streams and their accumulator, completions, responses, streamed and not, with functions and a format, errors";
   console.log("TRIED " + JSON.stringify({ client: "openai-node", version, what }));
 }
 

@@ -22,6 +22,18 @@ export async function run(baseUrl: string): Promise<string> {
   if (ids.error) throw new Error(JSON.stringify(ids.error));
   const back = await client.POST("/detokenize", { body: { model: "demo", tokens: ids.data.tokens } });
   if (back.error || !back.data.prompt.endsWith(text)) throw new Error("there and back");
+  const message = await client.POST("/v1/messages", {
+    body: {
+      model: "demo",
+      messages: [{ role: "user", content: [{ type: "text", text: "What is 3 + 4?" }] }],
+      max_tokens: 64,
+      tools: [{ name: "add", input_schema: { type: "object", properties: { sure: { type: "boolean" } } } }],
+      tool_choice: { type: "tool", name: "add" },
+    },
+  });
+  if (message.error) throw new Error(message.error.error.message);
+  const [block] = message.data.content;
+  if (block.type !== "tool_use" || block.name !== "add") throw new Error("the call");
   const refused = await client.POST("/v1/completions", { body: { model: "nope", prompt: "x" } });
   if (refused.error?.error.code !== "model_not_found") throw new Error("the error");
   return text;
@@ -42,5 +54,5 @@ try {
   fs.rmSync(folder, { recursive: true });
 }
 const version = JSON.parse(fs.readFileSync(path.join(modules, "openapi-typescript", "package.json"))).version;
-const what = "types from openapi.json, strict tsc, chat, tokens there and back, an error";
+const what = "types from openapi.json, strict tsc, chat, a call in messages, tokens there and back, an error";
 console.log("TRIED " + JSON.stringify({ client: "openapi-typescript + openapi-fetch", version, what }));

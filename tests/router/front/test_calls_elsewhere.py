@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 
+import httpx
 import openai
 import pydantic
 import pytest
 
+from router.http.app import create_app
+from router.http.config import FrontConfig, ServedModel
 from router.protocol.message_events import called_with
 from router.protocol.responses import ResponsesBody
 from router.protocol.validation import validate
+from router.text.tokenizer import Tokenizer
 from workers.api.errors import InvalidRequest
 
 from .fakes import TOOLS_TEMPLATE
@@ -453,6 +457,19 @@ async def test_messages_name_the_place(tools_client, change, place):
     answer = await ask(tools_client(), MESSAGES, **change)
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
     assert place in answer.json()["error"]["message"]
+
+
+async def test_a_word_of_the_templates_ends_a_turn(model_folder, generator, status, tokenizer):
+    generator.tokenizer = tokenizer
+    served = Tokenizer.from_folder(model_folder, trust_template=True)
+    served.stop_words = ("END",)
+    generator.answer = "Done. END of it"
+    app = create_app(FrontConfig(), [ServedModel("m", served, 256)], generator, status)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        body = {"model": "m", "max_tokens": 99, "messages": HI}
+        for stops, reason in (([], ("end_turn", None)), (["of", "D"], ("stop_sequence", "D"))):
+            answer = (await client.post(MESSAGES, json={**body, "stop_sequences": stops})).json()
+            assert (answer["stop_reason"], answer["stop_sequence"]) == reason
 
 
 class City(pydantic.BaseModel):

@@ -74,6 +74,23 @@ async def test_a_streamed_call(tools_client, generator):
     assert answer.text.count('"arguments":"') > 4  # as they grow
 
 
+async def test_every_event_of_a_parsed_stream_tells_the_usage(tools_client, generator):
+    generator.answer = "<think>Hm.</think>See. " + CALL
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    answer = await ask(
+        tools_client(reasoning_parser="qwen3"),
+        stream=True,
+        stream_options=options,
+        max_completion_tokens=400,
+        max_tokens=None,
+    )
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n")[:-2]]
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts)
+    assert events[-1]["choices"] == []
+    assert '"name":"weather"' in answer.text
+
+
 async def test_text_is_no_call(tools_client, generator):
     generator.answer = "It is warm."
     choice = (await ask(tools_client())).json()["choices"][0]
@@ -181,6 +198,20 @@ async def test_a_grammar_begins_after_the_thoughts(tools_client, generator):
     ).json()["choices"][0]
     assert generator.requests[-1].grammar.begins_after == ""
     assert choice["message"]["content"] == '{"a":1}'
+
+
+async def test_efforts_reach_a_template_that_reads_them(tools_client, generator, tokenizer):
+    template = "{{ reasoning_effort }}{% if thinking is defined %}{{ thinking }}{% endif %}"
+    for body, shown in (
+        ({"reasoning_effort": "low"}, "low"),
+        ({"reasoning_effort": "none"}, "False"),
+        ({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "mine"}}, "mine"),
+    ):
+        assert (await ask(tools_client(template=template), **body)).status_code == 200
+        assert tokenizer.decode(generator.requests[-1].prompt_ids) == shown
+    assert (await ask(tools_client(), reasoning_effort="none")).status_code == 200
+    refused = await ask(tools_client(), reasoning_effort="low")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "reasoning_effort")
 
 
 def test_unknown_parsers_are_refused_at_the_start(tokenizer):
