@@ -15,9 +15,11 @@ EFFORT = "reasoning_effort"
 
 def thought_variables(body: ChatBody, model: ServedModel) -> dict[str, Any]:
     """What the template is told. Raises InvalidRequest where it would not hear of it."""
-    reads = model.tokenizer.template_reads
     variables: dict[str, Any] = {}
     effort, thinks = body.reasoning_effort, body.thinks
+    if effort is None and thinks is None:
+        return variables
+    reads = model.tokenizer.template_reads
     if effort not in (None, "none"):
         if EFFORT not in reads:
             raise _refusal(body, (EFFORT,), "the model's chat template does not ask how hard to think")

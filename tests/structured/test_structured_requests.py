@@ -160,3 +160,69 @@ def test_a_grammar_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = checks.fault(spec)
     monkeypatch.setattr("router.text.grammars._look", None)
     assert checks.fault(spec) is first is not None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+async def test_a_call_that_is_required_on_every_api(client: httpx.AsyncClient, path: str, stream: bool) -> None:
+    """Both ways, by any function and by name: calls that obey the schema, whatever the model knows of tools."""
+    function = {"name": "pets", "description": "d", "parameters": SCHEMA}
+    hi = [{"role": "user", "content": "Hi!"}]
+    bodies: dict[str, tuple[dict[str, Any], list[Any]]] = {
+        "/v1/chat/completions": (
+            {"messages": hi, "tools": [{"type": "function", "function": function}]},
+            ["required", {"type": "function", "function": {"name": "pets"}}],
+        ),
+        "/v1/responses": (
+            {"input": hi, "tools": [{"type": "function", **function}]},
+            ["required", {"type": "function", "name": "pets"}],
+        ),
+        "/v1/messages": (
+            {"messages": hi, "tools": [{"name": "pets", "input_schema": SCHEMA}]},
+            [{"type": "any"}, {"type": "tool", "name": "pets"}],
+        ),
+    }
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    body, choices = bodies[path]
+    for choice in choices:
+        asked = {"model": "demo", limit: 160, "stream": stream, "tool_choice": choice, **body}
+        answer = await client.post(path, json=asked)
+        assert answer.status_code == 200, answer.text
+        calls = streamed_calls(path, answer.text) if stream else whole_calls(path, answer.json())
+        assert calls
+        for name, arguments in calls:
+            assert name == "pets"
+            jsonschema.validate(json.loads(arguments), SCHEMA)
+
+
+def whole_calls(path: str, answer: Any) -> list[tuple[str, str]]:
+    if path == "/v1/responses":
+        assert answer["status"] == "completed"
+        return [(item["name"], item["arguments"]) for item in answer["output"]]
+    if path == "/v1/messages":
+        assert answer["stop_reason"] == "tool_use"
+        return [(block["name"], json.dumps(block["input"])) for block in answer["content"]]
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    return [(call["function"]["name"], call["function"]["arguments"]) for call in choice["message"]["tool_calls"]]
+
+
+def streamed_calls(path: str, text: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for line in text.splitlines():
+        if not line.startswith("data: {"):
+            continue
+        event = json.loads(line.removeprefix("data: "))
+        kind = event.get("type", "")
+        deltas = [] if kind else [c for choice in event["choices"] for c in choice["delta"].get("tool_calls", ())]
+        begun = event.get("item" if kind == "response.output_item.added" else "content_block", {}).get("name")
+        more = event["delta"] if kind.startswith("response.function_call_arguments.delta") else ""
+        if kind == "content_block_delta":
+            more = event["delta"]["partial_json"]
+        for delta in deltas:
+            begun, more = delta["function"].get("name"), delta["function"]["arguments"]
+        if begun:
+            found.append((begun, ""))
+        if more:
+            found[-1] = (found[-1][0], found[-1][1] + more)
+    return found
