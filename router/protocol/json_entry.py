@@ -48,7 +48,7 @@ def parse_object(body: bytes, *, max_bytes: int = MAX_BODY_BYTES) -> dict[str, A
         raise BodyNotJson(f"it is not UTF-8 at byte {e.start}") from None
     if text.startswith("\ufeff"):
         raise BodyNotJson("it starts with a byte order mark")
-    _check_shape(body)
+    check_shape(body)
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as e:
@@ -67,8 +67,8 @@ def too_large(max_bytes: int) -> HttpRefusal:
     return HttpRefusal(413, f"The request body is larger than {max_bytes} bytes.", code="request_too_large")
 
 
-def _check_shape(body: bytes) -> None:
-    """Depth, number of values and digits, on the body without its strings; linear in its length."""
+def check_shape(body: bytes) -> None:
+    """Raises BodyNotJson by depth, number of values and digits, seen without the strings; linear in the length."""
     if body.count(b'"') > 4 * MAX_VALUES:  # a key and a string for each value; also keeps the next line short
         raise BodyNotJson(f"it has more than {MAX_VALUES} values")
     bare = _STRING.sub(b"", body)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, StringConstraints
 
+from router.protocol.json_entry import BodyNotJson, check_shape
 from router.protocol.strict import Strict
 from router.protocol.structured import AskedGrammar, Path
 from router.protocol.validation import Refused, type_name
@@ -72,10 +73,14 @@ class ToolCall(Strict):
 
 
 def arguments_of(text: str, at: Path) -> dict[str, Any]:
-    """A call's arguments. Raises Refused where they are no JSON object; none at all are an empty one."""
+    """A call's arguments; none at all are an empty object. Raises Refused where they are no JSON object, or a strange
+    one: too deep for whoever walks over it, or with strings that are no text.
+    """
     try:
+        check_shape(text.encode())
         arguments = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
+        json.dumps(arguments, ensure_ascii=False).encode()
+    except (ValueError, RecursionError, BodyNotJson):
         arguments = None
     if not isinstance(arguments, dict):
         raise Refused("Invalid '{param}': expected a JSON object as text.", at=at)

@@ -11,6 +11,8 @@ from workers.api.errors import InvalidRequest
 from .test_calls_elsewhere import CALLED, FUNCTIONS, TOOLS, USED, ask
 from .test_other_apis import HI, MESSAGES, RESPONSES
 
+DEEP = '{"a":' * 70 + "1" + "}" * 70
+HALF = '{"a": "\\ud800"}'
 BROKEN = {"properties": {"function": {"not": {}}}}
 CHAT_TOOL = {"type": "function", "function": {"name": "f"}}
 SEARCH = {"type": "web_search", "search_context_size": "low"}
@@ -42,6 +44,8 @@ FORMAT = {"type": "json_schema", "name": "n", "schema": {"properties": {"json_sc
         ({"text": {"format": FORMAT}}, "text.format.schema.properties.json_schema"),
         ({"input": [CALLED | {"arguments": "["}]}, "input[0].arguments"),
         ({"input": [CALLED | {"arguments": "[" * 60000}]}, "input[0].arguments"),
+        ({"input": [CALLED | {"arguments": DEEP}]}, "input[0].arguments"),
+        ({"input": [CALLED | {"arguments": HALF}]}, "input[0].arguments"),
         ({"input": [CALLED | {"call_id": ""}]}, "input[0].call_id"),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image"}]}]},
          "input[0].output[0].type"),
@@ -52,7 +56,7 @@ FORMAT = {"type": "json_schema", "name": "n", "schema": {"properties": {"json_sc
         ({"reasoning": {"effort": "some"}}, "reasoning.effort"),
         ({"include": ["reasoning.encrypted_content"]}, "include[0]"),
     ],
-    ids=range(29),
+    ids=range(31),
 )  # fmt: skip
 async def test_responses_name_the_place(tools_client, change, param):
     answer = await ask(tools_client(), RESPONSES, **change)

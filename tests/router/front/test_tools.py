@@ -147,7 +147,10 @@ async def test_a_named_call_is_enforced_and_read(tools_client, generator):
 TWICE = [TIME, TIME]
 BROKEN = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"not": {}}}}}}]
 TOOL_MESSAGE = {"role": "tool", "content": "x"}
-CALLED = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "["}}
+CALLED, HALF, DEEP = (
+    {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    for arguments in ("[", '{"a": "\\ud800"}', '{"a":' * 2000 + "1" + "}" * 2000)
+)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +170,11 @@ CALLED = {"id": "c", "type": "function", "function": {"name": "f", "arguments": 
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALLED]}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "assistant", "tool_calls": [CALLED]}]}, "messages[0].tool_calls[0].function.arguments"),
+        ({"messages": [{"role": "assistant", "tool_calls": [HALF]}]}, "messages[0].tool_calls[0].function.arguments"),
+        ({"messages": [{"role": "assistant", "tool_calls": [DEEP]}]}, "messages[0].tool_calls[0].function.arguments"),
         ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
     ],
-    ids=range(15),
+    ids=range(17),
 )  # fmt: skip
 async def test_refusals_name_their_place(tools_client, body, param):
     answer = await ask(tools_client(), **body)
