@@ -43,7 +43,7 @@ _TYPES = ("input_text", "output_text", "text")
 
 
 def _texts(types: tuple[str, ...]) -> PlainValidator:
-    ignored = ("annotations", "logprobs")
+    ignored = ("annotations", "logprobs", "parsed")  # the last is what the client itself made of the text
     return PlainValidator(lambda v: text_of_parts(v, types, ignored), json_schema_input_type=str | list[TextPart])
 
 
@@ -72,7 +72,11 @@ class InputMessage(Strict):
 class InputCall(Strict):
     """A call that the model made."""
 
-    not_done: ClassVar[dict[str, Harmless]] = {**_SENT_BACK, "caller": is_nothing, "namespace": is_nothing}
+    not_done: ClassVar[dict[str, Harmless]] = {
+        **_SENT_BACK,
+        **dict.fromkeys(("caller", "namespace"), is_nothing),
+        "parsed_arguments": lambda v: True,  # what the client itself made of them
+    }
 
     type: Literal["function_call"]
     call_id: CallId

@@ -406,3 +406,18 @@ async def test_openais_client_parses(tools_client, generator):
         with pytest.raises(openai.BadRequestError) as refused:
             await ai.responses.create(**asked, tools=[{"type": "web_search"}])
         assert refused.value.param == "tools[0].type"
+
+
+async def test_openais_client_reads_thoughts(tools_client, generator):
+    generator.answer = THOUGHT
+    transport = tools_client(reasoning_parser="qwen3")
+    async with openai.AsyncOpenAI(base_url="http://x/v1", api_key="k", max_retries=0, http_client=transport) as ai:
+        async with ai.responses.stream(model="m", input="hi", tools=FUNCTIONS) as stream:
+            deltas = [e.delta async for e in stream if e.type == "response.reasoning_text.delta"]
+            final = await stream.get_final_response()
+        assert "".join(deltas) == final.output[0].content[0].text == "Hm, well."
+        assert [item.type for item in final.output] == ["reasoning", "message", "function_call"]
+        assert final.output_text == "Let me see."
+        again = [HI[0], *final.output]
+        again.append({"type": "function_call_output", "call_id": final.output[2].call_id, "output": "warm"})
+        assert (await ai.responses.create(model="m", input=again, tools=FUNCTIONS)).status == "completed"
