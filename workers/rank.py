@@ -1,7 +1,7 @@
 """`Rank`: one process of a replica, from its config to a runner that has run.
 
-Start-up is accounted for by phase, in `phases` and in the log: config, weights, cache, warmup, and on a GPU kernels and
-graphs (seconds).
+Start-up is accounted for by phase, in `phases` and in the log: config, weights, cache, warmup, on a GPU kernels and
+graphs, and on rank 0 grammars (seconds).
 """
 
 from __future__ import annotations
@@ -134,6 +134,10 @@ class Rank:
         if self._captures:
             with self._phase("graphs"):
                 self.runner.capture(config.engine.max_num_batched_tokens, self.groups.tp)
+        self.grammars: Grammars | None = None
+        if rank == 0:  # which has the engine
+            with self._phase("grammars"):
+                self.grammars = self._make_grammars()
         per_block = block_bytes(self.specs, config.engine.block_size)
         log.info(
             "rank %d: %s on %s in %s, %s of weights, %d KV blocks (%s), context %d; %s",
@@ -150,18 +154,22 @@ class Rank:
             num_blocks=self.num_blocks,
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
-            grammars=self._grammars(),
+            grammars=self.grammars,
             ordering=ordering,
             num_host_blocks=self.num_host_blocks,
             prompts_apart_from=self.model.prompts_apart_from,
         )
 
-    def _grammars(self) -> Grammars | None:
+    def _make_grammars(self) -> Grammars | None:
+        """Looked through here, and not while there are streams: that takes seconds for a large vocabulary."""
         try:
-            return Grammars.of_folder(self.config.model.path, self.vocab_size)
+            found = Grammars.of_folder(self.config.model.path, self.vocab_size)
         except ConfigError as e:
             log.info("rank %d: %s", self.rank, e)
             return None
+        if words := found.prepare():
+            log.warning("rank %d: %s", self.rank, words)
+        return found
 
     def set_timeout(self, seconds: float) -> None:
         """From now on a collective that takes longer fails, see `Groups.set_timeout`."""

@@ -2,7 +2,8 @@
 
 What a sequence may draw follows from its spec, its limits and the tokens it has emitted, nothing else: a preempted one,
 or one replayed on another replica, meets the same masks. Compiling takes up to a second and is done ahead of `submit`,
-in another thread; a mask takes some 10 us (small vocabularies) to about a millisecond.
+in another thread; a mask takes some 10 us where the grammar has been at this place or few tokens are in question, and
+milliseconds where a large vocabulary is gone through (a string with a pattern, or near its `maxLength`).
 
 Shapes: V vocabulary; a mask is V bits, in words of 32, lowest first.
 """
@@ -17,7 +18,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workers.api.errors import ConfigError, InvalidRequest
 from workers.api.grammar import GrammarKind, GrammarSpec, llguidance_grammar, parser_limits
@@ -25,18 +26,18 @@ from workers.engine.plan import StepMasks
 from workers.engine.wrap_up import Closers
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 MOST_COMPILED = 64
-_AT_ONCE = 4  # rows from which on threads are worth their start
+_MOST_THREADS = 16  # that compute masks
 
 
 class Grammars:
     """The grammars of one model, whose tokenizer is `tokenizer` (the text of a tokenizer.json), over `vocab_size` ids.
 
-    Thread-safe but for `masks`. The vocabulary is looked through with the first grammar: engines that see none pay
-    nothing, and where llguidance is not installed, or cannot take the tokenizer apart into bytes, it is the requests
-    that are refused.
+    Thread-safe but for `masks`. The vocabulary is looked through by `prepare`, or with the first grammar: seconds for a
+    large one, in which no other Python code of the process runs. Where llguidance is not installed, or cannot take the
+    tokenizer apart into bytes, it is the requests that are refused.
     """
 
     def __init__(self, tokenizer: str, vocab_size: int) -> None:
@@ -45,7 +46,6 @@ class Grammars:
         self.words = -(-vocab_size // 32)
         self._compiled: OrderedDict[GrammarSpec, LLMatcher | str] = OrderedDict()
         self._lock = threading.Lock()
-        self._executor: Any = None
 
     @classmethod
     def of_folder(cls, folder: str | Path, vocab_size: int) -> Grammars:
@@ -54,6 +54,14 @@ class Grammars:
         if not path.is_file():
             raise ConfigError(f"no structured output: {folder} has no tokenizer.json")
         return cls(path.read_text("utf-8"), vocab_size)
+
+    def prepare(self) -> str:
+        """The vocabulary is looked through; returns why that cannot be: grammars will be refused for it. Else ""."""
+        try:
+            _ = self._tokenizer, self._closers
+        except Exception as e:  # whatever the library raises of a tokenizer
+            return f"no structured output with this tokenizer: {e}"
+        return ""
 
     def compile(self, spec: GrammarSpec) -> None:
         """`state` of this spec will be quick. A spec that cannot be compiled is remembered, too."""
@@ -73,27 +81,54 @@ class Grammars:
 
     def masks(self, step: int, rows: Sequence[tuple[int, GrammarState | None, Sequence[int]]]) -> StepMasks:
         """The masks of a step whose rows are (slot, state, tokens that it has not seen); without a state, all ones."""
-        size = self.words * 4
-        bits = bytearray(b"\xff") * (size * len(rows))
-        wide = -(-self._tokenizer.vocab_size // 32) * 4
-        at_work: list[tuple[int, GrammarState]] = []
+        size, wide = self.words * 4, -(-self._tokenizer.vocab_size // 32) * 4
+        bits = bytearray(wide * len(rows))
+        begun = self._follow(rows)
+        self._compute(begun, bits, wide, len(rows))
+        if wide != size:  # the tokenizer knows more tokens than the model has
+            bits = bytearray().join([bits[i * wide : i * wide + size] for i in range(len(rows))])
+        found = memoryview(bits)
+        for i, state in begun:
+            self._finish(found[i * size : (i + 1) * size], state)
+        for i, (_, state, _) in enumerate(rows):
+            if state is None:
+                found[i * size : (i + 1) * size] = b"\xff" * size
+            elif not state.has_begun:
+                found[i * size : (i + 1) * size] = state.before(size)
+        return StepMasks(step, tuple(slot for slot, _, _ in rows), bytes(bits))
+
+    def _follow(self, rows: Sequence[tuple[int, GrammarState | None, Sequence[int]]]) -> list[tuple[int, GrammarState]]:
+        """All states have seen their tokens; returns those whose grammars have begun, by row."""
+        begun: list[tuple[int, GrammarState]] = []
+        drawn: list[tuple[GrammarState, int]] = []
         for i, (_, state, new) in enumerate(rows):
             if state is None:
                 continue
-            if state.follow(new):
-                at_work.append((i, state))
+            if state.has_begun and len(new) == 1 and state.error is None:  # nearly all
+                state.count += 1
+                drawn.append((state, new[0]))
             else:
-                bits[i * size : (i + 1) * size] = state.before(size)
-        if len(at_work) >= _AT_ONCE and wide == size:
-            self._all_at_once([(s.matcher, i) for i, s in at_work], bits, size, len(rows))
-        else:
-            for i, state in at_work:
-                bits[i * size : (i + 1) * size] = state.matcher.compute_bitmask()[:size]
-        for i, state in at_work:
-            row = bits[i * size : (i + 1) * size]
-            self._finish(row, state)
-            bits[i * size : (i + 1) * size] = row
-        return StepMasks(step, tuple(slot for slot, _, _ in rows), bytes(bits))
+                state.follow(new)
+            if state.has_begun:
+                begun.append((i, state))
+        if drawn:
+            taken = self._executor.consume_token_par([(state.matcher, token) for state, token in drawn])
+            for (state, _), well in zip(drawn, taken, strict=True):
+                if not well:
+                    state.fail()
+        return begun
+
+    def _compute(self, begun: list[tuple[int, GrammarState]], bits: bytearray, size: int, rows: int) -> None:
+        """What the grammars allow, into `bits`; a state whose mask cannot be computed has an error afterwards."""
+        at_work = [(state.matcher, i) for i, state in begun if state.error is None]
+        if not at_work:
+            return
+        memory = (ctypes.c_char * len(bits)).from_buffer(bits)
+        self._executor.unsafe_compute_mask_ptr(at_work, ctypes.addressof(memory), size, rows)
+        del memory
+        for _, state in begun:
+            if state.error is None and state.matcher.is_error():
+                state.fail()
 
     def _prototype(self, spec: GrammarSpec) -> LLMatcher | str:
         key = _key(spec)
@@ -113,10 +148,20 @@ class Grammars:
     def _tokenizer(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        probe = LLTokenizer(self._source)
         # Which token it takes for the end shows where a grammar accepts; what really ends a request are its stop ids.
         # So it is one of the tokenizer's own special ones, which no grammar's text contains.
-        return LLTokenizer(self._source, n_vocab=max(self.vocab_size, probe.vocab_size))
+        try:
+            return LLTokenizer(self._source, n_vocab=self.vocab_size)
+        except ValueError as e:
+            if "too small" not in str(e):
+                raise
+            return LLTokenizer(self._source)  # it knows more tokens than the model has
+
+    @cached_property
+    def _executor(self) -> LLExecutor:
+        from llguidance import LLExecutor
+
+        return LLExecutor(num_threads=max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) * 3 // 4)))
 
     @cached_property
     def _ends(self) -> tuple[int, ...]:
@@ -130,42 +175,35 @@ class Grammars:
         try:
             from llguidance import LLMatcher
 
-            if spec.kind is GrammarKind.JSON_SCHEMA:
-                _ = self._closers  # here and not in a step
+            if words := self.prepare():
+                return words
             matcher = LLMatcher(self._tokenizer, llguidance_grammar(spec), log_level=0, limits=parser_limits())
         except InvalidRequest as e:
             return e.message
-        except Exception as e:  # whatever the library raises of a tokenizer
-            return f"no structured output with this tokenizer: {e}"
+        except Exception as e:  # whatever the library raises of a grammar
+            return str(e)
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first one builds most of the lexer
         return matcher.get_error() or matcher
 
-    def _all_at_once(self, matchers: list[tuple[LLMatcher, int]], bits: bytearray, size: int, rows: int) -> None:
-        if self._executor is None:
-            from llguidance import LLExecutor
-
-            self._executor = LLExecutor(num_threads=max(1, min(8, (os.cpu_count() or 1) // 2)))
-        memory = (ctypes.c_char * len(bits)).from_buffer(bits)
-        self._executor.unsafe_compute_mask_ptr(matchers, ctypes.addressof(memory), size, rows)
-
-    def _finish(self, row: bytearray, state: GrammarState) -> None:
+    def _finish(self, row: memoryview, state: GrammarState) -> None:
         """Stop ids may be drawn where the grammar accepts, and whatever llguidance takes for them may not."""
+        nothing = bytes(len(row))
         if state.error is not None:
-            row[:] = bytes(len(row))
+            row[:] = nothing
             return
         accepts = any(end // 8 < len(row) and row[end >> 3] >> (end & 7) & 1 for end in self._ends)
         for token in (*self._ends, *state.stop_ids):
             if token < self.vocab_size:
                 row[token >> 3] &= ~(1 << (token & 7)) & 0xFF
         hurried = state.left <= state.spec.wrap_up
-        if accepts and (state.count >= state.min_tokens or hurried or not any(row)):
+        if accepts and (state.count >= state.min_tokens or hurried or bytes(row) == nothing):
             if hurried:
-                row[:] = bytes(len(row))
+                row[:] = nothing
             for token in state.stop_ids:
                 row[token >> 3] |= 1 << (token & 7)
         elif hurried and state.spec.kind is GrammarKind.JSON_SCHEMA:
-            row[:] = self._closers.narrow(row)
+            self._closers.narrow(row)
 
 
 class GrammarState:
@@ -197,15 +235,23 @@ class GrammarState:
         """Tokens that may still come."""
         return self._max_tokens - self.count
 
-    def follow(self, new: Sequence[int]) -> bool:
-        """The answer goes on with `new`; returns whether the grammar has begun."""
+    @property
+    def has_begun(self) -> bool:
+        """Whether the answer is where the grammar holds."""
+        return self._before is None
+
+    def follow(self, new: Sequence[int]) -> None:
+        """The answer goes on with `new`."""
         self.count += len(new)
         for i, token in enumerate(new):
             if self._before is None:
                 self._consume(list(new[i:]))
                 break
             self._look_for_begin(token)
-        return self._before is None
+
+    def fail(self) -> None:
+        """Nothing can be computed any more: the matcher says why."""
+        self.error = self.matcher.get_error() or "the grammar does not allow what was emitted"
 
     def before(self, size: int) -> bytes:
         """The mask, of `size` bytes, ahead of the grammar: all but the stop ids."""
@@ -229,7 +275,7 @@ class GrammarState:
 
     def _consume(self, tokens: list[int]) -> None:
         if self.error is None and not self.matcher.consume_tokens(tokens):
-            self.error = self.matcher.get_error() or "the grammar does not allow what was emitted"
+            self.fail()
 
 
 def _key(spec: GrammarSpec) -> GrammarSpec:

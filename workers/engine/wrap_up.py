@@ -7,7 +7,6 @@ that the grammar forbids becomes allowed; where none of these is, all stays allo
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,35 +17,37 @@ _STRING_ENDS = tuple(map(re.compile, (rb'"[\]}]+', rb'"', rb'",', rb"@")))  # of
 _ELSEWHERE = tuple(
     map(re.compile, (rb"[\]}]+", rb",|,\"", rb'""[\]}]*', rb'"|:""?', rb"[0-9]", rb"null|true|false|n|t|f"))
 )
+_ANY = re.compile(b"|".join(pattern.pattern for pattern in (_IN_STRING, *_STRING_ENDS, *_ELSEWHERE)))
+
+Place = tuple[int, int]  # of a token in a mask: byte, and its bit there
 
 
 class Closers:
-    """The tokens of a vocabulary that close, by preference; masks of `size` bits."""
+    """The tokens of a vocabulary that close, by preference: few. `size` is the number of ids."""
 
     def __init__(self, tokenizer: LLTokenizer, size: int) -> None:
-        texts = {
-            token: tokenizer.decode_bytes([token])
-            for token in range(min(size, tokenizer.vocab_size))
-            if not tokenizer.is_special_token(token)
-        }
+        texts: dict[int, bytes] = {}
+        for token in range(min(size, tokenizer.vocab_size)):
+            text = tokenizer.decode_bytes([token])
+            if _ANY.fullmatch(text) and not tokenizer.is_special_token(token):
+                texts[token] = text
         self._in_string = _tokens_like(_IN_STRING, texts)
         self._string_ends = [_tokens_like(pattern, texts) for pattern in _STRING_ENDS]
         self._elsewhere = [_tokens_like(pattern, texts) for pattern in _ELSEWHERE]
 
-    def narrow(self, row: bytearray) -> bytes:
-        """The best of what `row` allows."""
-        allowed = int.from_bytes(row, "little")
-        wanted: Sequence[int] = self._string_ends if allowed & self._in_string else self._elsewhere
-        for preferred in wanted:
-            if found := allowed & preferred:
-                return found.to_bytes(len(row), "little")
-        return bytes(row)
+    def narrow(self, row: memoryview) -> None:
+        """`row`, a mask of bytes, keeps the best of what it allows."""
+        for preferred in self._string_ends if _allowed(row, self._in_string) else self._elsewhere:
+            if found := _allowed(row, preferred):
+                row[:] = bytes(len(row))
+                for at, bit in found:
+                    row[at] |= bit
+                return
 
 
-def _tokens_like(pattern: re.Pattern[bytes], texts: dict[int, bytes]) -> int:
-    """As bits."""
-    row = bytearray(max(texts, default=0) // 8 + 1)
-    for token, text in texts.items():
-        if pattern.fullmatch(text):
-            row[token >> 3] |= 1 << (token & 7)
-    return int.from_bytes(row, "little")
+def _tokens_like(pattern: re.Pattern[bytes], texts: dict[int, bytes]) -> list[Place]:
+    return [(token >> 3, 1 << (token & 7)) for token, text in texts.items() if pattern.fullmatch(text)]
+
+
+def _allowed(row: memoryview, places: list[Place]) -> list[Place]:
+    return [(at, bit) for at, bit in places if row[at] & bit]

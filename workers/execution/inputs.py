@@ -230,13 +230,13 @@ class BatchState:
         place = {slot: n for n, slot in enumerate(masks.slots)}
         rows = [row for row, slot in enumerate(emit_slots) if slot in place]
         words = len(masks.bits) // (4 * len(masks.slots))
-        bits = np.frombuffer(masks.bits, np.int32).reshape(-1, words)[[place[emit_slots[row]] for row in rows]]
-        size = rows_bytes = 8 * len(rows)
-        size += bits.nbytes
-        staging = self.host.lend(size)
+        bits = np.frombuffer(masks.bits, np.int32).reshape(-1, words)
+        rows_bytes = 8 * len(rows)
+        staging = self.host.lend(rows_bytes + 4 * words * len(rows))
         host = staging.numpy()
-        host[:rows_bytes] = np.array(rows, np.int64).view(np.uint8)
-        host[rows_bytes:] = bits.reshape(-1).view(np.uint8)
+        host[:rows_bytes].view(np.int64)[:] = rows
+        order = [place[emit_slots[row]] for row in rows]
+        np.take(bits, order, axis=0, out=host[rows_bytes:].view(np.int32).reshape(-1, words), mode="clip")
         sent = staging.to(self.device, non_blocking=True)
         return replace(
             batch, masks=Masks(sent[:rows_bytes].view(torch.int64), sent[rows_bytes:].view(torch.int32).view(-1, words))
