@@ -45,12 +45,12 @@ class GrammarSpec:
 
 @cache
 def parser_limits() -> Any:
-    """llguidance's bounds on one grammar and on one step of it. At most about 20 ms of work a step."""
+    """llguidance's bounds on one grammar and on one step of it. At most about 8 ms of work a step."""
     import llguidance
 
     return llguidance.LLParserLimits(
         initial_lexer_fuel=1_000_000,
-        step_lexer_fuel=200_000,
+        step_lexer_fuel=50_000,
         step_max_items=50_000,
         max_lexer_states=100_000,
         max_grammar_size=200_000,
