@@ -109,12 +109,12 @@ class ContextDetokenizer:
     def _take(self) -> str:
         text = self._decode(self._context + self._pending)
         piece = text[len(self._context_text) :]
-        if piece:
-            # The next token needs a neighbour that shows as text, or it would be decoded as the first of all.
-            alone = self._decode(self._pending)
-            if alone:
-                self._context, self._context_text = self._pending, alone
-            else:
-                self._context, self._context_text = self._context + self._pending, text
+        # The next token needs a neighbour that shows as text, or it would be decoded as the first of all. What shows
+        # nothing (the space that a text begins with) has been that first one, and stays.
+        alone = self._decode(self._pending) if piece else ""
+        if alone:
+            self._context, self._context_text = self._pending, alone
+        else:
+            self._context, self._context_text = self._context + self._pending, text
         self._pending = []
         return piece

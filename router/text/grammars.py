@@ -22,6 +22,7 @@ MOST_KNOWN = 512
 _MOST_LOOKS = 200  # at parts of a schema, to say which is at fault
 _TRIAL_BYTES = 8  # of a sentence: limits may show after the first mask only
 _END = 256
+_TOO_DEEP = "it is nested too deeply"
 
 Path = tuple[str | int, ...]
 
@@ -86,9 +87,9 @@ def _look(spec: GrammarSpec) -> Fault | None:
         return Fault(words, ())
     try:
         schema = json.loads(spec.source)
-    except ValueError:
+        return Fault(words, _place(schema, lambda part: _fault(replace(spec, source=json.dumps(part))) == words))
+    except (ValueError, RecursionError):
         return Fault(words, ())
-    return Fault(words, _place(schema, lambda part: _fault(replace(spec, source=json.dumps(part))) == words))
 
 
 def _fault(spec: GrammarSpec) -> str:
@@ -114,6 +115,8 @@ def _fault(spec: GrammarSpec) -> str:
 def _in_words(error: str) -> str:
     lines = [line.strip() for line in error.splitlines() if line.strip() and "<non-verbose/>" not in line]
     text = " ".join(" ".join(lines).split())
+    if text.startswith("recursion limit exceeded"):
+        return _TOO_DEEP
     return text[:300].rstrip(". ") or "it is no grammar"
 
 

@@ -70,7 +70,9 @@ def llguidance_grammar(spec: GrammarSpec) -> str:
         return LLMatcher.grammar_from_lark(spec.source)
     try:
         return LLMatcher.grammar_from_json_schema(json.loads(spec.source), overrides=json_options(spec.spaces))
-    except (ValueError, RecursionError) as e:
+    except RecursionError as e:
+        raise InvalidRequest("it is nested too deeply") from e
+    except ValueError as e:
         raise InvalidRequest(f"not a JSON schema: {e}") from e
 
 

@@ -17,7 +17,8 @@ from workers.api.replica import CacheNews, LoadReport
 from workers.api.request import Delta, EngineRequest, FinishReason
 from workers.engine.commit import Committer
 from workers.engine.cost import StepCost
-from workers.engine.grammar import Grammars, GrammarState
+from workers.engine.grammar import Grammars
+from workers.engine.grammar_state import GrammarState
 from workers.engine.ledger import check_ledgers
 from workers.engine.plan import Executor, StepHandle
 from workers.engine.roster import Roster

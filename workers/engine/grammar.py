@@ -16,13 +16,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.api.errors import ConfigError, InvalidRequest
 from workers.api.grammar import GrammarKind, GrammarSpec, llguidance_grammar, parser_limits
+from workers.engine.grammar_state import GrammarState
 from workers.engine.plan import StepMasks
+from workers.engine.vocabulary import Vocabulary
 from workers.engine.wrap_up import Closers
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Grammars:
         self.words = -(-vocab_size // 32)
         self._compiled: OrderedDict[GrammarSpec, LLMatcher | str] = OrderedDict()
         self._lock = threading.Lock()
+        self._at_beginning = lru_cache(MOST_COMPILED)(self._show_at_beginning)  # the first masks of the same grammars
 
     @classmethod
     def of_folder(cls, folder: str | Path, vocab_size: int) -> Grammars:
@@ -58,7 +61,9 @@ class Grammars:
     def prepare(self) -> str:
         """The vocabulary is looked through; returns why that cannot be: grammars will be refused for it. Else ""."""
         try:
-            _ = self._tokenizer, self._closers
+            _ = self._vocabulary, self._closers
+        except InvalidRequest as e:
+            return f"no structured output with this tokenizer: {e.message}"
         except Exception as e:  # whatever the library raises of a tokenizer
             return f"no structured output with this tokenizer: {e}"
         return ""
@@ -77,7 +82,7 @@ class Grammars:
         found = self._prototype(spec)
         if isinstance(found, str):
             raise InvalidRequest(f"the grammar cannot be compiled: {found}", param="structured_outputs")
-        return GrammarState(spec, found.deep_copy(), self._tokenizer, stop_ids, min_tokens, max_tokens)
+        return GrammarState(spec, found.deep_copy(), self._vocabulary, stop_ids, min_tokens, max_tokens)
 
     def masks(self, step: int, rows: Sequence[tuple[int, GrammarState | None, Sequence[int]]]) -> StepMasks:
         """The masks of a step whose rows are (slot, state, tokens that it has not seen); without a state, all ones."""
@@ -104,7 +109,7 @@ class Grammars:
         for i, (_, state, new) in enumerate(rows):
             if state is None:
                 continue
-            if state.has_begun and len(new) == 1 and state.error is None:  # nearly all
+            if state.count and state.has_begun and len(new) == 1 and state.error is None:  # nearly all
                 state.count += 1
                 drawn.append((state, new[0]))
             else:
@@ -145,17 +150,12 @@ class Grammars:
         return made
 
     @cached_property
-    def _tokenizer(self) -> LLTokenizer:
-        from llguidance import LLTokenizer
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self._source, self.vocab_size)
 
-        # Which token it takes for the end shows where a grammar accepts; what really ends a request are its stop ids.
-        # So it is one of the tokenizer's own special ones, which no grammar's text contains.
-        try:
-            return LLTokenizer(self._source, n_vocab=self.vocab_size)
-        except ValueError as e:
-            if "too small" not in str(e):
-                raise
-            return LLTokenizer(self._source)  # it knows more tokens than the model has
+    @property
+    def _tokenizer(self) -> LLTokenizer:
+        return self._vocabulary.tokens
 
     @cached_property
     def _executor(self) -> LLExecutor:
@@ -183,8 +183,20 @@ class Grammars:
         except Exception as e:  # whatever the library raises of a grammar
             return str(e)
         if not matcher.is_error():
-            matcher.compute_bitmask()  # the first one builds most of the lexer
+            first = matcher.compute_bitmask()  # the first one builds most of the lexer
+            if self._vocabulary.at_beginning:
+                self._at_beginning(first[: self.words * 4])
         return matcher.get_error() or matcher
+
+    def _show_at_beginning(self, row: bytes) -> bytes:
+        """What may come where a text begins, of what may come inside of one."""
+        found = bytearray(row)
+        for token, same in self._vocabulary.at_beginning.items():
+            if token < self.vocab_size:
+                found[token >> 3] &= ~(1 << (token & 7)) & 0xFF
+                if same is not None and all(row[one >> 3] >> (one & 7) & 1 for one in same):
+                    found[token >> 3] |= 1 << (token & 7)
+        return bytes(found)
 
     def _finish(self, row: memoryview, state: GrammarState) -> None:
         """Stop ids may be drawn where the grammar accepts, and whatever llguidance takes for them may not."""
@@ -192,6 +204,8 @@ class Grammars:
         if state.error is not None:
             row[:] = nothing
             return
+        if state.begins and self._vocabulary.at_beginning:
+            row[:] = self._at_beginning(bytes(row))
         accepts = any(end // 8 < len(row) and row[end >> 3] >> (end & 7) & 1 for end in self._ends)
         for token in (*self._ends, *state.stop_ids):
             if token < self.vocab_size:
@@ -204,78 +218,6 @@ class Grammars:
                 row[token >> 3] |= 1 << (token & 7)
         elif hurried and state.spec.kind is GrammarKind.JSON_SCHEMA:
             self._closers.narrow(row)
-
-
-class GrammarState:
-    """One sequence in its grammar. `count`: tokens of the answer that it has seen; `left`: how many more it may have.
-
-    `error`: why no mask can be computed any more; None while all is well.
-    """
-
-    def __init__(
-        self,
-        spec: GrammarSpec,
-        matcher: LLMatcher,
-        tokenizer: LLTokenizer,
-        stop_ids: Collection[int],
-        min_tokens: int,
-        max_tokens: int,
-    ) -> None:
-        self.spec, self.matcher, self.min_tokens = spec, matcher, min_tokens
-        self.stop_ids = tuple(i for i in stop_ids)
-        self.count = 0
-        self.error: str | None = None
-        self._max_tokens = max_tokens
-        self._tokenizer = tokenizer
-        self._marker = spec.begins_after.encode()
-        self._before: bytes | None = b"" if self._marker else None  # the end of what came so far; None: it has begun
-
-    @property
-    def left(self) -> int:
-        """Tokens that may still come."""
-        return self._max_tokens - self.count
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the answer is where the grammar holds."""
-        return self._before is None
-
-    def follow(self, new: Sequence[int]) -> None:
-        """The answer goes on with `new`."""
-        self.count += len(new)
-        for i, token in enumerate(new):
-            if self._before is None:
-                self._consume(list(new[i:]))
-                break
-            self._look_for_begin(token)
-
-    def fail(self) -> None:
-        """Nothing can be computed any more: the matcher says why."""
-        self.error = self.matcher.get_error() or "the grammar does not allow what was emitted"
-
-    def before(self, size: int) -> bytes:
-        """The mask, of `size` bytes, ahead of the grammar: all but the stop ids."""
-        row = bytearray(b"\xff") * size
-        for token in self.stop_ids:
-            if token >> 3 < size:
-                row[token >> 3] &= ~(1 << (token & 7)) & 0xFF
-        return bytes(row)
-
-    def _look_for_begin(self, token: int) -> None:
-        assert self._before is not None
-        text = self._before + self._tokenizer.decode_bytes([token])
-        at = text.find(self._marker)
-        if at < 0:
-            self._before = text[1 - len(self._marker) :] if len(self._marker) > 1 else b""
-            return
-        self._before = None
-        rest = text[at + len(self._marker) :].lstrip()
-        if rest:  # the token had more in it
-            self._consume(self._tokenizer.tokenize_bytes(rest))
-
-    def _consume(self, tokens: list[int]) -> None:
-        if self.error is None and not self.matcher.consume_tokens(tokens):
-            self.fail()
 
 
 def _key(spec: GrammarSpec) -> GrammarSpec:

@@ -14,7 +14,7 @@ import heapq
 from workers.api.ordering import Charge
 from workers.api.ordering import Flow as Handle
 from workers.api.request import EngineRequest, TokenLogprobs
-from workers.engine.grammar import GrammarState
+from workers.engine.grammar_state import GrammarState
 
 
 class Phase(enum.Enum):
