@@ -126,6 +126,7 @@ UNKNOWN = {"properties": {"b": {"$ref": "#/$defs/c"}}, "$defs": {"c": {"items": 
         ({"structured_outputs": {"json": UNKNOWN}}, "structured_outputs.json.properties.b", "not"),
         ({"structured_outputs": {"json": "[1"}}, "structured_outputs.json", "schema"),
         ({"structured_outputs": {"json": "true"}}, "structured_outputs.json", "schema"),
+        ({"structured_outputs": {"json": '{"items":' * 9000 + "{}" + "}" * 9000}}, "structured_outputs.json", "deeply"),
         ({"structured_outputs": {"regex": "a(b"}}, "structured_outputs.regex", "unclosed"),
         ({"structured_outputs": {"regex": "a{1000000}"}}, "structured_outputs.regex", "too"),
         ({"structured_outputs": {"grammar": "start: nobody"}}, "structured_outputs.grammar", "nobody"),
@@ -139,7 +140,7 @@ UNKNOWN = {"properties": {"b": {"$ref": "#/$defs/c"}}, "$defs": {"c": {"items": 
         ({"response_format": {"type": "text", "json_schema": FORMAT["json_schema"]}},
          "response_format.json_schema", "json_schema"),
     ],
-    ids=range(14),
+    ids=range(15),
 )  # fmt: skip
 async def test_refusals_name_their_place(
     client: httpx.AsyncClient, body: dict[str, Any], param: str, words: str

@@ -178,7 +178,7 @@ def test_registry_finds_registered_models_and_names_the_rest() -> None:
 
 def test_a_rank_accounts_for_its_start_and_refuses_too_long_a_context() -> None:
     rank = Rank(replica(checkpoint("llama")))
-    assert list(rank.phases) == ["config", "weights", "cache", "warmup"]
+    assert list(rank.phases) == ["config", "weights", "cache", "warmup", "grammars"]
     assert all(seconds >= 0 for seconds in rank.phases.values())
     config = replica(checkpoint("llama"))
     with pytest.raises(ConfigError, match="256"):

@@ -39,6 +39,6 @@ def test_the_log_accounts_for_the_seconds_of_a_start(caplog: pytest.LogCaptureFi
     (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("rank 0: tiny on cpu in float32")]
     logged = dict(re.findall(r"(\w+) (\d+\.\d\d) s", line))
     assert {name: f"{seconds:.2f}" for name, seconds in rank.phases.items()} == logged
-    assert list(logged) == ["config", "weights", "cache", "warmup"]
+    assert list(logged) == ["config", "weights", "cache", "warmup", "grammars"]
     assert 0 < sum(rank.phases.values()) <= total
     assert f"{rank.num_blocks} KV blocks" in line
