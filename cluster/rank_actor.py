@@ -84,7 +84,8 @@ class RankActor:
         """Rank 0 opens the plan channel and picks a port for torch.distributed."""
         from workers.parallel.channel import PlanSender
 
-        self._sender = PlanSender(self._host, receivers=self._config.tensor_parallel - 1)
+        rows = self._config.engine.max_num_seqs
+        self._sender = PlanSender(self._host, receivers=self._config.tensor_parallel - 1, masked_rows=rows)
         return Meeting(self._host, free_port(self._host), self._sender.address, self._sender.secret)
 
     def start(self, meeting: Meeting | None) -> Started:

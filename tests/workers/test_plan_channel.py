@@ -10,7 +10,7 @@ import pytest
 
 from workers.api.errors import WireError
 from workers.api.request import SamplingParams
-from workers.engine.plan import NewSequence, ScheduledSequence, StepPlan
+from workers.engine.plan import NewSequence, ScheduledSequence, StepMasks, StepPlan
 from workers.parallel import channel
 from workers.parallel.channel import PlanReceiver, PlanSender
 
@@ -51,6 +51,36 @@ def test_plans_arrive_in_order(far: bool, monkeypatch: pytest.MonkeyPatch) -> No
         t.join(timeout=10)
         assert not t.is_alive()
     assert got == [sent, sent]
+
+
+def test_there_is_room_for_the_masks_of_a_full_step() -> None:
+    """1,024 rows of 262,144 tokens are more than the ring of plans."""
+    sender = PlanSender("127.0.0.1", receivers=1, masked_rows=1024)
+    bits = bytes(range(256)) * (1024 * 128)
+    found: list[bool] = []
+    taken = threading.Semaphore(0)
+
+    def receive() -> None:
+        receiver = PlanReceiver(sender.address, sender.secret)
+        while (got := receiver.receive()) is not None:
+            found.append(got == (masks(len(found) // 2) if len(found) % 2 else plan(len(found) // 2, 9)))
+            taken.release()
+        receiver.close()
+
+    def masks(step: int) -> StepMasks:
+        return StepMasks(step, tuple(range(1024)), bits)
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    sender.accept()
+    for step in range(5):
+        sender.send(plan(step, 9))  # taken at any time before the next step's masks
+        sender.send(masks(step))
+        assert taken.acquire(timeout=10)
+        assert taken.acquire(timeout=10)
+    sender.close()
+    thread.join(timeout=10)
+    assert found == [True] * 10
 
 
 @pytest.mark.parametrize("far", [False, True])

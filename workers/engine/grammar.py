@@ -93,8 +93,8 @@ class Grammars:
         if wide != size:  # the tokenizer knows more tokens than the model has
             bits = bytearray().join([bits[i * wide : i * wide + size] for i in range(len(rows))])
         found = memoryview(bits)
-        for i, state in begun:
-            self._finish(found[i * size : (i + 1) * size], state)
+        for i, one in begun:
+            self._finish(found[i * size : (i + 1) * size], one)
         for i, (_, state, _) in enumerate(rows):
             if state is None:
                 found[i * size : (i + 1) * size] = b"\xff" * size

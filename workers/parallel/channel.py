@@ -25,11 +25,14 @@ from workers.api.wire import FrameCodec
 from workers.engine.plan import StepMasks, StepPlan
 
 SPIN_SECONDS = 50e-6
-RING_BYTES = 8 << 20
+RING_BYTES = 8 << 20  # for plans
+MASK_BYTES = 40 << 10  # of a row: vocabularies of over 300,000 tokens
 ATTACH_SECONDS = 120.0  # ranks import torch and load weights before they attach
 GREETING_SECONDS = 5.0
 _HEAD = struct.Struct("<Q")  # number of plans written so far
 _RECORD = struct.Struct("<I")
+_APART = struct.Struct("<QI")  # where a record lies that is not in the ring, and its length
+_IS_APART = 0xFFFFFFFF  # its length in the ring
 _DATA = 64  # records start here, on a cache line of their own
 _CODEC = FrameCodec({0: StepPlan, 1: StepMasks})
 
@@ -67,11 +70,16 @@ def host_id() -> str:
 
 
 class PlanSender:
-    """Rank 0's end. `listen`, tell the others the address, then `accept` them, then `send`."""
+    """Rank 0's end. `listen`, tell the others the address, then `accept` them, then `send`.
 
-    def __init__(self, host: str, receivers: int) -> None:
+    `masked_rows`: how many sequences of a step may draw under masks. Where that is much, it lies behind the ring, with
+    room for two steps in turns.
+    """
+
+    def __init__(self, host: str, receivers: int, masked_rows: int = 0) -> None:
         self._listener = socket.create_server((host, 0))
         self._receivers = receivers
+        self._apart_bytes, self._apart = MASK_BYTES * masked_rows, 0
         self._near: list[socket.socket] = []
         self._far: list[socket.socket] = []
         self._names: dict[socket.socket, str] = {}
@@ -90,8 +98,9 @@ class PlanSender:
         """Wait for every receiver to attach; strangers are sent away. Raises TimeoutError."""
         fd, path = tempfile.mkstemp(prefix="echelon-plans-", dir="/dev/shm")
         try:
-            os.ftruncate(fd, RING_BYTES)
-            self._ring = mmap.mmap(fd, RING_BYTES)
+            size = RING_BYTES + 2 * self._apart_bytes  # the rest takes no memory until it is written
+            os.ftruncate(fd, size)
+            self._ring = mmap.mmap(fd, size)
             deadline = time.monotonic() + ATTACH_SECONDS
             while len(self._near) + len(self._far) < self._receivers:
                 self._listener.settimeout(max(0.001, deadline - time.monotonic()))
@@ -135,15 +144,21 @@ class PlanSender:
 
     def _publish(self, frame: bytes) -> None:
         assert self._ring is not None
-        body = memoryview(frame)[4:]
-        need = _RECORD.size + len(body)
+        record: bytes | memoryview = memoryview(frame)[4:]
+        length = len(record)
+        if RING_BYTES // 8 < length <= self._apart_bytes:
+            at = RING_BYTES + self._apart * self._apart_bytes
+            self._ring[at : at + length] = bytes(record)
+            self._apart = 1 - self._apart
+            record, length = _APART.pack(at, length), _IS_APART
+        need = _RECORD.size + len(record)
         if need > RING_BYTES - _DATA:
-            raise WireError(f"a plan of {len(body)} bytes is over the ring's {RING_BYTES - _DATA}")
+            raise WireError(f"a plan of {len(record)} bytes is over the ring's {RING_BYTES - _DATA}")
         if self._at + need > RING_BYTES - _RECORD.size:
             _RECORD.pack_into(self._ring, self._at, 0)  # wrap: go on at the start
             self._at = _DATA
-        _RECORD.pack_into(self._ring, self._at, len(body))
-        self._ring[self._at + _RECORD.size : self._at + need] = bytes(body)
+        _RECORD.pack_into(self._ring, self._at, length)
+        self._ring[self._at + _RECORD.size : self._at + need] = bytes(record)
         self._at += need
         self._count += 1
         _HEAD.pack_into(self._ring, 0, self._count)
@@ -180,7 +195,7 @@ class PlanReceiver:
             raise WireError("rank 0 refused this rank: is the secret the gang's?") from e
         if path:
             with open(path, "r+b") as f:
-                self._ring = mmap.mmap(f.fileno(), RING_BYTES)
+                self._ring = mmap.mmap(f.fileno(), 0)  # all of it
         _write_line(self._sock, "mapped" if self._ring else "stream")
         self._sock.settimeout(None)
         self._taken = 0
@@ -208,10 +223,14 @@ class PlanReceiver:
         if length == 0:
             self._at = _DATA
             (length,) = _RECORD.unpack_from(ring, self._at)
-        body = ring[self._at + _RECORD.size : self._at + _RECORD.size + length]
-        self._at += _RECORD.size + length
+        at = self._at + _RECORD.size
+        if length == _IS_APART:
+            self._at = at + _APART.size
+            at, length = _APART.unpack_from(ring, at)
+        else:
+            self._at = at + length
         self._taken += 1
-        return body
+        return ring[at : at + length]
 
     @staticmethod
     def _written(ring: mmap.mmap) -> int:
