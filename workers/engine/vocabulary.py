@@ -34,11 +34,12 @@ class Vocabulary:
         if not steps or kinds - _OF_BYTES:
             named = ", ".join(sorted(kinds - _OF_BYTES)) or "none"
             raise InvalidRequest(f"its tokens do not stand for bytes of the text (decoder: {named})")
+        readable = source
         for step in steps:
             if step["type"] == "Metaspace":  # which llguidance does not know
-                source = json.dumps({**document, "decoder": _spaces_and_bytes(step["replacement"])})
-        self.tokens = _read(source, vocab_size)
-        self.at_beginning = {} if _BYTE_LEVEL in kinds else _otherwise_at_beginning(document, self.tokens)
+                readable = json.dumps({**document, "decoder": _spaces_and_bytes(step["replacement"])})
+        self.tokens = _read(readable, vocab_size)
+        self.at_beginning = {} if _BYTE_LEVEL in kinds else _otherwise_at_beginning(source, self.tokens)
 
 
 def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -65,11 +66,11 @@ def _read(source: str, vocab_size: int) -> LLTokenizer:
         return LLTokenizer(source)  # it knows more tokens than the model has
 
 
-def _otherwise_at_beginning(document: dict[str, Any], tokens: LLTokenizer) -> dict[int, tuple[int, ...] | None]:
+def _otherwise_at_beginning(source: str, tokens: LLTokenizer) -> dict[int, tuple[int, ...] | None]:
     from tokenizers import Tokenizer
 
-    backend = Tokenizer.from_str(json.dumps(document))
-    inside = {token: tokens.decode_bytes([token]) for token in range(backend.get_vocab_size())}
+    backend = Tokenizer.from_str(source)
+    inside = {token: tokens.decode_bytes([token]) for token in range(tokens.vocab_size)}
     same: dict[bytes, tuple[int, ...]] = {
         text: (token,) for token, text in inside.items() if not tokens.is_special_token(token)
     }
