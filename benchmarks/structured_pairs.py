@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -107,6 +108,7 @@ class Run:
     waited: float  # of the same, for the device
     processor: float  # of all threads
     mask: list[float] = field(default_factory=list)
+    put_off: float = 0.0  # draws that were left to a later step, for each that counted, of the others
 
 
 def timed(model: Model, plain: int, beside: int, grammar: GrammarSpec | None, args: argparse.Namespace) -> Run:
@@ -119,12 +121,13 @@ def timed(model: Model, plain: int, beside: int, grammar: GrammarSpec | None, ar
         params = SamplingParams(args.tokens, seed=seed, temperature=args.temperature, stop_ids=ends)
         engine.submit(EngineRequest(name, prompt, params, grammar=grammar))
 
-    assert engine.grammars is not None
-    compute = engine.grammars.masks
+    jobs = engine._masks
+    assert jobs is not None
+    compute = jobs.masks
 
-    def computed(*of_step: object) -> object:
+    def computed(*of_step: Any, **terms: Any) -> Any:
         began = time.perf_counter()
-        found = compute(*of_step)  # type: ignore[arg-type]
+        found = compute(*of_step, **terms)
         masks.append((time.perf_counter() - began) * 1e3)
         return found
 
@@ -135,7 +138,8 @@ def timed(model: Model, plain: int, beside: int, grammar: GrammarSpec | None, ar
     first: dict[str, float] = {}
     last: dict[str, float] = {}
     host, waited, steps, began = stats.host_seconds, stats.wait_seconds, stats.steps, time.process_time()
-    with patch.object(engine.grammars, "masks", computed):
+    put_off = stats.put_off
+    with patch.object(jobs, "masks", computed):
         while engine.has_work:
             deltas = engine.step()
             now = time.perf_counter()
@@ -152,6 +156,7 @@ def timed(model: Model, plain: int, beside: int, grammar: GrammarSpec | None, ar
         (stats.wait_seconds - waited) / steps * 1e3,
         (time.process_time() - began) / steps * 1e3,
         masks,
+        (stats.put_off - put_off) / (beside * args.tokens),
     )
 
 
@@ -203,7 +208,8 @@ def report(plain: int, beside: int, kind: str, pairs: list[tuple[Run, Run]], arg
     if masks:
         p50, p90, p99 = (masks[min(len(masks) - 1, int(len(masks) * part))] for part in (0.5, 0.9, 0.99))
         quantiles = f"p50 {p50:.2f} ms, p90 {p90:.2f}, p99 {p99:.2f}, greatest {masks[-1]:.2f}"
-        print(f"  masks of a step: {quantiles}, n={len(masks)}")
+        put_off = statistics.median(run.put_off for _, run in pairs)
+        print(f"  waiting for a step's masks: {quantiles}, n={len(masks)}; {put_off:.1%} of draws were put off")
     for what, name in (("slower beside those with a grammar", "per_token"), ("processor time, of all", "processor")):
         more = [100 * (getattr(b, name) / getattr(a, name) - 1) for a, b in pairs]
         low, high = interval(more)

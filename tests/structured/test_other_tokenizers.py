@@ -58,7 +58,7 @@ def drawn(grammars: Grammars, state: GrammarState, random: Random, first: tuple[
     """Tokens from all that the masks allow, to the end."""
     found, new = list(first), first
     while len(found) < 200:
-        bits = grammars.masks(0, [(0, state, new)]).bits
+        bits = grammars.mask(state, new)
         allowed = [i for i in range(grammars.vocab_size) if bits[i >> 3] >> (i & 7) & 1]
         assert allowed, state.error
         new = (random.choice(allowed),)
@@ -106,11 +106,11 @@ def test_the_space_that_a_text_drops_is_no_part_of_it(name: str) -> None:
     tokenizer, grammars = made(name)
     first = tokenizer.token_to_id("\u2581yes")
     state = grammars.state(GrammarSpec(GrammarKind.REGEX, "(yes|no) no"), (END,), 0, 200)
-    bits = grammars.masks(0, [(0, state, ())]).bits
+    bits = grammars.mask(state, ())
     assert bits[first >> 3] >> (first & 7) & 1
     assert texts(tokenizer, drawn(grammars, state, Random(1), (first,))) == "yes no"
     again = grammars.state(GrammarSpec(GrammarKind.REGEX, " (yes|no)"), (END,), 0, 200)
-    grammars.masks(0, [(0, again, (first,))])
+    grammars.mask(again, (first,))
     assert again.error is not None
 
 

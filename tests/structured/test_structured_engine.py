@@ -12,37 +12,23 @@ from dataclasses import replace
 
 import jsonschema
 import pytest
-import tokenizers
 from one_process import DEMO, demo_engine
+from structured_asks import END, OBJECT, SCHEMA, TEXT, WORDS, ask
 
 from workers.api.channel import dial
 from workers.api.errors import ConfigError, InvalidRequest
 from workers.api.grammar import GrammarKind, GrammarSpec
 from workers.api.replica import ReplicaInfo
-from workers.api.request import EngineRequest, FinishReason, SamplingParams
+from workers.api.request import EngineRequest, FinishReason
 from workers.api.wire import ENGINE_CODEC, Abort, FrameCodec, FrameSplitter, StepFrame, Submit
 from workers.engine.core import Engine
 from workers.engine.grammar import Grammars
+from workers.engine.grammar_state import GrammarState
+from workers.engine.mask_jobs import MaskedRow, MaskJobs
 from workers.engine.plan import StepMasks, StepPlan
 from workers.engine.sequence import Sequence
 from workers.rank import run_to_completion
 from workers.replica import EngineServer
-
-END = 1
-SCHEMA = {
-    "type": "object",
-    "properties": {"age": {"type": "integer", "minimum": 7, "maximum": 9}, "pets": {"enum": ["cat", "dog", None]}},
-    "required": ["age", "pets"],
-    "additionalProperties": False,
-}
-OBJECT = GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))
-WORDS = GrammarSpec(GrammarKind.REGEX, "[a-z]{2,9}( [a-z]{2,9}){3}")
-TEXT = tokenizers.Tokenizer.from_file(str(DEMO / "tokenizer.json"))
-
-
-def ask(name: str, grammar: GrammarSpec | None, prompt: str = "One day Ida met", **sampling: object) -> EngineRequest:
-    params = {"max_tokens": 60, "seed": len(name), "stop_ids": (END,), **sampling}
-    return EngineRequest(name, tuple(TEXT.encode(prompt).ids), SamplingParams(**params), grammar=grammar)  # type: ignore
 
 
 def text(ids: list[int]) -> str:
@@ -170,21 +156,24 @@ def test_the_grammar_begins_after_a_marker(engine: Engine) -> None:
 
 def test_special_tokens_stay_outside(grammars: Grammars) -> None:
     state = grammars.state(GrammarSpec(GrammarKind.REGEX, r"(.|\n)*"), (END,), 0, 100)
-    bits = grammars.masks(0, [(0, state, ())]).bits
+    bits = grammars.mask(state, ())
     allowed = {i for i in range(1024) if bits[i // 8] >> i % 8 & 1}
     assert allowed & set(range(6)) == {END}
     assert len(allowed) > 900
 
 
 def test_rows_at_once_are_rows_one_by_one(grammars: Grammars) -> None:
-    def rows() -> list[tuple[int, object, tuple[int, ...]]]:
+    def states() -> list[GrammarState]:
         specs = [OBJECT, WORDS, OBJECT, WORDS, replace(OBJECT, wrap_up=99), replace(WORDS, begins_after="<x>")]
-        states = [grammars.state(spec, (END, 9), 2, 100) for spec in specs]
-        return [(slot, state, ()) for slot, state in enumerate(states)]
+        return [grammars.state(spec, (END, 9), 2, 100) for spec in specs]
 
-    together = grammars.masks(3, [*rows(), (9, None, ())])  # type: ignore[list-item]
-    alone = [grammars.masks(3, [row]).bits for row in rows()]  # type: ignore[list-item]
+    rows = [MaskedRow(slot, state, (), can_wait=False) for slot, state in enumerate(states())]
+    together, late = MaskJobs(grammars).masks(
+        3, [*rows, MaskedRow(9, None, (), can_wait=False)], patience=0, alone=False
+    )
+    alone = [grammars.mask(state, ()) for state in states()]
     assert together == StepMasks(3, (*range(6), 9), b"".join(alone) + b"\xff" * 128)
+    assert not late
 
 
 def test_a_grammar_that_fails_ends_its_request_alone(engine: Engine) -> None:

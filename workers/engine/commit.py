@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from workers.api.errors import EngineFault
@@ -34,22 +35,26 @@ class Committer:
         self._roster = roster
         self._priced = roster.ordering is not None  # nobody hears of charges otherwise: none are made
 
-    def commit(self, step: PlannedStep, result: StepResult) -> list[Delta]:
+    def commit(self, step: PlannedStep, result: StepResult, put_off: Collection[int] = frozenset()) -> list[Delta]:
         """The step is accounted for, full blocks are registered; returns one delta for each sequence that drew.
 
-        Work for a sequence that has ended meanwhile is overhead. Raises EngineFault, with nothing changed, if the
-        result is not the plan's.
+        Work for a sequence that has ended meanwhile is overhead, and so is that in slots that were `put_off`, which
+        drew nothing. Raises EngineFault, with nothing changed, if the result is not the plan's.
         """
         _check_result(step.plan, result)
         self._roster.in_flight -= 1
         tally = _Tally()
         if result.prompts:
             _take_prompts(step, result)
-        count = step.num_decodes
+        count = 0 if put_off else step.num_decodes
         self._commit_decodes(step.sequences[:count], step.plan.scheduled[:count], result.slots[:count], tally)
         answers = iter(result.slots[count:])
         for sequence, run in zip(step.sequences[count:], step.plan.scheduled[count:], strict=True):
-            self._commit_one(sequence, run, next(answers) if run.emit else None, tally)
+            answer = next(answers) if run.emit else None
+            if run.slot in put_off:
+                self._charge(sequence.flow, tally, 0, 0, 0, run.count)
+            else:
+                self._commit_one(sequence, run, answer, tally)
         self._roster.stats.steps_cut += result.cut
         self._roster.stats.count_step(result.seconds, step.num_tokens, tally.prefill, tally.decode, tally.overhead)
         if self._roster.ordering is not None:

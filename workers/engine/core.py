@@ -20,6 +20,7 @@ from workers.engine.cost import StepCost
 from workers.engine.grammar import Grammars
 from workers.engine.grammar_state import GrammarState
 from workers.engine.ledger import check_ledgers
+from workers.engine.mask_jobs import MaskedRow, MaskJobs
 from workers.engine.plan import Executor, StepHandle
 from workers.engine.roster import Roster
 from workers.engine.scheduler import PlannedStep, Scheduler
@@ -27,11 +28,17 @@ from workers.engine.sequence import Phase, Sequence
 from workers.engine.stop import validate
 from workers.engine.turn_scheduler import TurnScheduler
 
+_PATIENCE = 0.8  # of a step's time: so long masks cost nothing, since the device is at its forward pass
+_LEAST_PATIENCE = 5e-4  # seconds
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class _InFlight:
+    """A submitted step. What was drawn in slots that were `put_off` does not count."""
+
     step: PlannedStep
     handle: StepHandle
+    put_off: frozenset[int] = frozenset()
 
 
 class Engine:
@@ -76,6 +83,7 @@ class Engine:
         self._executor = executor
         self._vocab_size = vocab_size
         self.grammars = grammars
+        self._masks = None if grammars is None else MaskJobs(grammars)
         self._clock = clock
         self._outbox: list[Delta] = []
         self._in_flight: _InFlight | None = None
@@ -181,37 +189,45 @@ class Engine:
             self._in_flight = _InFlight(planned, self._executor.submit(planned.plan))
             self.roster.cache.settle()
             if previous is None:
-                self._mask(planned)
+                self._mask(self._in_flight)
             if not self.config.step_ahead:
                 previous, self._in_flight = self._in_flight, None
         if previous is not None:
             asked = self._clock()
             result = previous.handle.result()
             waited = self._clock() - asked
-            self._outbox.extend(self._committer.commit(previous.step, result))
+            self._outbox.extend(self._committer.commit(previous.step, result, previous.put_off))
             if self._cost is not None:
                 step = previous.step
                 prefill = step.num_tokens - step.num_decodes
                 self._cost.observe(result.seconds, prefill, step.num_decodes, step.kv_tokens, step.pairs)
-            if planned is not None and self._in_flight is not None:
-                self._mask(planned)  # while the device is at its forward pass
+            if self._in_flight is not None:
+                self._mask(self._in_flight)  # while the device is at its forward pass
         self.stats.wait_seconds += waited
         self.stats.host_seconds += self._clock() - began - waited
 
-    def _mask(self, step: PlannedStep) -> None:
-        """The masks of `step`, now that the tokens before its draws are known."""
-        if not step.plan.masked:
+    def _mask(self, in_flight: _InFlight) -> None:
+        """The masks of a step, now that the tokens before its draws are known; who waits for his is put off."""
+        step, plan = in_flight.step, in_flight.step.plan
+        if not plan.masked:
             return
-        assert self.grammars is not None, "a sequence has a grammar that nobody compiled"
-        masked = set(step.plan.masked)
-        rows = [
-            (run.slot, None, ())
-            if s.phase is Phase.FINISHED or s.grammar is None
-            else (run.slot, s.grammar, s.token_ids[s.num_prompt + s.grammar.count :])
-            for s, run in zip(step.sequences, step.plan.scheduled, strict=True)
-            if run.slot in masked
-        ]
-        self._executor.draw(self.grammars.masks(step.plan.step, rows))
+        assert self._masks is not None, "a sequence has a grammar that nobody compiled"
+        masked = set(plan.masked)
+        rows: list[MaskedRow] = []
+        sequences: dict[int, Sequence] = {}
+        for i, (s, run) in enumerate(zip(step.sequences, plan.scheduled, strict=True)):
+            if run.slot not in masked:
+                continue
+            state = None if s.phase is Phase.FINISHED else s.grammar
+            new = s.token_ids[s.num_prompt + state.count :] if state is not None and state.job is None else ()
+            rows.append(MaskedRow(run.slot, state, new, can_wait=i < step.num_decodes))
+            sequences[run.slot] = s
+        patience = max(_LEAST_PATIENCE, _PATIENCE * self.stats.step_seconds)
+        alone = len(masked) == sum(run.emit for run in plan.scheduled)
+        masks, in_flight.put_off = self._masks.masks(plan.step, rows, patience=patience, alone=alone)
+        for slot in in_flight.put_off:
+            self.roster.put_off(sequences[slot])
+        self._executor.draw(masks)
 
     def _grammar_of(self, request: EngineRequest) -> GrammarState | None:
         spec, sampling = request.grammar, request.sampling

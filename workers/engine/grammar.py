@@ -11,7 +11,6 @@ Shapes: V vocabulary; a mask is V bits, in words of 32, lowest first.
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -23,21 +22,19 @@ from typing import TYPE_CHECKING
 from workers.api.errors import ConfigError, InvalidRequest
 from workers.api.grammar import GrammarKind, GrammarSpec, llguidance_grammar, parser_limits
 from workers.engine.grammar_state import GrammarState
-from workers.engine.plan import StepMasks
 from workers.engine.vocabulary import Vocabulary
 from workers.engine.wrap_up import Closers
 
 if TYPE_CHECKING:
-    from llguidance import LLExecutor, LLMatcher, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
 
 MOST_COMPILED = 64
-_MOST_THREADS = 16  # that compute masks
 
 
 class Grammars:
     """The grammars of one model, whose tokenizer is `tokenizer` (the text of a tokenizer.json), over `vocab_size` ids.
 
-    Thread-safe but for `masks`. The vocabulary is looked through by `prepare`, or with the first grammar: seconds for a
+    Thread-safe. The vocabulary is looked through by `prepare`, or with the first grammar: seconds for a
     large one, in which no other Python code of the process runs. Where llguidance is not installed, or cannot take the
     tokenizer apart into bytes, it is the requests that are refused.
     """
@@ -84,56 +81,20 @@ class Grammars:
             raise InvalidRequest(f"the grammar cannot be compiled: {found}", param="structured_outputs")
         return GrammarState(spec, found.deep_copy(), self._vocabulary, stop_ids, min_tokens, max_tokens)
 
-    def masks(self, step: int, rows: Sequence[tuple[int, GrammarState | None, Sequence[int]]]) -> StepMasks:
-        """The masks of a step whose rows are (slot, state, tokens that it has not seen); without a state, all ones."""
+    def mask(self, state: GrammarState, new: Sequence[int]) -> bytes:
+        """What a sequence may draw that goes on with the tokens `new`. Of one state one at a time."""
         size, wide = self.words * 4, -(-self._tokenizer.vocab_size // 32) * 4
-        bits = bytearray(wide * len(rows))
-        begun = self._follow(rows)
-        self._compute(begun, bits, wide, len(rows))
-        if wide != size:  # the tokenizer knows more tokens than the model has
-            bits = bytearray().join([bits[i * wide : i * wide + size] for i in range(len(rows))])
-        found = memoryview(bits)
-        for i, one in begun:
-            self._finish(found[i * size : (i + 1) * size], one)
-        for i, (_, state, _) in enumerate(rows):
-            if state is None:
-                found[i * size : (i + 1) * size] = b"\xff" * size
-            elif not state.has_begun:
-                found[i * size : (i + 1) * size] = state.before(size)
-        return StepMasks(step, tuple(slot for slot, _, _ in rows), bytes(bits))
-
-    def _follow(self, rows: Sequence[tuple[int, GrammarState | None, Sequence[int]]]) -> list[tuple[int, GrammarState]]:
-        """All states have seen their tokens; returns those whose grammars have begun, by row."""
-        begun: list[tuple[int, GrammarState]] = []
-        drawn: list[tuple[GrammarState, int]] = []
-        for i, (_, state, new) in enumerate(rows):
-            if state is None:
-                continue
-            if state.count and state.has_begun and len(new) == 1 and state.error is None:  # nearly all
-                state.count += 1
-                drawn.append((state, new[0]))
-            else:
-                state.follow(new)
-            if state.has_begun:
-                begun.append((i, state))
-        if drawn:
-            taken = self._executor.consume_token_par([(state.matcher, token) for state, token in drawn])
-            for (state, _), well in zip(drawn, taken, strict=True):
-                if not well:
-                    state.fail()
-        return begun
-
-    def _compute(self, begun: list[tuple[int, GrammarState]], bits: bytearray, size: int, rows: int) -> None:
-        """What the grammars allow, into `bits`; a state whose mask cannot be computed has an error afterwards."""
-        at_work = [(state.matcher, i) for i, state in begun if state.error is None]
-        if not at_work:
-            return
-        memory = (ctypes.c_char * len(bits)).from_buffer(bits)
-        self._executor.unsafe_compute_mask_ptr(at_work, ctypes.addressof(memory), size, rows)
-        del memory
-        for _, state in begun:
-            if state.error is None and state.matcher.is_error():
+        state.follow(new)
+        if not state.has_begun:
+            return state.before(size)
+        row = bytearray(wide)
+        if state.error is None:
+            state.matcher.unsafe_compute_mask_ptr(ctypes.addressof(ctypes.c_char.from_buffer(row)), wide)
+            if state.matcher.is_error():
                 state.fail()
+        del row[size:]  # the tokenizer knows more tokens than the model has
+        self._finish(memoryview(row), state)
+        return bytes(row)
 
     def _prototype(self, spec: GrammarSpec) -> LLMatcher | str:
         key = _key(spec)
@@ -156,12 +117,6 @@ class Grammars:
     @property
     def _tokenizer(self) -> LLTokenizer:
         return self._vocabulary.tokens
-
-    @cached_property
-    def _executor(self) -> LLExecutor:
-        from llguidance import LLExecutor
-
-        return LLExecutor(num_threads=max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) * 3 // 4)))
 
     @cached_property
     def _ends(self) -> tuple[int, ...]:

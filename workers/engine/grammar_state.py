@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from workers.api.grammar import GrammarSpec
@@ -17,7 +18,8 @@ _NOT_ALLOWED = "the grammar does not allow what was emitted"
 class GrammarState:
     """One sequence in its grammar. `count`: tokens of the answer that it has seen; `left`: how many more it may have.
 
-    `error`: why no mask can be computed any more; None while all is well.
+    `error`: why no mask can be computed any more; None while all is well. `job`: its next mask, under way or there, if
+    that was begun; until it is taken nobody else may touch the state.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class GrammarState:
         self.stop_ids = tuple(i for i in stop_ids)
         self.count = 0
         self.error: str | None = None
+        self.job: Future[bytes] | None = None
         self._max_tokens = max_tokens
         self._tokenizer, self._at_beginning = vocabulary.tokens, vocabulary.at_beginning
         self._marker = spec.begins_after.encode()

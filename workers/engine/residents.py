@@ -78,6 +78,13 @@ class Residents:
         sequence.blocks.extend(blocks)
         return blocks
 
+    def put_back(self, sequence: Sequence) -> None:
+        """The last position of a decode is not planned any more; its block stays."""
+        sequence.planned -= 1
+        self.kv_tokens -= 1
+        if sequence.phase is Phase.ENDING:
+            self.move(sequence, Phase.DECODE)
+
     def move(self, sequence: Sequence, phase: Phase) -> None:
         """From one resident phase to another."""
         del self._by_phase[sequence.phase][sequence]

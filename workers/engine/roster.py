@@ -97,6 +97,11 @@ class Roster:
         if self.ordering is not None:
             self.ordering.evicted(sequence.flow.handle)
 
+    def put_off(self, sequence: Sequence) -> None:
+        """The token that its decode in flight was to draw is not drawn: the next plan runs that position again."""
+        self.residents.put_back(sequence)
+        self.stats.put_off += 1
+
     def finish(
         self,
         sequence: Sequence,

@@ -114,7 +114,7 @@ class Scheduler:
         for sequence in decodes:
             start = sequence.planned
             sequence.planned = start + 1
-            if start & mask:
+            if start & mask or start < len(sequence.blocks) * self._block_size:  # it was put off, and has its block
                 scheduled.append(_scheduled(sequence.slot, start, 1, 1))
             else:
                 block = take()

@@ -25,6 +25,7 @@ class Stats:
     overhead: int = 0  # recomputed after preemption or replay, or discarded
     preemptions: int = 0
     steps_cut: int = 0  # that had no memory as a whole
+    put_off: int = 0  # draws left to the next step, since their masks were not there
     prefix_queries: int = 0
     prefix_hits: int = 0
     accepted: int = 0
