@@ -28,7 +28,7 @@ from workers.engine.sequence import Phase, Sequence
 from workers.engine.stop import validate
 from workers.engine.turn_scheduler import TurnScheduler
 
-_PATIENCE = 0.8  # of a step's time: so long masks cost nothing, since the device is at its forward pass
+_PATIENCE = 0.5  # of a step's time: so long masks cost nothing, since the device is at its forward pass
 _LEAST_PATIENCE = 5e-4  # seconds
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from workers.api.grammar import GrammarSpec
@@ -11,6 +10,8 @@ from workers.engine.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+
+    from workers.engine.mask_jobs import MaskJob
 
 _NOT_ALLOWED = "the grammar does not allow what was emitted"
 
@@ -35,7 +36,7 @@ class GrammarState:
         self.stop_ids = tuple(i for i in stop_ids)
         self.count = 0
         self.error: str | None = None
-        self.job: Future[bytes] | None = None
+        self.job: MaskJob | None = None
         self._max_tokens = max_tokens
         self._tokenizer, self._at_beginning = vocabulary.tokens, vocabulary.at_beginning
         self._marker = spec.begins_after.encode()

@@ -1,17 +1,21 @@
-"""The masks of a step, a job each for threads beside the engine's, and no step waits for a slow one.
+"""The masks of a step, by threads beside the engine's, and no step waits for a slow one.
 
 Most masks are there long before the device is through its forward pass. One that is not is left out: its sequence draws
-nothing in this step and comes again in the next, where the job may have ended. So what a grammar costs is paid by
-whoever has it. Threads do not hold the interpreter's lock while llguidance works.
+nothing in this step and comes again in the next, where its mask may be there. So what a grammar costs is paid by
+whoever has it. Threads do not hold the interpreter's lock while llguidance works; each takes the next row as it is done
+with one.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 
 from workers.engine.grammar import Grammars
 from workers.engine.grammar_state import GrammarState
@@ -19,7 +23,8 @@ from workers.engine.plan import StepMasks
 
 log = logging.getLogger("echelon.grammar")
 
-_MOST_THREADS = 16
+_MOST_THREADS = 8  # more are in each other's way
+_LOOK_AGAIN = 2e-4  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +40,42 @@ class MaskedRow:
     can_wait: bool
 
 
+class MaskJob:
+    """Of one sequence; `row` is its mask, None until it is there."""
+
+    __slots__ = ("new", "row", "state")
+
+    def __init__(self, state: GrammarState, new: Sequence[int]) -> None:
+        self.state, self.new = state, new
+        self.row: bytes | None = None
+
+
+class _Batch:
+    """Jobs that were begun together, the first `urgent` of which must be waited for."""
+
+    def __init__(self, jobs: Sequence[MaskJob], urgent: int, mask: Callable[[MaskJob], bytes]) -> None:
+        self._jobs, self._urgent, self._mask = jobs, urgent, mask
+        self._begun, self._ended, self._urgent_ended = count(), count(1), count(1)
+        self.one, self.urgent, self.all = threading.Event(), threading.Event(), threading.Event()
+
+    def work(self) -> None:
+        """In each of some threads, until nothing is left to begin."""
+        while (i := next(self._begun)) < len(self._jobs):
+            self._jobs[i].row = self._mask(self._jobs[i])
+            self.one.set()
+            if i < self._urgent and next(self._urgent_ended) == self._urgent:
+                self.urgent.set()
+            if next(self._ended) == len(self._jobs):
+                self.all.set()
+
+
 class MaskJobs:
-    """The jobs of one engine. Of a state there is one job at a time, kept with it (`GrammarState.job`)."""
+    """The jobs of one engine. Of a state there is one at a time, kept with it (`GrammarState.job`)."""
 
     def __init__(self, grammars: Grammars) -> None:
         self._grammars = grammars
-        threads = max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0)) * 3 // 4))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="echelon-masks")
+        self._threads = max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0)) * 3 // 4))
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="echelon-masks")
         self._all = b"\xff" * (grammars.words * 4)
 
     def masks(
@@ -52,27 +86,42 @@ class MaskJobs:
 
         `alone`: nobody else draws in this step, so that one of these must.
         """
-        jobs = {row.slot: self._job(row.state, row.new) for row in rows if row.state is not None}
-        wait(jobs.values(), timeout=patience)
-        wait([jobs[row.slot] for row in rows if row.slot in jobs and not row.can_wait])
-        if alone:
-            wait(jobs.values(), return_when=FIRST_COMPLETED)
-        found = {slot: job.result() for slot, job in jobs.items() if job.done()}
-        for row in rows:
-            if row.state is not None and row.slot in found:
-                row.state.job = None
+        held = {row.slot: row.state for row in rows if row.state is not None}
+        fresh = [row for row in rows if row.state is not None and row.state.job is None]
+        batch = self._begin(sorted(fresh, key=lambda row: row.can_wait)) if fresh else None
+        if batch is not None:
+            batch.all.wait(patience)
+            if not all(row.can_wait for row in fresh):
+                batch.urgent.wait()
+        found: dict[int, bytes] = {}
+        while not found:
+            for slot, state in held.items():
+                if state.job is not None and state.job.row is not None:
+                    found[slot], state.job = state.job.row, None
+            if not alone or found or not held:
+                break
+            if batch is not None:
+                batch.one.wait()
+            else:  # whoever is there waits from before
+                time.sleep(_LOOK_AGAIN)
         bits = b"".join([found.get(row.slot, self._all) for row in rows])
-        return StepMasks(step, tuple([row.slot for row in rows]), bits), frozenset(jobs.keys() - found.keys())
+        return StepMasks(step, tuple([row.slot for row in rows]), bits), frozenset(held.keys() - found.keys())
 
-    def _job(self, state: GrammarState, new: Sequence[int]) -> Future[bytes]:
-        if state.job is None:
-            state.job = self._pool.submit(self._mask, state, new)
-        return state.job
+    def _begin(self, rows: Sequence[MaskedRow]) -> _Batch:
+        jobs = []
+        for row in rows:
+            assert row.state is not None
+            row.state.job = MaskJob(row.state, row.new)
+            jobs.append(row.state.job)
+        batch = _Batch(jobs, sum(not row.can_wait for row in rows), self._mask)
+        for _ in range(min(self._threads, len(jobs))):
+            self._pool.submit(batch.work)
+        return batch
 
-    def _mask(self, state: GrammarState, new: Sequence[int]) -> bytes:
+    def _mask(self, job: MaskJob) -> bytes:
         try:
-            return self._grammars.mask(state, new)
+            return self._grammars.mask(job.state, job.new)
         except Exception as e:  # whatever the library raises: it ends this request, and no other
             log.exception("a mask could not be computed")
-            state.error = str(e)
+            job.state.error = str(e)
             return bytes(len(self._all))
