@@ -39,7 +39,7 @@ def test_a_pair_has_its_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     for kind in ("free", "tight"):
         assert f"1 plain streams beside 2, grammar '{kind}', 12 tokens each, n=2 pairs" in printed
     assert len(re.findall(r"slower beside those with a grammar: median [+-]\d", printed)) == 2
-    assert len(re.findall(r"masks of a step: p50 .* n=\d\d", printed)) == 2
+    assert len(re.findall(r"waiting for a step's masks: p50 .* n=\d\d", printed)) == 2
 
 
 def test_the_interval_of_a_median_holds_it() -> None:

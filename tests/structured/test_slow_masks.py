@@ -19,6 +19,8 @@ from workers.engine.core import Engine
 from workers.engine.grammar_state import GrammarState
 from workers.rank import run_to_completion
 
+Rows = Tokens[tuple[GrammarState, Tokens[int]]]
+
 ENDLESS = GrammarSpec(GrammarKind.REGEX, "([a-z]{2,9} )*")
 CONFIGS: dict[str, dict[str, Any]] = {
     "ahead": {},
@@ -35,16 +37,16 @@ def requests() -> list[Any]:
 
 
 def with_slow_masks(engine: Engine, seed: int) -> dict[str, list[int]]:
-    """The answers where every fourth mask, or so, takes longer than any step waits."""
+    """The answers where every fourth time, or so, masks take longer than any step waits."""
     assert engine.grammars is not None
-    random, mask = Random(seed), engine.grammars.mask
+    random, masks = Random(seed), engine.grammars.masks
 
-    def slow(state: GrammarState, new: Tokens[int]) -> bytes:
+    def slow(rows: Rows) -> list[bytes]:
         if random.random() < 0.25:
             time.sleep(0.02)
-        return mask(state, new)
+        return masks(rows)
 
-    with patch.object(engine.grammars, "mask", slow), patch("workers.engine.core._PATIENCE", 0.05):
+    with patch.object(engine.grammars, "masks", slow), patch("workers.engine.core._PATIENCE", 0.05):
         return run_to_completion(engine, requests())
 
 
@@ -61,22 +63,22 @@ def test_slow_masks_change_no_token(name: str) -> None:
         engine.check_ledgers()
 
 
-def test_others_go_on_while_one_waits_for_its_mask() -> None:
+def test_others_go_on_while_one_waits_for_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, waits = threading.Event(), threading.Event()
+    monkeypatch.setattr(GrammarState, "guess", lambda self, *_: setattr(self, "is_slow", self.spec is WORDS))
     with demo_engine(threaded=False) as engine:
         assert engine.grammars is not None
-        mask = engine.grammars.mask
+        masks = engine.grammars.masks
 
-        def gated(state: GrammarState, new: Tokens[int]) -> bytes:
-            if state.count >= 5 and state.spec is slow:
+        def gated(rows: Rows) -> list[bytes]:
+            if any(state.count >= 5 and state.spec is WORDS for state, _ in rows):
                 waits.set()
                 gate.wait(60)
-            return mask(state, new)
+            return masks(rows)
 
-        slow = WORDS
         alone = run_to_completion(engine, [ask("slow", WORDS)])["slow"]
         got: dict[str, list[int]] = {"slow": [], "plain": [], "other": []}
-        with patch.object(engine.grammars, "mask", gated):
+        with patch.object(engine.grammars, "masks", gated):
             engine.submit(ask("slow", WORDS))
             engine.submit(ask("plain", None, stop_ids=()))
             engine.submit(ask("other", ENDLESS, max_tokens=60))
@@ -84,26 +86,25 @@ def test_others_go_on_while_one_waits_for_its_mask() -> None:
                 for delta in engine.step():
                     got[delta.request_id] += delta.token_ids
                 engine.check_ledgers()
-                if min(len(got["plain"]), len(got["other"])) == 50:
+                if min(len(got["plain"]), len(got["other"])) >= 50 and not gate.is_set():
                     assert waits.is_set()
                     assert len(got["slow"]) == 6
                     gate.set()
         assert got["slow"] == alone
-        engine.check_ledgers()
 
 
 def test_who_is_aborted_while_his_mask_is_under_way_leaves_nothing() -> None:
     gate = threading.Event()
     with demo_engine(threaded=False) as engine:
         assert engine.grammars is not None
-        mask = engine.grammars.mask
+        masks = engine.grammars.masks
 
-        def gated(state: GrammarState, new: Tokens[int]) -> bytes:
-            if state.count >= 3:
+        def gated(rows: Rows) -> list[bytes]:
+            if any(state.count >= 3 for state, _ in rows):
                 gate.wait(60)
-            return mask(state, new)
+            return masks(rows)
 
-        with patch.object(engine.grammars, "mask", gated):
+        with patch.object(engine.grammars, "masks", gated):
             engine.submit(ask("slow", WORDS))
             engine.submit(ask("plain", None, max_tokens=12, stop_ids=()))
             while not engine.stats.put_off:
@@ -120,14 +121,14 @@ def test_who_is_aborted_while_his_mask_is_under_way_leaves_nothing() -> None:
 def test_a_mask_that_cannot_be_computed_ends_its_request_alone() -> None:
     with demo_engine(threaded=False) as engine:
         assert engine.grammars is not None
-        mask = engine.grammars.mask
+        finish = engine.grammars._finish
 
-        def broken(state: GrammarState, new: Tokens[int]) -> bytes:
+        def broken(row: memoryview, state: GrammarState) -> None:
             if state.count >= 4 and state.spec is WORDS:
                 raise RuntimeError("no such mask")
-            return mask(state, new)
+            finish(row, state)
 
-        with patch.object(engine.grammars, "mask", broken):
+        with patch.object(engine.grammars, "_finish", broken):
             engine.submit(ask("bad", WORDS))
             engine.submit(ask("good", OBJECT))
             ends = {}

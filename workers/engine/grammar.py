@@ -11,6 +11,8 @@ Shapes: V vocabulary; a mask is V bits, in words of 32, lowest first.
 from __future__ import annotations
 
 import ctypes
+import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -26,9 +28,12 @@ from workers.engine.vocabulary import Vocabulary
 from workers.engine.wrap_up import Closers
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
+
+log = logging.getLogger("echelon.grammar")
 
 MOST_COMPILED = 64
+_MOST_THREADS = 16  # that compute masks
 
 
 class Grammars:
@@ -82,19 +87,57 @@ class Grammars:
         return GrammarState(spec, found.deep_copy(), self._vocabulary, stop_ids, min_tokens, max_tokens)
 
     def mask(self, state: GrammarState, new: Sequence[int]) -> bytes:
-        """What a sequence may draw that goes on with the tokens `new`. Of one state one at a time."""
+        """What a sequence may draw that goes on with the tokens `new`."""
+        return self.masks([(state, new)])[0]
+
+    def masks(self, rows: Sequence[tuple[GrammarState, Sequence[int]]]) -> list[bytes]:
+        """What sequences may draw, each after tokens that its state has not seen. A state is in one call at a time."""
         size, wide = self.words * 4, -(-self._tokenizer.vocab_size // 32) * 4
-        state.follow(new)
-        if not state.has_begun:
-            return state.before(size)
-        row = bytearray(wide)
-        if state.error is None:
-            state.matcher.unsafe_compute_mask_ptr(ctypes.addressof(ctypes.c_char.from_buffer(row)), wide)
-            if state.matcher.is_error():
+        bits = bytearray(wide * len(rows))
+        begun = self._follow(rows)
+        self._compute(begun, bits, wide, len(rows))
+        masks = [bits[i * wide : i * wide + size] for i in range(len(rows))]  # the model may have fewer tokens
+        for i, state in begun:
+            try:
+                self._finish(memoryview(masks[i]), state)
+            except Exception as e:  # whatever the library raises: it ends this request, and no other
+                log.exception("a mask could not be completed")
+                state.error = str(e)
+                masks[i] = bytearray(size)
+        return [
+            bytes(mask) if state.has_begun else state.before(size) for mask, (state, _) in zip(masks, rows, strict=True)
+        ]
+
+    def _follow(self, rows: Sequence[tuple[GrammarState, Sequence[int]]]) -> list[tuple[int, GrammarState]]:
+        """All states have seen their tokens; returns those whose grammars have begun, by row."""
+        begun: list[tuple[int, GrammarState]] = []
+        drawn: list[tuple[GrammarState, int]] = []
+        for i, (state, new) in enumerate(rows):
+            if state.count and state.has_begun and len(new) == 1 and state.error is None:  # nearly all
+                state.count += 1
+                drawn.append((state, new[0]))
+            else:
+                state.follow(new)
+            if state.has_begun:
+                begun.append((i, state))
+        if drawn:
+            taken = self._executor.consume_token_par([(state.matcher, token) for state, token in drawn])
+            for (state, _), well in zip(drawn, taken, strict=True):
+                if not well:
+                    state.fail()
+        return begun
+
+    def _compute(self, begun: list[tuple[int, GrammarState]], bits: bytearray, size: int, rows: int) -> None:
+        """What the grammars allow, into `bits`; a state whose mask cannot be computed has an error afterwards."""
+        at_work = [(state.matcher, i) for i, state in begun if state.error is None]
+        if not at_work:
+            return
+        memory = (ctypes.c_char * len(bits)).from_buffer(bits)
+        self._executor.unsafe_compute_mask_ptr(at_work, ctypes.addressof(memory), size, rows)
+        del memory
+        for _, state in begun:
+            if state.error is None and state.matcher.is_error():
                 state.fail()
-        del row[size:]  # the tokenizer knows more tokens than the model has
-        self._finish(memoryview(row), state)
-        return bytes(row)
 
     def _prototype(self, spec: GrammarSpec) -> LLMatcher | str:
         key = _key(spec)
@@ -117,6 +160,12 @@ class Grammars:
     @property
     def _tokenizer(self) -> LLTokenizer:
         return self._vocabulary.tokens
+
+    @cached_property
+    def _executor(self) -> LLExecutor:
+        from llguidance import LLExecutor
+
+        return LLExecutor(num_threads=max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) * 3 // 4)))
 
     @cached_property
     def _ends(self) -> tuple[int, ...]:

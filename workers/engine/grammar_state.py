@@ -11,7 +11,7 @@ from workers.engine.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-    from workers.engine.mask_jobs import MaskJob
+    from workers.engine.mask_jobs import Job
 
 _NOT_ALLOWED = "the grammar does not allow what was emitted"
 
@@ -20,7 +20,8 @@ class GrammarState:
     """One sequence in its grammar. `count`: tokens of the answer that it has seen; `left`: how many more it may have.
 
     `error`: why no mask can be computed any more; None while all is well. `job`: its next mask, under way or there, if
-    that was begun; until it is taken nobody else may touch the state.
+    that was begun; until it is taken nobody else may touch the state. `is_slow`: whether the next one
+    will probably take long.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class GrammarState:
         self.stop_ids = tuple(i for i in stop_ids)
         self.count = 0
         self.error: str | None = None
-        self.job: MaskJob | None = None
+        self.job: Job | None = None
+        self.is_slow = False
+        self._most = 0  # tokens that a mask allowed
         self._max_tokens = max_tokens
         self._tokenizer, self._at_beginning = vocabulary.tokens, vocabulary.at_beginning
         self._marker = spec.begins_after.encode()
@@ -66,6 +69,13 @@ class GrammarState:
     def begins(self) -> bool:
         """Whether the grammar holds for the next token, and the answer's text begins with it."""
         return self._before is None and not self.count
+
+    def guess(self, allowed: int, few: float) -> None:
+        """How the next mask will be, after one of so many tokens: in a string that has room for some tokens only, each
+        is looked at by itself.
+        """
+        self.is_slow = few < allowed < self._most
+        self._most = max(self._most, allowed)
 
     def fail(self) -> None:
         """Nothing can be computed any more: the matcher says why."""

@@ -1,21 +1,17 @@
-"""The masks of a step, by threads beside the engine's, and no step waits for a slow one.
+"""The masks of a step, computed beside the engine's thread, and no step waits for slow ones.
 
-Most masks are there long before the device is through its forward pass. One that is not is left out: its sequence draws
-nothing in this step and comes again in the next, where its mask may be there. So what a grammar costs is paid by
-whoever has it. Threads do not hold the interpreter's lock while llguidance works; each takes the next row as it is done
-with one.
+Most masks are there long before the device is through its forward pass. Those that are not are left out: their
+sequences draw nothing in this step and come again in the next, where the masks may be there. So what a grammar costs is
+paid by those who have one. Sequences that are likely to be slow are computed apart from the others.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import count
 
 from workers.engine.grammar import Grammars
 from workers.engine.grammar_state import GrammarState
@@ -23,8 +19,7 @@ from workers.engine.plan import StepMasks
 
 log = logging.getLogger("echelon.grammar")
 
-_MOST_THREADS = 8  # more are in each other's way
-_LOOK_AGAIN = 2e-4  # seconds
+_FEW = 0.02  # of the vocabulary: a mask of fewer tokens is quick
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,42 +35,14 @@ class MaskedRow:
     can_wait: bool
 
 
-class MaskJob:
-    """Of one sequence; `row` is its mask, None until it is there."""
-
-    __slots__ = ("new", "row", "state")
-
-    def __init__(self, state: GrammarState, new: Sequence[int]) -> None:
-        self.state, self.new = state, new
-        self.row: bytes | None = None
-
-
-class _Batch:
-    """Jobs that were begun together, the first `urgent` of which must be waited for."""
-
-    def __init__(self, jobs: Sequence[MaskJob], urgent: int, mask: Callable[[MaskJob], bytes]) -> None:
-        self._jobs, self._urgent, self._mask = jobs, urgent, mask
-        self._begun, self._ended, self._urgent_ended = count(), count(1), count(1)
-        self.one, self.urgent, self.all = threading.Event(), threading.Event(), threading.Event()
-
-    def work(self) -> None:
-        """In each of some threads, until nothing is left to begin."""
-        while (i := next(self._begun)) < len(self._jobs):
-            self._jobs[i].row = self._mask(self._jobs[i])
-            self.one.set()
-            if i < self._urgent and next(self._urgent_ended) == self._urgent:
-                self.urgent.set()
-            if next(self._ended) == len(self._jobs):
-                self.all.set()
-
-
 class MaskJobs:
-    """The jobs of one engine. Of a state there is one at a time, kept with it (`GrammarState.job`)."""
+    """The jobs of one engine. A state is in one at a time, which is kept with it (`GrammarState.job`)."""
 
     def __init__(self, grammars: Grammars) -> None:
         self._grammars = grammars
-        self._threads = max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0)) * 3 // 4))
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="echelon-masks")
+        # Rows that must be waited for, quick ones, slow ones: a job each. Within one llguidance has threads of its own,
+        # which do not hold the interpreter's lock.
+        self._pool = ThreadPoolExecutor(3, thread_name_prefix="echelon-masks")
         self._all = b"\xff" * (grammars.words * 4)
 
     def masks(
@@ -86,42 +53,47 @@ class MaskJobs:
 
         `alone`: nobody else draws in this step, so that one of these must.
         """
+        until = time.perf_counter() + patience
         held = {row.slot: row.state for row in rows if row.state is not None}
-        fresh = [row for row in rows if row.state is not None and row.state.job is None]
-        batch = self._begin(sorted(fresh, key=lambda row: row.can_wait)) if fresh else None
-        if batch is not None:
-            batch.all.wait(patience)
-            if not all(row.can_wait for row in fresh):
-                batch.urgent.wait()
+        self._begin(rows)
+        jobs = {state.job for state in held.values() if state.job is not None}
+        wait(
+            [row.state.job for row in rows if row.state is not None and row.state.job is not None and not row.can_wait]
+        )
+        wait(jobs, timeout=max(0.0, until - time.perf_counter()))
+        if alone:
+            wait(jobs, return_when=FIRST_COMPLETED)
         found: dict[int, bytes] = {}
-        while not found:
-            for slot, state in held.items():
-                if state.job is not None and state.job.row is not None:
-                    found[slot], state.job = state.job.row, None
-            if not alone or found or not held:
-                break
-            if batch is not None:
-                batch.one.wait()
-            else:  # whoever is there waits from before
-                time.sleep(_LOOK_AGAIN)
+        for slot, state in held.items():
+            if state.job is not None and state.job.done():
+                found[slot], state.job = state.job.result()[state], None
         bits = b"".join([found.get(row.slot, self._all) for row in rows])
         return StepMasks(step, tuple([row.slot for row in rows]), bits), frozenset(held.keys() - found.keys())
 
-    def _begin(self, rows: Sequence[MaskedRow]) -> _Batch:
-        jobs = []
+    def _begin(self, rows: Sequence[MaskedRow]) -> None:
+        urgent: list[tuple[GrammarState, Sequence[int]]] = []
+        quick, slow = urgent[:], urgent[:]
         for row in rows:
-            assert row.state is not None
-            row.state.job = MaskJob(row.state, row.new)
-            jobs.append(row.state.job)
-        batch = _Batch(jobs, sum(not row.can_wait for row in rows), self._mask)
-        for _ in range(min(self._threads, len(jobs))):
-            self._pool.submit(batch.work)
-        return batch
+            state = row.state
+            if state is not None and state.job is None:
+                (urgent if not row.can_wait else slow if state.is_slow else quick).append((state, row.new))
+        for group in (urgent, quick, slow):
+            if group:
+                job = self._pool.submit(self._masks, group)
+                for state, _ in group:
+                    state.job = job
 
-    def _mask(self, job: MaskJob) -> bytes:
+    def _masks(self, rows: Sequence[tuple[GrammarState, Sequence[int]]]) -> dict[GrammarState, bytes]:
         try:
-            return self._grammars.mask(job.state, job.new)
-        except Exception as e:  # whatever the library raises: it ends this request, and no other
-            log.exception("a mask could not be computed")
-            job.state.error = str(e)
-            return bytes(len(self._all))
+            masks = self._grammars.masks(rows)
+        except Exception as e:  # whatever the library raises: it ends these requests, and no others
+            log.exception("masks could not be computed")
+            for state, _ in rows:
+                state.error = str(e)
+            masks = [bytes(len(self._all))] * len(rows)
+        for (state, _), mask in zip(rows, masks, strict=True):
+            state.guess(int.from_bytes(mask, "little").bit_count(), _FEW * len(mask) * 8)
+        return {state: mask for (state, _), mask in zip(rows, masks, strict=True)}
+
+
+Job = Future[dict[GrammarState, bytes]]
