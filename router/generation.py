@@ -54,6 +54,7 @@ class GenerationRequest:
     owner: str = "default"
     tier: str = ""
     sub: str = ""  # which of the owner's own users asks, as the body says
+    priority: int = 0  # among what its owner, and sub-user, asks for: the least goes first
     route: str = ""  # learned output lengths are per (owner, route)
     salt: bytes = b""
     adapter: str | None = None

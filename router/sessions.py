@@ -92,7 +92,7 @@ class _Run:
     def unfinished(self) -> list[int]:
         return [i for i, c in enumerate(self.choices) if c.finish is None]
 
-    def engine_request(self, i: int) -> EngineRequest:
+    def engine_request(self, i: int, age: float) -> EngineRequest:
         r, choice = self.request, self.choices[i]
         return EngineRequest(
             id=f"{r.id}/{i}#{self.attempt}",
@@ -101,7 +101,7 @@ class _Run:
             resumed_ids=tuple(choice.emitted),
             owner=r.owner,
             tier=r.tier,
-            age=monotonic() - self.since,
+            age=age,
             salt=r.salt,
             adapter=r.adapter,
             grammar=r.grammar,
@@ -122,6 +122,7 @@ class _Attempt:
     cached: int = 0
     preemptions: int = 0
     granted_at: float = 0.0
+    waited: float = 0.0  # seconds by then, as the dispatcher counts them
     first_seconds: float = 0.0  # from the grant to the first token; 0: none came
     numbers: dict[str, int] = field(default_factory=dict)  # of the choices, by the ids of their sequences
     starts: dict[int, int] = field(default_factory=dict)  # tokens that each choice had before
@@ -244,6 +245,7 @@ class Sessions:
             age=monotonic() - run.since,
             excluded=run.excluded,
             prompt=run.prompt,
+            priority=request.priority,
         )
         asked = monotonic()
         try:
@@ -260,7 +262,7 @@ class Sessions:
     def _granted(attempt: _Attempt, trace: Trace, granted: Granted, replays: int) -> Granted:
         trace.replica, trace.replays = granted.replica.id, replays
         trace.expected_first, trace.first_seconds = granted.first_seconds, 0.0
-        attempt.granted_at = monotonic()
+        attempt.granted_at, attempt.waited = monotonic(), granted.waited_seconds
         return granted
 
     async def _hashes(self, request: GenerationRequest) -> PromptHashes | None:
@@ -274,7 +276,8 @@ class Sessions:
         link = await self.links.get(granted.replica)
         if attempt.loss is not None:
             raise attempt.loss_error(attempt.loss)
-        requests = {i: run.engine_request(i) for i in run.unfinished}
+        age = attempt.waited + monotonic() - attempt.granted_at
+        requests = {i: run.engine_request(i, age) for i in run.unfinished}
         attempt.numbers = {r.id: i for i, r in requests.items()}
         attempt.starts = {i: len(r.resumed_ids) for i, r in requests.items()}
         attempt.unbilled = set(requests)

@@ -92,7 +92,9 @@ class Dispatcher:
         held = self._leases.get(request.lease_id)
         if held is not None:
             replica = self._registry.get(held.replica_id)
-            return None if replica is None else Granted(request.lease_id, replica.info, 0.0, 0.0)
+            if replica is None:
+                return None
+            return Granted(request.lease_id, replica.info, 0.0, self._clock() - held.arrived)
         if any(request.lease_id in fleet.queue for fleet in self._registry.fleets):
             return None
         return self._granting.admit(client, request)

@@ -224,7 +224,9 @@ class Granting:
         lease.concurrent = replica.slots + request.choices
         lease.first = first - replica.lag if first and replica.model.known else 0.0
         cached = demand.prefill - uncached
-        granted = Granted(request.lease_id, replica.info, expected, now - waiting.arrived, first, cached)
+        since = fleet.queue.since(request.lease_id)
+        waited = now - (waiting.arrived if since is None else since)
+        granted = Granted(request.lease_id, replica.info, expected, waited, first, cached)
         if request.name:
             self._stories.granted(granted, self._candidates(fleet, replica, request, demand), now)
         self._leases.hold(lease, replica, uncached, now)

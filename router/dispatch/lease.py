@@ -75,6 +75,7 @@ class Acquire:
     excluded: tuple[str, ...] = ()  # replica ids, avoided while another replica is registered
     prompt: PromptHashes | None = None  # None = not told
     foreign: bool = False  # whether a foreign server may have it: who asks knows how to talk to one
+    priority: int = 0  # among the requests of one owner, and sub-user, the least goes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Granted:
     lease_id: str
     replica: ReplicaInfo
     expected_seconds: float  # to the last token, as predicted when granted
-    waited_seconds: float
+    waited_seconds: float  # since it came, or another one of its owner's, whose place it has taken, as its priority says
     first_seconds: float = 0.0  # to the first token, as predicted when granted
     cached_tokens: int = 0  # of the prompt, as predicted when granted
 

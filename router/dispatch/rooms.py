@@ -9,6 +9,7 @@ from router.dispatch.lease import Acquire, Settle
 from router.qos.config import Account, QosConfig
 from router.qos.fair_queue import Facts, FairQueue
 from router.qos.ledger import Prices
+from router.qos.members import Place
 from router.qos.policy import Limits
 from router.qos.queue import Fifo, Ordering, Room, WaitingQueue
 
@@ -58,7 +59,7 @@ class Rooms:
         """An empty room for requests for `model`."""
         qos = self.qos_of(model)
         if qos is None or not qos.enabled:
-            return WaitingQueue(self._ordering, self._max_waiting)
+            return WaitingQueue(self._ordering, self._max_waiting, _line)
         limits = Limits(step=_FLOOR_BOUND)
         return FairQueue(qos, limits, describe=self._facts, clock=self._clock, limit=self._max_waiting)
 
@@ -83,7 +84,15 @@ class Rooms:
         output = round(self._output(request)) * request.choices
         prefill = 0 if request.resumed_tokens else request.prompt_tokens  # a replay's was charged before
         units = self._prices.units(prefill, output, kv_read(request, output))
-        return Facts(request.owner, request.tier, units, waiting.arrived, request.accepted, request.sub)
+        return Facts(
+            request.owner, request.tier, units, waiting.arrived, request.accepted, request.sub, request.priority
+        )
+
+
+def _line(waiting: Waiting) -> tuple[tuple[str, str], Place]:
+    """Whose it is, and where among his."""
+    request = waiting.request
+    return (request.owner, request.sub), Place(not request.accepted, request.priority, waiting.arrived)
 
 
 def charge(room: Room[Waiting], request: Acquire, settled: Settle, *, charged: bool) -> None:

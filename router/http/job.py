@@ -286,6 +286,7 @@ class JobMaker:
                     owner=identity.owner,
                     tier=identity.tier,
                     sub=identity.sub,
+                    priority=body.priority or 0,
                     route=route,
                     salt=_salt(identity.salt, body.cache_salt),
                     adapter=model.adapter,

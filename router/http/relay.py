@@ -56,13 +56,14 @@ class Relayed:
     choices: int
     identity: Identity
     sub: str = ""  # which of the owner's own users asks
+    priority: int = 0
     job: Job | None = None
 
 
 def relayed(route: str, raw: bytes, body: dict[str, Any], identity: Identity, job: Job | None = None) -> Relayed:
     """What the relay needs of a parsed `body`. Strange values are the node's to refuse."""
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    n, user = body.get("n"), body.get("user")
+    n, user, priority = body.get("n"), body.get("user"), body.get("priority")
     return Relayed(
         route,
         raw,
@@ -73,6 +74,7 @@ def relayed(route: str, raw: bytes, body: dict[str, Any], identity: Identity, jo
         n if isinstance(n, int) and 1 <= n <= 128 else 1,
         identity,
         user[:64] if isinstance(user, str) else "",
+        priority if type(priority) is int and abs(priority) < 2**31 else 0,
         job,
     )
 
@@ -146,6 +148,7 @@ class Relay:
             age=monotonic() - since,
             excluded=excluded,
             foreign=True,
+            priority=request.priority,
         )
 
 

@@ -36,6 +36,7 @@ MAX_MESSAGES = 2048
 MAX_N = 128
 MAX_TOKENS = 2**31 - 1
 MAX_BEST_OF = 20
+MAX_SALT = 1024
 MAX_SUFFIX_CHARACTERS = 1 << 20
 
 
@@ -180,7 +181,8 @@ class Common(Strict):
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None  # keeps the last ones
     request_id: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9._-]{1,128}$")] | None = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None  # the least goes first
 
     def place(self, at: Path) -> Path:
         """Where what stands at `at` here stands in the body that this was made from."""

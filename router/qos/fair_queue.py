@@ -33,7 +33,8 @@ class Facts(NamedTuple):
     """What the order depends on. `tier` is the API key's, for users without a line; `units` will probably be charged.
 
     `accepted`: a replay; it goes before its user's other requests and is never refused or shed. `sub`: which of the
-    user's own users asks; they share its place in turn.
+    user's own users asks; they share its place in turn. `priority`: among the requests of one user, and sub-user, the
+    least goes first; nobody else is served sooner or later for it.
     """
 
     user: str
@@ -42,6 +43,7 @@ class Facts(NamedTuple):
     arrived: float
     accepted: bool = False
     sub: str = ""
+    priority: int = 0
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class _Entry(Generic[Item]):
     item: Item
     facts: Facts
     standing: Standing
+    place: tuple[float, int]  # when it was taken, and its number: by itself, or by one of its user's that goes after it
     predicted: float = 0.0  # seconds, by position; 0: not looked at
     queued: float = 0.0
 
@@ -72,7 +75,7 @@ class FairQueue(Generic[Item]):
         self._leased: dict[str, tuple[Standing, float]] = {}
         self._leased_units: dict[Standing, float] = {}  # of the leases that stand, in units
         self._members: dict[Standing, Members] = {}
-        self._oldest: dict[str, list[tuple[float, str]]] = {}  # by tier with a max_wait: all that wait, a heap
+        self._oldest: dict[str, list[tuple[tuple[float, int], str]]] = {}  # by tier with a max_wait: all that wait, a heap
         self._lanes: dict[str, str] = {}  # by tier: the overdue request that holds a lease
         self._tier_count: dict[str, int] = {}
         self._user_count: dict[tuple[str, str], int] = {}  # by (tier, user)
@@ -129,10 +132,11 @@ class FairQueue(Generic[Item]):
             raise ValueError(f"{item_id} waits already")
         facts = self._describe(item)
         standing = self.policy.standing(self.policy.config.account(facts.user, facts.tier))
-        entry = self._waiting[item_id] = _Entry(item, facts, standing, queued=self._clock())
+        self._pushed += 1
+        place = (facts.arrived, self._pushed)
+        entry = self._waiting[item_id] = _Entry(item, facts, standing, place, queued=self._clock())
         self.policy.queued(standing)
         self._enter(item_id, entry)
-        self._pushed += 1
         if len(self._members) <= _FEW or self._pushed % _SAMPLE == 0:
             entry.predicted = self._position(item_id) * self._pace.seconds()
 
@@ -148,13 +152,16 @@ class FairQueue(Generic[Item]):
 
     def granted(self, item_id: str) -> None:
         """`item_id` leaves for a lease: it is the next one, or a head that waits in an engine for its turn."""
-        entry = self._waiting.pop(item_id)
+        entry = self._waiting[item_id]
         standing, tier = entry.standing, entry.standing.account.tier
+        if tier.max_wait is not None:
+            self._take_oldest_place(item_id, entry)
+        del self._waiting[item_id]
         self._leave(item_id, entry, units=entry.facts.units)
         self.policy.admitted(standing)
         self._look_whether_empty(standing)
         now = self._clock()
-        overdue = tier.max_wait is not None and now - entry.facts.arrived >= tier.max_wait
+        overdue = tier.max_wait is not None and now - entry.place[0] >= tier.max_wait
         if overdue:
             self._lanes.setdefault(tier.name, item_id)
         self._lease(item_id, standing, entry.facts.units, in_turn=not overdue)
@@ -220,6 +227,13 @@ class FairQueue(Generic[Item]):
             self.policy.place(entry.standing)
             self._enter(item_id, entry)
         self._aside.clear()
+
+    def since(self, item_id: str) -> float | None:
+        """When the place was taken at which `item_id`, which waits, would be released now; None: when it came."""
+        entry = self._waiting[item_id]
+        if entry.standing.account.tier.max_wait is None:
+            return None
+        return self._waiting[self._oldest_of(item_id, entry)].place[0]
 
     # the order
 
@@ -334,9 +348,9 @@ class FairQueue(Generic[Item]):
         members = self._members.get(standing)
         if members is None:
             members = self._members[standing] = Members()
-        members.push(facts.user, item_id, Place(not facts.accepted, facts.arrived), facts.sub)
+        members.push(facts.user, item_id, Place(not facts.accepted, facts.priority, facts.arrived), facts.sub)
         if tier.max_wait is not None:
-            heapq.heappush(self._oldest.setdefault(tier.name, []), (facts.arrived, item_id))
+            heapq.heappush(self._oldest.setdefault(tier.name, []), (entry.place, item_id))
         self._count(tier, facts.user, 1)
 
     def _leave(self, item_id: str, entry: _Entry[Item], units: float = 0.0) -> None:
@@ -367,14 +381,36 @@ class FairQueue(Generic[Item]):
         return [band.tier for band in self.policy.bands.values() if band.first_waiting() is not None]
 
     def _overdue(self) -> str | None:
+        """Of the user who has waited for too long, the request that he wants first."""
         now = self._clock()
         for tier in self.policy.config.tiers:
             heap = self._oldest.get(tier.name)
-            while heap and heap[0][1] not in self._waiting:
+            while heap and not self._is_place(*heap[0]):
                 heapq.heappop(heap)
-            if heap and tier.name not in self._lanes and now - heap[0][0] >= (tier.max_wait or 0.0):
-                return heap[0][1]
+            if heap and tier.name not in self._lanes and now - heap[0][0][0] >= (tier.max_wait or 0.0):
+                item_id = heap[0][1]
+                line = self._members[self._waiting[item_id].standing].line_of(item_id)
+                return line.first() if line.mixed else item_id
         return None
+
+    def _is_place(self, place: tuple[float, int], item_id: str) -> bool:
+        entry = self._waiting.get(item_id)
+        return entry is not None and entry.place == place
+
+    def _oldest_of(self, item_id: str, entry: _Entry[Item]) -> str:
+        """Which of its user's requests has the oldest place."""
+        line = self._members[entry.standing].line_of(item_id)
+        return min(line.live, key=lambda i: self._waiting[i].place) if line.mixed else item_id
+
+    def _take_oldest_place(self, item_id: str, entry: _Entry[Item]) -> None:
+        """It goes before its user's older ones, by its priority: of his places the oldest one is used up. Else who makes
+        some of his own wait could be overdue, and go before others, whenever he likes.
+        """
+        oldest = self._oldest_of(item_id, entry)
+        other = self._waiting[oldest]
+        if other.place < entry.place:
+            entry.place, other.place = other.place, entry.place
+            heapq.heappush(self._oldest[entry.standing.account.tier.name], (other.place, oldest))
 
     def _to_shed(self, newcomer: Tier) -> str | None:
         """The youngest request of the lowest tier below `newcomer`."""

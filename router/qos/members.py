@@ -2,8 +2,8 @@
 
 An account has several users where a `default` line stands for all without a line of their own; they share its turn. A
 user has several sub-users where its requests name some: they share the user's turn, and nobody gains by naming many.
-Whoever was served least goes first, each one's requests by arrival; who returns from idle has no claim on what was
-missed.
+Whoever was served least goes first, each one's requests by priority and arrival; who returns from idle has no claim on
+what was missed.
 """
 
 from __future__ import annotations
@@ -17,33 +17,45 @@ MOST_SUBS = 256  # known at once of one user; later ones share a turn
 _OTHERS = "\0others"
 _REPLAYS = "\0replays"
 _ROOM = 64
+_NUMBER_BITS = 48
 
 
 class Place(NamedTuple):
-    """Of all requests of one user the accepted ones (replays) go first, then who arrived first."""
+    """Of all requests of one user the accepted ones (replays) go first, then the least priority, then who came first."""
 
     late: bool  # not accepted
+    priority: int
     arrived: float
 
 
-class _Line:
-    """Requests by place."""
+def rank(place: Place, number: int) -> int:
+    """Grows with priority, and with `number`, which grows from request to request, among equals."""
+    return number + (place.priority << _NUMBER_BITS) if place.priority else number
 
-    __slots__ = ("_heap", "live")
+
+class Line:
+    """Requests by place. `mixed`: some of them have a priority, so that they need not go as they came."""
+
+    __slots__ = ("_heap", "live", "mixed")
 
     def __init__(self) -> None:
         self._heap: list[tuple[Place, int, str]] = []  # dead entries are skipped
-        self.live: dict[str, int] = {}
+        self.live: dict[str, int] = {}  # their ranks
+        self.mixed = False
 
     def __len__(self) -> int:
         return len(self.live)
 
     def push(self, sub: str, item_id: str, place: Place, number: int) -> None:
+        if place.priority:
+            self.mixed = True
         self.live[item_id] = number
         heapq.heappush(self._heap, (place, number, item_id))
 
     def remove(self, item_id: str, units: float) -> None:
         del self.live[item_id]
+        if not self.live:
+            self.mixed = False
         if len(self._heap) > 2 * len(self.live) + 64:
             self._heap = [e for e in self._heap if self.live.get(e[2]) == e[1]]
             heapq.heapify(self._heap)
@@ -64,7 +76,7 @@ class _Line:
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    line: _Line | _Subs
+    line: Line | _Subs
     time: float = 0.0
     entry: int = -1  # of its one valid entry in the order
 
@@ -91,7 +103,7 @@ class _Turns:
         if member is None:
             if len(self._members) >= self._most and name != _OTHERS:
                 return self._member(_OTHERS)
-            member = self._members[name] = _Member(_Line(), float("-inf") if name == _REPLAYS else 0.0)
+            member = self._members[name] = _Member(Line(), float("-inf") if name == _REPLAYS else 0.0)
         return member
 
     def _enter(self, member: _Member) -> None:
@@ -121,6 +133,10 @@ class _Turns:
         while self._order[0][1] != self._order[0][2].entry:
             heapq.heappop(self._order)
         return self._order[0][2].line.first()
+
+    def line_of(self, item_id: str) -> Line:
+        line = self._home[item_id].line
+        return line if isinstance(line, Line) else line.line_of(item_id)
 
     def ahead(self, item_id: str) -> int:
         member = self._home[item_id]
@@ -165,15 +181,16 @@ class Members(_Turns):
     def push(self, user: str, item_id: str, place: Place, sub: str = "") -> None:
         """One more request of `user` waits, of its sub-user `sub` ("" = of itself)."""
         self._numbers += 1
+        number = rank(place, self._numbers)
         member = self._member(user)
         if not member.line:
             self._enter(member)
-        if sub and isinstance(member.line, _Line):
+        if sub and isinstance(member.line, Line):
             # Most users name no sub-users: theirs is one line, until the first one is named.
             before, member.line = member.line, _Subs(MOST_SUBS)
-            for known, number, waiting in before.entries():
-                member.line.push("", waiting, known, number)
-        member.line.push(sub, item_id, place, self._numbers)
+            for known, earlier, waiting in before.entries():
+                member.line.push("", waiting, known, earlier)
+        member.line.push(sub, item_id, place, number)
         self._home[item_id] = member
 
     def remove(self, item_id: str, units: float = 0.0) -> None:
@@ -184,6 +201,10 @@ class Members(_Turns):
         """The request whose turn it is. Raises IndexError if none waits."""
         return super().first()
 
+    def line_of(self, item_id: str) -> Line:
+        """The requests of the same user, and sub-user, that wait."""
+        return super().line_of(item_id)
+
     def ahead(self, item_id: str) -> int:
-        """About how many requests go before this one: its user's that came earlier, and as many of each other user."""
+        """About how many requests go before this one: its user's that go first, and as many of each other user."""
         return super().ahead(item_id)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from router.qos.members import Line, Place, rank
 from router.qos.outlook import Errors, Outlook
 from router.qos.watch import Reading
 
@@ -94,6 +95,9 @@ class Room(Protocol[Item]):
     def remove(self, item_id: str) -> Item | None:
         """Take `item_id` out for good; None if it does not wait."""
 
+    def since(self, item_id: str) -> float | None:
+        """When the place was taken at which `item_id`, which waits, would be released now; None: when it came."""
+
     def granted(self, item_id: str) -> None:
         """`item_id`, which waits, leaves for a lease."""
 
@@ -117,14 +121,23 @@ class Room(Protocol[Item]):
 class WaitingQueue(Generic[Item]):
     """Items by id, least key first, equal keys in the order in which they were queued.
 
-    Removal leaves a dead entry in the heap, skipped later: all operations are O(log n) amortized.
+    `line` says whose an item is, and its place among his: where he asks for an order of his own, his items share out the
+    places that they have here, so that nobody else waits for more or for less. Removal leaves a dead entry in the heap,
+    skipped later: all operations are O(log n) amortized.
     """
 
-    def __init__(self, ordering: Ordering[Item], limit: int) -> None:
+    def __init__(
+        self,
+        ordering: Ordering[Item],
+        limit: int,
+        line: Callable[[Item], tuple[Hashable, Place]] = lambda item: (None, Place(True, 0, 0.0)),
+    ) -> None:
         self._ordering = ordering
         self._limit = limit
+        self._line = line
+        self._lines: dict[Hashable, Line] | None = None  # while anybody asks for an order of his own
         self._heap: list[tuple[Key, int, str]] = []
-        self._live: dict[str, tuple[int, Item]] = {}
+        self._live: dict[str, tuple[int, Key, Item]] = {}
         self._aside: dict[str, Item] = {}
         self._count = 0
 
@@ -136,7 +149,7 @@ class WaitingQueue(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         """All items, in the order they were queued (not in rank order)."""
-        return (item for _, item in self._live.values())
+        return (item for _, _, item in self._live.values())
 
     @property
     def full(self) -> bool:
@@ -160,10 +173,11 @@ class WaitingQueue(Generic[Item]):
         return Errors().outlook(len(self._live) + 1, (len(self._live) + 1) * seconds)
 
     def outlook(self, item_id: str, seconds: float) -> Outlook:
-        """By what has a lesser key."""
-        number, item = self._live[item_id]
-        mine = (self._ordering.key(item), number)
-        position = 1 + sum((self._ordering.key(other), n) < mine for n, other in self._live.values())
+        """By what has a lesser place."""
+        line = self._line_of(item_id)
+        places = sorted((self._live[i][1], self._live[i][0]) for i in ((item_id,) if line is None else line.live))
+        mine = places[0 if line is None else line.ahead(item_id)]
+        position = 1 + sum((key, n) < mine for n, key, _ in self._live.values())
         return Errors().outlook(position, position * seconds)
 
     def tiers(self) -> list[TierState]:
@@ -183,25 +197,45 @@ class WaitingQueue(Generic[Item]):
         if item_id in self._live:
             raise ValueError(f"{item_id} waits already")
         self._count += 1
-        self._live[item_id] = (self._count, item)
-        heapq.heappush(self._heap, (self._ordering.key(item), self._count, item_id))
+        key = self._ordering.key(item)
+        self._live[item_id] = (self._count, key, item)
+        heapq.heappush(self._heap, (key, self._count, item_id))
+        name, place = self._line(item)
+        if self._lines is not None:
+            self._enter(item_id, name, place)
+        elif place.priority:
+            self._lines = {}
+            for known, (_, _, waiting) in self._live.items():
+                self._enter(known, *self._line(waiting))
 
     def remove(self, item_id: str) -> Item | None:
         """Take `item_id` out, wherever it stands; None if it does not wait."""
         found = self._live.pop(item_id, None)
+        if found is not None and self._lines is not None:
+            self._leave(item_id, found[2])
         if len(self._heap) > 2 * len(self._live) + 64:
             self._heap = [entry for entry in self._heap if self._is_live(entry)]
             heapq.heapify(self._heap)
-        return found[1] if found else None
+        return found[2] if found else None
 
     def peek(self) -> Item | None:
         """The first item, or None."""
-        while self._heap and not self._is_live(self._heap[0]):
-            heapq.heappop(self._heap)
-        return self._live[self._heap[0][2]][1] if self._heap else None
+        item_id = self._top()
+        if item_id is None:
+            return None
+        line = self._line_of(item_id)
+        return self._live[item_id if line is None else line.first()][2]
+
+    def since(self, item_id: str) -> float | None:
+        """Nobody asks how long it took."""
 
     def granted(self, item_id: str) -> None:
-        """It waits no more."""
+        """It waits no more; if another one of its owner's stood before it, that one gets its place."""
+        line, top = self._line_of(item_id), self._top()
+        if line is not None and top is not None and top != item_id and top in line.live:
+            number, key, _ = self._live[item_id]
+            self._live[top] = (number, key, self._live[top][2])
+            heapq.heappush(self._heap, (key, number, top))
         self.remove(item_id)
 
     def adopt(self, item_id: str, item: Item) -> None:
@@ -223,6 +257,32 @@ class WaitingQueue(Generic[Item]):
         for item_id, item in self._aside.items():
             self.push(item_id, item)
         self._aside.clear()
+
+    def _top(self) -> str | None:
+        while self._heap and not self._is_live(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][2] if self._heap else None
+
+    def _line_of(self, item_id: str) -> Line | None:
+        """The items of its owner, where they have an order of their own."""
+        if self._lines is None:
+            return None
+        line = self._lines[self._line(self._live[item_id][2])[0]]
+        return line if line.mixed else None
+
+    def _enter(self, item_id: str, name: Hashable, place: Place) -> None:
+        assert self._lines is not None, "nobody asks for an order of his own"
+        self._lines.setdefault(name, Line()).push("", item_id, place, rank(place, self._live[item_id][0]))
+
+    def _leave(self, item_id: str, item: Item) -> None:
+        assert self._lines is not None, "nobody asks for an order of his own"
+        name = self._line(item)[0]
+        line = self._lines[name]
+        line.remove(item_id, 0.0)
+        if not line:
+            del self._lines[name]
+        if not self._live:
+            self._lines = None
 
     def _is_live(self, entry: tuple[Key, int, str]) -> bool:
         found = self._live.get(entry[2])

@@ -21,7 +21,7 @@ def filled(**users: int) -> Members:
     members = Members()
     for user, number in users.items():
         for i in range(number):
-            members.push(user, f"{user}#{i}", Place(True, float(i)))
+            members.push(user, f"{user}#{i}", Place(True, 0, float(i)))
     return members
 
 
@@ -34,7 +34,7 @@ def test_who_was_away_has_no_claim() -> None:
     members = filled(steady=200)
     served(members, {"steady": 1.0}, 100)
     for i in range(50):
-        members.push("guest", f"guest#{i}", Place(True, float(i)))
+        members.push("guest", f"guest#{i}", Place(True, 0, float(i)))
     counts = served(members, {"steady": 1.0, "guest": 1.0}, 40)
     assert 19 <= counts["guest"] <= 21
 
@@ -43,7 +43,7 @@ def test_who_comes_one_by_one_keeps_what_it_has_had() -> None:
     members = filled(steady=200)
     counts: Counter[str] = Counter()
     for i in range(40):
-        members.push("single", f"single#{i}", Place(True, 0.0))
+        members.push("single", f"single#{i}", Place(True, 0, 0.0))
         while "single" not in counts or counts["single"] <= i:
             counts += served(members, {"steady": 1.0, "single": 5.0}, 1)
     assert counts["steady"] >= 4 * 39
@@ -51,9 +51,9 @@ def test_who_comes_one_by_one_keeps_what_it_has_had() -> None:
 
 def test_a_replay_goes_before_its_users_other_requests() -> None:
     members = filled(a=3)
-    members.push("a", "a#replay", Place(False, 99.0))
+    members.push("a", "a#replay", Place(False, 0, 99.0))
     assert members.first() == "a#replay"
-    members.push("a", "a#older", Place(False, 1.0))
+    members.push("a", "a#older", Place(False, 0, 1.0))
     assert members.first() == "a#older"
     members.remove("a#older")
     members.remove("a#replay")
@@ -64,7 +64,7 @@ def test_a_replay_goes_before_its_users_other_requests() -> None:
 def test_the_idle_are_forgotten() -> None:
     members = Members()
     for i in range(5000):
-        members.push(f"u{i}", f"u{i}#0", Place(True, 0.0))
+        members.push(f"u{i}", f"u{i}#0", Place(True, 0, 0.0))
         members.remove(f"u{i}#0", 1.0)
     assert len(members._members) < 200
 
@@ -73,7 +73,7 @@ def with_subs(members: Members, user: str, subs: int, requests: int) -> None:
     """So many sub-users of `user`, each with so many requests."""
     for s in range(subs):
         for i in range(requests):
-            members.push(user, f"{user}#{s}#{i}", Place(True, float(i)), f"s{s}")
+            members.push(user, f"{user}#{s}#{i}", Place(True, 0, float(i)), f"s{s}")
 
 
 def test_sub_users_share_their_users_turn() -> None:
@@ -87,9 +87,9 @@ def test_sub_users_share_their_users_turn() -> None:
 def test_sub_users_of_one_user_take_turns() -> None:
     members = Members()
     for i in range(100):
-        members.push("anna", f"anna#loud#{i}", Place(True, float(i)), "loud")
+        members.push("anna", f"anna#loud#{i}", Place(True, 0, float(i)), "loud")
     for i in range(10):
-        members.push("anna", f"anna#quiet#{i}", Place(True, 100.0 + i), "quiet")
+        members.push("anna", f"anna#quiet#{i}", Place(True, 0, 100.0 + i), "quiet")
     first = []
     for _ in range(20):
         first.append(members.first())
@@ -100,7 +100,7 @@ def test_sub_users_of_one_user_take_turns() -> None:
 
 def test_the_first_sub_user_does_not_overtake_what_waits_already() -> None:
     members = filled(anna=4)
-    members.push("anna", "anna#bob", Place(True, 9.0), "bob")
+    members.push("anna", "anna#bob", Place(True, 0, 9.0), "bob")
     order = []
     while len(members):
         order.append(members.first())
@@ -111,7 +111,7 @@ def test_the_first_sub_user_does_not_overtake_what_waits_already() -> None:
 def test_a_replay_goes_before_all_sub_users() -> None:
     members = Members()
     with_subs(members, "anna", 3, 2)
-    members.push("anna", "anna#replay", Place(False, 99.0), "s1")
+    members.push("anna", "anna#replay", Place(False, 0, 99.0), "s1")
     assert members.first() == "anna#replay"
     members.remove("anna#replay", 5.0)
     assert members.first() == "anna#0#0"
@@ -121,7 +121,7 @@ def test_the_sub_users_remembered_are_bounded() -> None:
     """One name a request, under a backlog that never ends: names beyond the bound share a turn."""
     members = filled(other=1)
     for i in range(5000):
-        members.push("anna", f"anna#{i}", Place(True, float(i)), f"name{i}")
+        members.push("anna", f"anna#{i}", Place(True, 0, float(i)), f"name{i}")
         if i >= 10:
             item = members.first()
             members.remove(item, 1.0)

@@ -42,7 +42,7 @@ def config_of(text: str) -> QosConfig:
 class Site:
     """A dispatcher and replicas that take a millisecond a token and sequence. Counts tokens by owner for itself."""
 
-    def __init__(self, qos: QosConfig | str, *, slots: int = 2, replicas: int = 1, max_waiting: int = 10_000) -> None:
+    def __init__(self, qos: QosConfig | str | None, *, slots: int = 2, replicas: int = 1, max_waiting: int = 10_000) -> None:
         self.clock = Clock()
         parsed = config_of(qos) if isinstance(qos, str) else qos
         config = DispatcherConfig(recovery=0.0, qos=parsed, max_waiting=max_waiting)
@@ -50,23 +50,21 @@ class Site:
         for i in range(replicas):
             self.dispatcher.replica_up(info(f"r{i}", slots=slots, blocks=100_000))
         self.requests: dict[str, tuple[str, int, int]] = {}
-        self.ends: list[tuple[float, str]] = []
+        self.ends: list[tuple[float, int, str]] = []
         self.order: list[str] = []  # owners, as they were granted
+        self.granted: list[tuple[float, str]] = []  # leases, and when
         self.tokens: Counter[str] = Counter()
         self.running = self.most = 0
         self.refused: list[Refused] = []
         self.on_end: Callable[[str], None] = lambda owner: None
         self._count = 0
 
-    def submit(
-        self, owner: str, *, prompt: int = 10, output: int = 20, tier: str = "", age: float = 0.0, sub: str = ""
-    ) -> str:
+    def submit(self, owner: str, *, prompt: int = 10, output: int = 20, **asked: object) -> str:
         self._count += 1
         name = f"{owner}#{self._count}"
         self.requests[name] = (owner, prompt, output)
-        answer = self.dispatcher.acquire(
-            "ingress", ask(name, prompt=prompt, max_tokens=10 * output, owner=owner, tier=tier, age=age, sub=sub)
-        )
+        request = ask(name, prompt=prompt, max_tokens=10 * output, owner=owner, **asked)
+        answer = self.dispatcher.acquire("ingress", request)
         self.take([Reply("ingress", answer)] if answer is not None else [])
         self.take(self.dispatcher.shed())
         return name
@@ -77,9 +75,11 @@ class Site:
             if isinstance(message, Granted):
                 owner, prompt, output = self.requests[message.lease_id]
                 self.order.append(owner)
+                self.granted.append((self.clock.now, message.lease_id))
                 self.running += 1
                 self.most = max(self.most, self.running)
-                heapq.heappush(self.ends, (self.clock.now + (prompt + output) / 1000.0, message.lease_id))
+                ends = self.clock.now + (prompt + output) / 1000.0
+                heapq.heappush(self.ends, (ends, len(self.granted), message.lease_id))
             elif isinstance(message, Refused):
                 self.refused.append(message)
 
@@ -87,7 +87,7 @@ class Site:
         """Until nothing runs, or so many leases have ended."""
         while self.ends and leases:
             leases -= 1
-            self.clock.now, name = heapq.heappop(self.ends)
+            self.clock.now, _, name = heapq.heappop(self.ends)
             owner, prompt, output = self.requests[name]
             self.tokens[owner] += prompt + 2 * output
             self.running -= 1
