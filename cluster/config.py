@@ -150,6 +150,7 @@ class HttpSection(Section):
     keep_alive_timeout: Seconds = 60.0  # between two requests of one connection
     session_ttl: Seconds = 3600.0  # that an interactive session's history is kept after its last round
     max_sessions: Positive = 1000  # of an owner; the longest idle one makes room for a new one
+    trust_request_chat_template: bool = False  # whether all may bring a chat template, not admins' keys alone
 
     allow_origins: tuple[str, ...] = ()  # of web pages that may ask (CORS), or "*"; default: none
     allow_credentials: bool = False
@@ -292,6 +293,7 @@ class ClusterConfig(Section):
             cors=self._cors(),
             session_ttl=self.http.session_ttl,
             max_sessions=self.http.max_sessions,
+            trust_request_chat_template=self.http.trust_request_chat_template,
             version=__version__,
         )
 

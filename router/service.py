@@ -158,6 +158,7 @@ class Service:
     def close(self) -> None:
         """The threads and processes for text end."""
         self.pool.close()
+        self.maker.close()
         for model in self._models.values():
             if model.tokenizer.chat is not None:
                 model.tokenizer.chat.close()

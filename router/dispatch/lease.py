@@ -85,7 +85,9 @@ class Granted:
     lease_id: str
     replica: ReplicaInfo
     expected_seconds: float  # to the last token, as predicted when granted
-    waited_seconds: float  # since it came, or another one of its owner's, whose place it has taken, as its priority says
+    waited_seconds: (
+        float  # since it came, or another one of its owner's, whose place it has taken, as its priority says
+    )
     first_seconds: float = 0.0  # to the first token, as predicted when granted
     cached_tokens: int = 0  # of the prompt, as predicted when granted
 

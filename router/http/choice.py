@@ -13,8 +13,8 @@ from workers.api.request import Delta, FinishReason, TokenLogprobs
 class Choice:
     """Journal of one choice. After `push`, `take_text` and `take_tokens` give what is new and certain.
 
-    The token that made it stop (a stop id) is counted but not shown, and so is what stands from a stop string on. A
-    token's log-probabilities come out with the first character of its text.
+    The token that made it stop (a stop id) is counted but not shown, and a stop string is not shown either, but where
+    `stop_shown` says so. A token's log-probabilities come out with the first character of its text.
     """
 
     def __init__(
@@ -23,6 +23,7 @@ class Choice:
         detokenizer: Detokenizer,
         *,
         stops: tuple[str, ...] = (),
+        stop_shown: bool = False,
         min_tokens: int = 0,
         wants_logprobs: bool = False,
         wants_prompt: bool = False,
@@ -39,7 +40,8 @@ class Choice:
         self.characters = 0  # shown so far
         self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's tokens from the second on
         self._detokenizer = detokenizer
-        self._finder = StopFinder(stops) if stops else None
+        self._finder = StopFinder(stops, included=stop_shown) if stops else None
+        self._stop_shown = stop_shown
         self._min_tokens = min_tokens
         self._offset = offset
         self._made = 0  # characters detokenized so far, shown or held
@@ -75,7 +77,7 @@ class Choice:
             raise EngineFault("The request was aborted by the server.")
         self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
         ids = delta.token_ids
-        if delta.finish is FinishReason.STOP:
+        if delta.finish is FinishReason.STOP and not self._stop_shown:
             ids = ids[:-1]
         if self._waiting is None and self._finder is None:
             self.token_count += len(delta.token_ids)

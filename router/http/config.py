@@ -39,6 +39,7 @@ class FrontConfig:
     pages: bool = False  # whether it shows the web pages, too
     session_ttl: float = 3600.0  # seconds that the history of an interactive session is kept after its last round
     max_sessions: int = 1000  # of an owner; the longest idle one makes room for a new one
+    trust_request_chat_template: bool = False  # whether all may bring a chat template, not admins alone
 
     def __post_init__(self) -> None:
         if self.max_body_bytes < 1024:

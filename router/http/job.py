@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from router.generation import GenerationRequest, Generator
 from router.http.choice import Choice
 from router.http.config import FrontConfig, ServedModel
+from router.http.conversation import conversation_of
 from router.http.identity import Identity
 from router.http.parsing import AnswerParsing, answer_parsing
 from router.http.rounds import Round, RoundChoice, Stoppable
-from router.http.thoughts import thought_variables
 from router.protocol.answers import ChatFormat, CompletionFormat, Format, PromptShown, Usage
 from router.protocol.counted import CountedFormat
 from router.protocol.errors import HttpRefusal
@@ -29,7 +29,7 @@ from router.protocol.validation import path
 from router.request_context import unique_id
 from router.text.grammars import GrammarChecks
 from router.text.offload import TextPool
-from router.text.templates import Conversation
+from router.text.request_templates import RequestTemplates
 from router.text.tokenizer import Tokenizer
 from workers.api.errors import InvalidRequest
 from workers.api.request import TokenLogprobs
@@ -81,6 +81,11 @@ class JobMaker:
     ) -> None:
         self._config, self._pool, self._draw_seed, self._now = config, pool, draw_seed, now
         self._grammars = GrammarChecks()
+        self._templates = RequestTemplates()
+
+    def close(self) -> None:
+        """Processes of templates have ended."""
+        self._templates.close()
 
     async def chat(self, body: ChatBody, model: ServedModel, identity: Identity) -> Job:
         """The job of a chat. Raises InvalidRequest, HttpRefusal."""
@@ -91,10 +96,13 @@ class JobMaker:
             int(self._now()),
             model.name,
             model.tokenizer.token_bytes,
+            names=_id_name if body.return_tokens_as_token_ids else None,
             usage_in_chunks=body.usage_in_chunks,
         )
         form.prompt_top = body.prompt_logprobs
         job = await self._chat(body, model, identity, form, "/v1/chat/completions", "messages")
+        if body.return_token_ids:
+            form.prompt_ids = job.requests[0].prompt_ids
         return _finished(job, body, form)
 
     async def interactive(
@@ -146,12 +154,15 @@ class JobMaker:
             model.name,
             tokenizer.token_bytes,
             echoes=[text for text in echoes for _ in range(n)],
+            names=_id_name if body.return_tokens_as_token_ids else None,
             usage_in_chunks=body.usage_in_chunks,
         )
         job = await self._job(body, model, identity, prompts, form, "/v1/completions", "prompt", echoes)
         if body.asked_prompt_logprobs is not None:
             ids_of = [request.prompt_ids for request in job.requests for _ in range(n)]
             form.prompt_shown = PromptShown(ids_of, body.prompt_logprobs, body.logprobs if body.echo else None)
+        if body.return_token_ids:
+            form.prompt_ids = [request.prompt_ids for request in job.requests for _ in range(n)]
         if body.asked_choices > n:
             job.shown = n
         return _finished(job, body, form)
@@ -203,7 +214,7 @@ class JobMaker:
         """A chat whose answers are parsed; `param` is what its messages are called in the body that asks."""
         await self._check_grammar(body, model)
         try:
-            ids = await self.rendered(body, model, route, prompt_limit(body, model))
+            ids = await self.rendered(body, model, route, prompt_limit(body, model), identity)
         except InvalidRequest as e:
             e.param = param if e.param == "messages" else e.param
             raise
@@ -211,10 +222,17 @@ class JobMaker:
             body, model, identity, [ids], form, route, param, parsing=answer_parsing(body, model, ids)
         )
 
-    async def rendered(self, body: ChatBody, model: ServedModel, route: str, limit: int) -> tuple[int, ...]:
-        """Ids of a chat's prompt, at most `limit`. Raises InvalidRequest, HttpRefusal."""
-        chat = model.tokenizer.chat
-        if chat is None:
+    async def rendered(
+        self, body: ChatBody, model: ServedModel, route: str, limit: int, identity: Identity | None = None
+    ) -> tuple[int, ...]:
+        """Ids of a chat's prompt, at most `limit`; `identity` asks, where the body may bring a template.
+
+        Raises InvalidRequest, HttpRefusal, Overloaded.
+        """
+        chat, source = model.tokenizer.chat, body.chat_template
+        if source is not None:
+            self._check_trust(identity)
+        elif chat is None:
             refusal = HttpRefusal(
                 404,
                 f"This is not a chat model and thus not supported in the {route[1:]} endpoint. "
@@ -222,22 +240,35 @@ class JobMaker:
             )
             refusal.param = "model"
             raise refusal
-        add_prompt = body.add_generation_prompt
-        conversation = Conversation(
-            [m.as_template() for m in body.messages],
-            tools=[tool.model_dump(exclude_none=True) for tool in body.offered_tools] or None,
-            add_generation_prompt=not body.continue_final_message if add_prompt is None else add_prompt,
-            continue_final_message=bool(body.continue_final_message),
-            variables={**thought_variables(body, model), **body.chat_template_kwargs},
-        )
+        conversation = conversation_of(body, model)
+        if source is not None:
+            tokenizer = model.tokenizer
+            ids = await self._templates.encode(model.name, tokenizer, source, conversation, self._pool, limit=limit)
+            return tuple(ids)
+        assert chat is not None, "a model without a template was refused above"
         return tuple(await chat.encode(conversation, self._pool, limit=limit))
+
+    def _check_trust(self, identity: Identity | None) -> None:
+        """Raises HttpRefusal (403) where `identity` may not bring a chat template."""
+        if self._config.trust_request_chat_template or (identity is not None and identity.admin):
+            return
+        refusal = HttpRefusal(
+            403,
+            "A chat template of a request's own is for admins: their keys say 'admin: true'. The server's "
+            "configuration may allow it to all (http.trust_request_chat_template).",
+            code="admin_only",
+        )
+        refusal.param = "chat_template"
+        raise refusal
 
     async def _encoded(self, text: str, body: CompletionBody, model: ServedModel) -> tuple[int, ...]:
         limit, suffix, tokenizer = prompt_limit(body, model), body.suffix, model.tokenizer
         if suffix:
             size = len(text) + len(suffix)
             return await self._pool.run(size, lambda: tokenizer.encode_infilling(text, suffix, limit=limit))
-        return tuple(await self._pool.run(len(text), lambda: tokenizer.encode(text, limit=limit)))
+        special = body.add_special_tokens is not False
+        ids = await self._pool.run(len(text), lambda: tokenizer.encode(text, limit=limit, add_special_tokens=special))
+        return tuple(ids)
 
     async def _decoded(self, ids: tuple[int, ...], model: ServedModel) -> str:
         return await self._pool.run(len(ids), lambda: model.tokenizer.decode(ids))
@@ -272,7 +303,8 @@ class JobMaker:
         choices: list[Choice] = []
         for ids, echoed in zip(prompts, echoes, strict=True):
             if body.truncate_prompt_tokens is not None:
-                ids = ids[-body.truncate_prompt_tokens :]
+                kept = body.truncate_prompt_tokens
+                ids = ids[:kept] if body.truncation_side == "right" else ids[-kept:]
             if not ids:
                 raise InvalidRequest(f"Invalid '{param}': it has no tokens.", param=param, code="invalid_value")
             max_tokens = room(body, len(ids), n * len(prompts), facts, limits, param)
@@ -325,6 +357,7 @@ class JobMaker:
                 skip_special_tokens=body.skip_special_tokens is not False, shown=parsing.shown if parsing else ()
             ),
             stops=body.stop if body.ignore_eos else (*body.stop, *tokenizer.stop_words),
+            stop_shown=bool(body.include_stop_str_in_output),
             min_tokens=body.min_tokens or 0,
             wants_logprobs=wants_logprobs,
             wants_prompt=body.asked_prompt_logprobs is not None,
@@ -344,6 +377,10 @@ def _finished(job: Job, body: Common, form: ChatFormat | CompletionFormat) -> Jo
         if job.prompt_event is not None:
             job.prompt_event = lambda index, scores: counted.counted(form.prompt(index, scores))
     return job
+
+
+def _id_name(token_id: int) -> bytes:
+    return b"token_id:%d" % token_id
 
 
 def prompt_limit(body: Common, model: ServedModel) -> int:

@@ -34,8 +34,11 @@ def answer_parsing(body: ChatBody, model: ServedModel, prompt_ids: tuple[int, ..
         tail = model.tokenizer.decode(prompt_ids[-_TAIL:], skip_special_tokens=False).rstrip()
         if not tail.endswith(marks.end):  # else the template has closed them: no thoughts are wanted
             inside, rest, own = tail.endswith(marks.begin), make or Plain, marks
+            thoughts = body.include_reasoning is not False
             return AnswerParsing(
-                lambda: ReasoningParser(own, rest(), inside=inside), (*shown, marks.begin, marks.end), marks.end
+                lambda: ReasoningParser(own, rest(), inside=inside, shown=thoughts),
+                (*shown, marks.begin, marks.end),
+                marks.end,
             )
     return None if make is None else AnswerParsing(make, shown, "")
 

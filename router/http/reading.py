@@ -101,6 +101,7 @@ class Reading:
                 tokens[c.index],
                 job.choices[c.index - c.index % n].prompt_logprobs,
                 messages[c.index],
+                tuple(ids[c.index][: c.token_count]),
             )
             for c in job.choices
         ]

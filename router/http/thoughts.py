@@ -19,7 +19,9 @@ def thought_variables(body: ChatBody, model: ServedModel) -> dict[str, Any]:
     effort, thinks = body.reasoning_effort, body.thinks
     if effort is None and thinks is None:
         return variables
-    reads = model.tokenizer.template_reads
+    source = body.chat_template
+    known = (*SWITCHES, EFFORT)
+    reads = model.tokenizer.template_reads if source is None else frozenset(n for n in known if n in source)
     if effort not in (None, "none"):
         if EFFORT not in reads:
             raise _refusal(body, (EFFORT,), "the model's chat template does not ask how hard to think")

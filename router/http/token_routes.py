@@ -87,7 +87,7 @@ class _Texts:
         body = await self._service.valid(TokenizeBody, raw)
         model = self._service.only(body.model, identity)
         if body.messages is not None:
-            ids = await self._chat(model, **body.as_chat())
+            ids = await self._chat(model, identity, **body.as_chat())
         else:
             ids = await self._plain(model, body.prompt or "", body.add_special_tokens is not False)
         token_bytes = model.tokenizer.token_bytes
@@ -116,7 +116,7 @@ class _Texts:
         found = []
         for text in (body.input,) if isinstance(body.input, str) else body.input:
             if body.do_preprocess:
-                found.append(await self._chat(model, messages=[ChatMessage(role="user", content=text)]))
+                found.append(await self._chat(model, identity, messages=[ChatMessage(role="user", content=text)]))
             else:
                 found.append(await self._plain(model, text, body.add_bos is not False))
         if isinstance(body.input, str):
@@ -129,7 +129,7 @@ class _Texts:
             len(text), lambda: tokenizer.encode(text, limit=limit, add_special_tokens=add_special_tokens)
         )
 
-    async def _chat(self, model: ServedModel, **fields: Any) -> list[int]:
+    async def _chat(self, model: ServedModel, identity: Identity, **fields: Any) -> list[int]:
         body = ChatBody.model_construct(model=model.name, **fields)
         limit = CUT_CONTEXTS * model.max_model_len
-        return list(await self._service.maker.rendered(body, model, "/v1/chat/completions", limit))
+        return list(await self._service.maker.rendered(body, model, "/v1/chat/completions", limit, identity))

@@ -32,10 +32,13 @@ def reasoning_of(template: str) -> str | None:
 
 
 class ReasoningParser:
-    """Thoughts first, then what `rest` makes of the answer. `inside`: the prompt has opened them already."""
+    """Thoughts first, then what `rest` makes of the answer. `inside`: the prompt has opened them already.
 
-    def __init__(self, marks: Marks, rest: Parser, *, inside: bool) -> None:
-        self._marks, self._rest = marks, rest
+    Not `shown`: they are left out.
+    """
+
+    def __init__(self, marks: Marks, rest: Parser, *, inside: bool, shown: bool = True) -> None:
+        self._marks, self._rest, self._shown = marks, rest, shown
         self._state = "inside" if inside or marks.opens else "before"
         self._buffer = ""
         self._spaces = ""
@@ -105,7 +108,7 @@ class ReasoningParser:
             return []
         self._fresh = False
         piece: Piece = Reasoning(kept)
-        return [piece]
+        return [piece] if self._shown else []
 
     def _after(self, text: str) -> Pieces:
         if self._fresh:

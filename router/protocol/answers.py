@@ -52,6 +52,7 @@ class ChoiceAnswer:
     tokens: Sequence[ShownToken] | None
     prompt: Sequence[TokenLogprobs] = ()  # of the prompt's tokens from the second on, where they were asked for
     message: ParsedMessage | None = None  # its parts, where it was parsed
+    token_ids: tuple[int, ...] = ()  # all that it emitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +159,21 @@ class _Heads(dict[int, str]):
 
 
 class ChatFormat(_Events):
-    """/v1/chat/completions."""
+    """/v1/chat/completions. `names`: what tokens are called beside their log-probabilities; None: as they read."""
 
     def __init__(
-        self, id: str, created: int, model: str, token_bytes: TokenBytes, *, usage_in_chunks: bool = False
+        self,
+        id: str,
+        created: int,
+        model: str,
+        token_bytes: TokenBytes,
+        *,
+        names: TokenBytes | None = None,
+        usage_in_chunks: bool = False,
     ) -> None:
         self._envelope = _Envelope("chat.completion.chunk", id, created, model, usage_in_chunks)
-        self._token_bytes = token_bytes
+        self._token_bytes, self._names = token_bytes, names or token_bytes
+        self.prompt_ids: tuple[int, ...] | None = None  # shown with those of the answers; None: they are not
         self.prompt_top: int | None = None  # alternatives shown of each of the prompt's tokens; None: none are shown
         self._head, self._tail = self._envelope._head, self._envelope._tail
         self._plain_tail = '},"logprobs":null,"finish_reason":null' + self._tail
@@ -214,10 +223,13 @@ class ChatFormat(_Events):
                 "message": _message(c),
                 "logprobs": None if c.tokens is None else self._logprobs(c.tokens),
                 "finish_reason": c.finish,
+                **({} if self.prompt_ids is None else {"token_ids": c.token_ids}),
             }
             for c in choices
         ]
         fields = {**self._envelope._fields, "object": "chat.completion", "choices": shown, "usage": usage.as_json()}
+        if self.prompt_ids is not None:
+            fields["prompt_token_ids"] = self.prompt_ids
         if self.prompt_top is not None:
             fields["prompt_logprobs"] = prompt_scores(choices[0].prompt, self.prompt_top, self._token_bytes)
         return dumps(fields).encode("ascii")
@@ -235,7 +247,7 @@ class ChatFormat(_Events):
         }
 
     def _one(self, token_id: int, logprob: float) -> dict[str, Any]:
-        raw = self._token_bytes(token_id)
+        raw = self._names(token_id)
         return {"token": raw.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(raw)}
 
 
@@ -264,7 +276,9 @@ def _message(choice: ChoiceAnswer) -> dict[str, Any]:
 
 
 class CompletionFormat(_Events):
-    """/v1/completions. `echoes[i]` stands before the text of choice i (empty where no echo is wanted)."""
+    """/v1/completions. `echoes[i]` stands before the text of choice i (empty where no echo is wanted); `names` as for
+    chats.
+    """
 
     def __init__(
         self,
@@ -274,10 +288,14 @@ class CompletionFormat(_Events):
         token_bytes: TokenBytes,
         *,
         echoes: Sequence[str],
+        names: TokenBytes | None = None,
         usage_in_chunks: bool = False,
     ) -> None:
         self._envelope = _Envelope("text_completion", id, created, model, usage_in_chunks)
-        self._token_bytes = token_bytes
+        self._token_bytes, self._names = token_bytes, names or token_bytes
+        self.prompt_ids: Sequence[tuple[int, ...]] | None = (
+            None  # of each choice, shown with its own; None: they are not
+        )
         self._echoes = echoes
         self.prompt_shown: PromptShown | None = None
         self._head, self._tail = self._envelope._head, self._envelope._tail
@@ -327,6 +345,9 @@ class CompletionFormat(_Events):
         if self.prompt_shown is not None:
             for one, choice in zip(shown, choices, strict=True):
                 self._show_prompt(one, choice.index, choice.prompt)
+        if self.prompt_ids is not None:
+            for one, choice in zip(shown, choices, strict=True):
+                one.update(prompt_token_ids=self.prompt_ids[choice.index], token_ids=choice.token_ids)
         return dumps({**self._envelope._fields, "choices": shown, "usage": usage.as_json()}).encode("ascii")
 
     def _show_prompt(self, shown: dict[str, Any], index: int, scores: Sequence[TokenLogprobs]) -> None:
@@ -356,7 +377,7 @@ class CompletionFormat(_Events):
         }
 
     def _text(self, token_id: int) -> str:
-        return self._token_bytes(token_id).decode("utf-8", "replace")
+        return self._names(token_id).decode("utf-8", "replace")
 
 
 def finite(logprob: float) -> float:

@@ -16,6 +16,8 @@ MAX_STOP_CHARACTERS = 512
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_CHARACTERS = 64
 MAX_TEMPLATE_VARIABLES = 64
+MAX_DOCUMENTS = 256
+MAX_TEMPLATE_CHARACTERS = 1 << 16
 MAX_BIAS_ENTRIES = 1024
 MAX_PROMPTS = 1024
 MAX_PARTS = 1024
@@ -262,4 +264,6 @@ Prompt = Annotated[
 LogitBias = Annotated[
     tuple[tuple[int, float], ...], PlainValidator(_logit_bias, json_schema_input_type=dict[str, float] | None)
 ]
+Template = Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)] | None  # jinja
+Documents = Annotated[list[dict[str, str]], Field(max_length=MAX_DOCUMENTS)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]

@@ -4,9 +4,7 @@ Strict: no type is guessed, no unknown field passes. A field set to null counts 
 this server does not do yet is refused by name, unless its value asks for nothing (`tools: []`, `best_of: 1`, ...).
 Accepted without effect on the answer: `user` (it divides its owner's turn in the queue), `metadata`,
 `safety_identifier`, `prompt_cache_key`, `prompt_cache_retention`, `store: false`, `service_tier: auto|default`. Beyond
-OpenAI, with the names that vLLM's users know: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`,
-`ignore_eos`, `skip_special_tokens`, `allowed_token_ids`, `bad_words`, `prompt_logprobs`, `truncate_prompt_tokens`,
-`request_id`, `cache_salt`, for chat `add_generation_prompt`, `continue_final_message`, `chat_template_kwargs`.
+OpenAI there are the fields that vLLM's users know; those of them that are not done are in `router.protocol.extras`.
 """
 
 from __future__ import annotations
@@ -16,19 +14,29 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
+from router.protocol.extras import CHAT_EXTRAS, COMPLETION_EXTRAS, WHY
 from router.protocol.fields import (
     AllowedIds,
     BadWords,
     Content,
+    Documents,
     LogitBias,
     Penalty,
     Prompt,
     Stop,
+    Template,
     TemplateVariables,
     TokenIds,
 )
 from router.protocol.strict import Harmless, Strict, is_false, is_nothing
-from router.protocol.structured import AskedGrammar, Path, ResponseFormat, StructuredOutputs, asked_grammar
+from router.protocol.structured import (
+    AskedGrammar,
+    GuidedFields,
+    Path,
+    ResponseFormat,
+    StructuredOutputs,
+    asked_grammar,
+)
 from router.protocol.tools import MAX_TOOLS, Tool, ToolCall, ToolChoice, Tools, check_choice, required_grammar
 from router.protocol.validation import Refused
 
@@ -120,6 +128,7 @@ class ChatMessage(Strict):
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     reasoning_content: str | None = None  # of an answer that is sent back: templates may show it
+    reasoning: str | None = None  # the same, as newer clients call it
 
     @model_validator(mode="after")
     def _of_its_role(self) -> Self:
@@ -140,13 +149,15 @@ class ChatMessage(Strict):
             shown["tool_calls"] = [call.as_template(("tool_calls", i)) for i, call in enumerate(self.tool_calls)]
         if self.tool_call_id is not None:
             shown["tool_call_id"] = self.tool_call_id
-        if self.reasoning_content:
-            shown["reasoning_content"] = self.reasoning_content
+        if self.reasoning_content or self.reasoning:
+            shown["reasoning_content"] = self.reasoning_content or self.reasoning
         return shown
 
 
-class Common(Strict):
+class Common(GuidedFields):
     """What both endpoints take."""
+
+    why: ClassVar[dict[str, str]] = WHY
 
     model: str
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
@@ -174,12 +185,16 @@ class Common(Strict):
     stop_token_ids: TokenIds = ()
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    return_token_ids: bool | None = None  # of prompts and answers
+    return_tokens_as_token_ids: bool | None = None  # where log-probabilities name tokens
     allowed_token_ids: AllowedIds = ()  # () = all
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     bad_words: BadWords = ()
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None  # keeps the last ones
+    truncate_prompt_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None  # so many are kept
+    truncation_side: Literal["left", "right"] | None = None  # where they are cut; None: left
     request_id: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9._-]{1,128}$")] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT)] | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None  # the least goes first
@@ -217,7 +232,7 @@ class Common(Strict):
     @cached_property
     def asked_grammar(self) -> AskedGrammar | None:
         """What the answer must look like, if that is said."""
-        return asked_grammar(self.response_format, self.structured_outputs)
+        return asked_grammar(self.response_format, self.structured_outputs, self)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -228,6 +243,12 @@ class Common(Strict):
                 "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
                 code=None,
                 at=("stream_options",),
+            )
+        if self.stream and self.return_token_ids:
+            raise Refused(
+                "Unsupported parameter: '{param}' is for whole answers; '/tokenize' tells the prompt's ids.",
+                code="unsupported_parameter",
+                at=("return_token_ids",),
             )
         if self.stream and self.asked_prompt_logprobs is not None and self.asked_choices > 1:
             raise Refused(
@@ -248,6 +269,7 @@ class ChatBody(Common):
     """POST /v1/chat/completions."""
 
     not_done: ClassVar[dict[str, Harmless]] = {
+        **CHAT_EXTRAS,
         **dict.fromkeys(("functions", "audio", "prediction", "web_search_options", "moderation"), is_nothing),
         "store": is_false,
         "modalities": lambda v: v is None or v == ["text"],
@@ -261,7 +283,10 @@ class ChatBody(Common):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: Template = None  # of the request's own, for admins
     chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
+    documents: Documents | None = None  # that the template may show
+    include_reasoning: bool | None = None  # False: thoughts are left out
     tools: Tools | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
@@ -290,7 +315,7 @@ class ChatBody(Common):
         check_choice(self.tools or [], self.tool_choice)
         parallel = self.parallel_tool_calls is not False
         required = required_grammar(self.offered_tools, self.tool_choice, parallel=parallel)
-        own = asked_grammar(self.response_format, self.structured_outputs)
+        own = super().asked_grammar
         if required is not None and own is not None:
             raise Refused(
                 "'{param}' that requires a call and structured output exclude each other.", at=("tool_choice",)
@@ -339,12 +364,11 @@ class ChatBody(Common):
 class CompletionBody(Common):
     """POST /v1/completions. Without `max_tokens` an answer has at most 16 tokens, as OpenAI documents."""
 
-    not_done: ClassVar[dict[str, Harmless]] = {
-        "store": is_false,
-    }
+    not_done: ClassVar[dict[str, Harmless]] = {**COMPLETION_EXTRAS, "store": is_false}
 
     prompt: Prompt
     echo: bool | None = None
+    add_special_tokens: bool | None = None  # to prompts that are text; None: yes
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] | None = None
     suffix: Annotated[str, Field(max_length=MAX_SUFFIX_CHARACTERS)] | None = None

@@ -28,6 +28,7 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     not_done: ClassVar[dict[str, Harmless]] = {}  # documented, refused unless the value asks for nothing
+    why: ClassVar[dict[str, str]] = {}  # of some of them: what there is instead
 
     @model_validator(mode="before")
     @classmethod
@@ -39,8 +40,9 @@ class Strict(BaseModel):
             if name not in _names(cls) and name not in cls.not_done:
                 raise Refused("Unknown parameter: '{param}'.", code="unknown_parameter", at=(name,))
             if name in cls.not_done and not cls.not_done[name](data[name]):
+                why = f": {cls.why[name]}" if name in cls.why else ""
                 raise Refused(
-                    "Unsupported parameter: '{param}' is not supported by this server with this value.",
+                    f"Unsupported parameter: '{{param}}' is not supported by this server with this value{why}.",
                     code="unsupported_parameter",
                     at=(name,),
                 )

@@ -1,7 +1,8 @@
 """What an answer must look like, as requests say it: OpenAI's `response_format`, vLLM's `structured_outputs`.
 
-A schema is enforced whether `strict` is set or not. Beyond vLLM: `wrap_up`, how many tokens before `max_tokens` an
-answer in JSON begins to close what is open (`None`: a quarter of them, at most 256; 0: never, so that it may be cut).
+A schema is enforced whether `strict` is set or not. The older names of vLLM's (`guided_json`, ...) are taken, too.
+Beyond vLLM: `wrap_up`, how many tokens before `max_tokens` an answer in JSON begins to close what is open (`None`: a
+quarter of them, at most 256; 0: never, so that it may be cut).
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ _ANY_OBJECT = '{"type": "object"}'
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Path = tuple[str | int, ...]
+JsonValue = dict[str, Any] | str | None
+Source = Annotated[str, Field(min_length=1, max_length=MOST_SOURCE)] | None
+Choices = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)] | None
+SpacePattern = Annotated[str, Field(max_length=256)] | None
 
 
 class JsonSchema(Strict):
@@ -59,13 +64,13 @@ class StructuredOutputs(Strict):
         "disable_additional_properties": is_false,
     }
 
-    json_: Annotated[dict[str, Any] | str | None, Field(validation_alias="json", serialization_alias="json")] = None
-    regex: Annotated[str, Field(min_length=1, max_length=MOST_SOURCE)] | None = None
-    choice: Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)] | None = None
-    grammar: Annotated[str, Field(min_length=1, max_length=MOST_SOURCE)] | None = None
+    json_: Annotated[JsonValue, Field(validation_alias="json", serialization_alias="json")] = None
+    regex: Source = None
+    choice: Choices = None
+    grammar: Source = None
     json_object: bool | None = None
     disable_any_whitespace: bool | None = None
-    whitespace_pattern: Annotated[str, Field(max_length=256)] | None = None
+    whitespace_pattern: SpacePattern = None
     wrap_up: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
 
     @property
@@ -101,8 +106,45 @@ class AskedGrammar:
         return replace(self.spec, wrap_up=wrap_up, begins_after=begins_after)
 
 
-def asked_grammar(form: ResponseFormat | None, outputs: StructuredOutputs | None) -> AskedGrammar | None:
-    """What the two fields ask for together; None if nothing. Raises Refused where both name a grammar."""
+class GuidedFields(Strict):
+    """What `structured_outputs` says, as bodies said it before there was that field."""
+
+    guided_json: JsonValue = None
+    guided_regex: Source = None
+    guided_choice: Choices = None
+    guided_grammar: Source = None
+    guided_json_object: bool | None = None
+    guided_whitespace_pattern: SpacePattern = None
+
+    @property
+    def as_outputs(self) -> StructuredOutputs | None:
+        """The same by its newer name; None where nothing is said. Raises Refused for two grammars."""
+        outputs = StructuredOutputs.model_construct(
+            json_=self.guided_json,
+            regex=self.guided_regex,
+            choice=self.guided_choice,
+            grammar=self.guided_grammar,
+            json_object=self.guided_json_object,
+            whitespace_pattern=self.guided_whitespace_pattern,
+        )
+        if len(outputs.asked) > 1:
+            both = " and ".join(f"'guided_{kind}'" for kind in outputs.asked)
+            raise Refused(f"{both} exclude each other.", at=(f"guided_{outputs.asked[0]}",))
+        return outputs if outputs.asked or outputs.whitespace_pattern is not None else None
+
+
+def asked_grammar(
+    form: ResponseFormat | None, outputs: StructuredOutputs | None, guided: GuidedFields | None = None
+) -> AskedGrammar | None:
+    """What the fields ask for together; None if nothing. Raises Refused where two name a grammar."""
+    older = None if guided is None else guided.as_outputs
+    if older is not None:
+        if outputs is not None:
+            raise Refused("'{param}' and the 'guided_' fields exclude each other.", at=("structured_outputs",))
+        asked = asked_grammar(form, older)
+        if asked is None or asked.at[0] != "structured_outputs":
+            return asked
+        return replace(asked, at=(f"guided_{asked.at[1]}", *asked.at[2:]))
     found = None if outputs is None else _of_outputs(outputs)
     if form is not None and form.type != "text":
         if found is not None:

@@ -6,10 +6,12 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from router.protocol.fields import TemplateVariables, Texts, TokenIds
+from router.protocol.fields import Template, TemplateVariables, Texts, TokenIds
 from router.protocol.openai import MAX_MESSAGES, ChatMessage
 from router.protocol.strict import Harmless, Strict, is_nothing
 from router.protocol.validation import Refused
+
+_OF_CHATS = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
 
 
 class TokenizeBody(Strict):
@@ -24,6 +26,7 @@ class TokenizeBody(Strict):
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: Template = None
     chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -33,15 +36,14 @@ class TokenizeBody(Strict):
         if self.messages is not None and self.add_special_tokens:
             raise Refused("Invalid '{param}': a chat template writes them itself.", at=("add_special_tokens",))
         if self.prompt is not None:
-            for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
+            for name in _OF_CHATS:
                 if getattr(self, name):
                     raise Refused("Invalid '{param}': it belongs to 'messages'.", at=(name,))
         return self
 
     def as_chat(self) -> dict[str, Any]:
         """The fields of a chat's body."""
-        names = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
-        return {"messages": self.messages, **{name: getattr(self, name) for name in names}}
+        return {"messages": self.messages, **{name: getattr(self, name) for name in _OF_CHATS}}
 
 
 class DetokenizeBody(Strict):

@@ -75,7 +75,9 @@ class FairQueue(Generic[Item]):
         self._leased: dict[str, tuple[Standing, float]] = {}
         self._leased_units: dict[Standing, float] = {}  # of the leases that stand, in units
         self._members: dict[Standing, Members] = {}
-        self._oldest: dict[str, list[tuple[tuple[float, int], str]]] = {}  # by tier with a max_wait: all that wait, a heap
+        self._oldest: dict[
+            str, list[tuple[tuple[float, int], str]]
+        ] = {}  # by tier with a max_wait: all that wait, a heap
         self._lanes: dict[str, str] = {}  # by tier: the overdue request that holds a lease
         self._tier_count: dict[str, int] = {}
         self._user_count: dict[tuple[str, str], int] = {}  # by (tier, user)
@@ -403,8 +405,8 @@ class FairQueue(Generic[Item]):
         return min(line.live, key=lambda i: self._waiting[i].place) if line.mixed else item_id
 
     def _take_oldest_place(self, item_id: str, entry: _Entry[Item]) -> None:
-        """It goes before its user's older ones, by its priority: of his places the oldest one is used up. Else who makes
-        some of his own wait could be overdue, and go before others, whenever he likes.
+        """It goes before its user's older ones, by its priority: of his places the oldest one is used up. Else whoever
+        lets one of his own wait could be overdue, and go before others, whenever he likes.
         """
         oldest = self._oldest_of(item_id, entry)
         other = self._waiting[oldest]

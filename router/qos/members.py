@@ -21,7 +21,7 @@ _NUMBER_BITS = 48
 
 
 class Place(NamedTuple):
-    """Of all requests of one user the accepted ones (replays) go first, then the least priority, then who came first."""
+    """Of one user's requests the accepted ones (replays) go first, then the least priority, then who came first."""
 
     late: bool  # not accepted
     priority: int
@@ -47,12 +47,14 @@ class Line:
         return len(self.live)
 
     def push(self, sub: str, item_id: str, place: Place, number: int) -> None:
+        """One more, whose rank is `number`."""
         if place.priority:
             self.mixed = True
         self.live[item_id] = number
         heapq.heappush(self._heap, (place, number, item_id))
 
     def remove(self, item_id: str, units: float) -> None:
+        """It waits no more."""
         del self.live[item_id]
         if not self.live:
             self.mixed = False
@@ -61,11 +63,13 @@ class Line:
             heapq.heapify(self._heap)
 
     def first(self) -> str:
+        """Which goes first. Raises IndexError if none waits."""
         while self.live.get(self._heap[0][2]) != self._heap[0][1]:
             heapq.heappop(self._heap)
         return self._heap[0][2]
 
     def ahead(self, item_id: str) -> int:
+        """How many go before it, replays aside."""
         mine = self.live[item_id]
         return sum(1 for number in self.live.values() if number < mine)
 

@@ -121,9 +121,9 @@ class Room(Protocol[Item]):
 class WaitingQueue(Generic[Item]):
     """Items by id, least key first, equal keys in the order in which they were queued.
 
-    `line` says whose an item is, and its place among his: where he asks for an order of his own, his items share out the
-    places that they have here, so that nobody else waits for more or for less. Removal leaves a dead entry in the heap,
-    skipped later: all operations are O(log n) amortized.
+    `line` says whose an item is, and its place among his: where he asks for an order of his own, his items share out
+    the places that they have here, so that nobody else waits for more or for less. Removal leaves a dead entry in the
+    heap, skipped later: all operations are O(log n) amortized.
     """
 
     def __init__(

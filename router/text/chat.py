@@ -14,12 +14,28 @@ from workers.api.errors import InvalidRequest
 
 
 class ChatEncoder:
-    """The chats of one checkpoint. `start` and `close` are its renderer's."""
+    """The chats of one checkpoint by one template. `start` and `close` are its renderer's.
 
-    def __init__(self, backend: tokenizers.Tokenizer, renderer: Renderer, bound: TokenBound) -> None:
+    `literal` hides the tokenizer's special strings; `source` is the template where it is jinja, "" where it is no such
+    text, None where it is not known.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        renderer: Renderer,
+        bound: TokenBound,
+        literal: LiteralSpecials,
+        source: str | None,
+    ) -> None:
         self._backend, self._renderer, self._bound = backend, renderer, bound
-        self._literal = LiteralSpecials(backend)
+        self._literal, self._source = literal, source
         self.start, self.close = renderer.start, renderer.close
+
+    @property
+    def is_form(self) -> bool:
+        """Whether the template is made of pieces, or a class: it shows messages and nothing else."""
+        return self._source == ""
 
     async def encode(self, conversation: Conversation, pool: TextPool, *, limit: int | None = None) -> list[int]:
         """Ids of the conversation's prompt: the template's special strings are special, those in messages are text.

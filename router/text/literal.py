@@ -49,8 +49,8 @@ class LiteralSpecials:
         if not any(self._has_special(s) for s in strings(said_in(conversation))):
             return conversation, self._always
         messages = [{k: v if k == "role" else self._hidden(v) for k, v in m.items()} for m in conversation.messages]
-        tools, variables = self._hidden(conversation.tools), self._hidden(conversation.variables)
-        return replace(conversation, messages=messages, tools=tools, variables=variables), True
+        others = {name: self._hidden(getattr(conversation, name)) for name in ("tools", "variables", "documents")}
+        return replace(conversation, messages=messages, **others), True
 
     def show(self, text: str) -> str:
         """The marks of `text` replaced by the special strings again."""
@@ -136,7 +136,7 @@ class LiteralSpecials:
 
 def said_in(conversation: Conversation) -> tuple[Any, ...]:
     """Whatever of it came from the client."""
-    return conversation.messages, conversation.tools, conversation.variables
+    return conversation.messages, conversation.tools, conversation.variables, conversation.documents
 
 
 def strings(value: Any) -> Iterator[str]:

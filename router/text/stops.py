@@ -25,10 +25,12 @@ def _failure(pattern: str) -> list[int]:
 class StopFinder:
     """Looks for stop strings in one stream of text; O(characters x stops), whatever the pieces are.
 
-    Text that may still turn out to be the beginning of a stop string is held back.
+    Text that may still turn out to be the beginning of a stop string is held back. `included`: the one that is found is
+    part of the text.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, included: bool = False) -> None:
+        self._included = included
         self._patterns = [(s, _failure(s)) for s in dict.fromkeys(stops) if s]
         self._states = [0] * len(self._patterns)
         self._first = {s[0] for s, _ in self._patterns}
@@ -36,7 +38,7 @@ class StopFinder:
         self.matched: str | None = None
 
     def push(self, text: str) -> str:
-        """Text that is now known to stand before any stop string. Empty once `matched` is set."""
+        """Text that is now known to stand before any stop string, or to end with it. Empty once `matched` is set."""
         if self.matched is not None:
             return ""
         if not self._held and self._first.isdisjoint(text):
@@ -59,7 +61,7 @@ class StopFinder:
             if found:
                 end = len(self._held) + at + 1
                 self._held = ""
-                return whole[: end - found]
+                return whole[: end if self._included else end - found]
         held = max(states)
         self._held = whole[len(whole) - held :]
         return whole[: len(whole) - held]

@@ -29,8 +29,9 @@ log = logging.getLogger("echelon.text")
 class TemplatePool:
     """A `Renderer`: the template `source` in up to `limits.processes` processes, started as they are needed.
 
-    All conversations come from one event loop. What goes wrong is logged, once for each kind, with `name`: a template
-    that always fails is its checkpoint's fault, and its operator does not see what clients are told.
+    All conversations come from one event loop. What goes wrong is logged (where `logs` says so), once for each kind,
+    with `name`: a template that always fails is its checkpoint's fault, and its operator does not see what clients are
+    told.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class TemplatePool:
         variables: Mapping[str, str],
         *,
         name: str = "",
+        logs: bool = True,
         limits: RenderLimits | None = None,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self._limits = li = limits or RenderLimits()
         self._setup: bytes = msgpack.packb([source, dict(variables), li.cpu_seconds, li.memory_bytes, li.characters])
-        self._name, self._now = name, now
+        self._name, self._logs, self._now = name, logs, now
         self._processes: list[TemplateProcess] = []
         self._waiting: deque[Task] = deque()
         self._logged: set[str] = set()
@@ -78,7 +80,7 @@ class TemplatePool:
             raise Overloaded("Too many conversations wait for the chat template.")
         c, now = conversation, self._now().isoformat()
         frame: bytes = msgpack.packb(
-            [c.messages, c.tools, c.add_generation_prompt, c.continue_final_message, c.variables, now]
+            [c.messages, c.tools, c.add_generation_prompt, c.continue_final_message, c.variables, c.documents, now]
         )
         task = Task(frame, asyncio.get_running_loop().create_future())
         self._waiting.append(task)
@@ -138,7 +140,7 @@ class TemplatePool:
         self._log(failure.message, failure.message)
 
     def _log(self, kind: str, message: str) -> None:
-        if kind not in self._logged:
+        if self._logs and kind not in self._logged:
             self._logged.add(kind)
             log.error("chat template of %s: %s (said once)", self._name, message)
 

@@ -26,6 +26,7 @@ Message = Mapping[str, Any]
 SET_BY_SERVER = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception", "chat_template"}
 )
+FAILED = "chat_template_failed"  # code of the errors of templates that go wrong
 _END = "\ue0f0\ue0f1\ue0f0"  # marks where the last message ends; the space shows whether the template strips
 
 
@@ -38,15 +39,14 @@ class Conversation:
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # the prompt ends inside the last message
     variables: Mapping[str, Any] = field(default_factory=dict)  # that the template may look at (`enable_thinking`, ...)
+    documents: Sequence[Mapping[str, str]] | None = None
 
 
 class TemplateFailure(InvalidRequest):
     """The template went wrong on these messages, rather than refusing them: other messages may pass."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"The chat template fails on these messages: {reason}.", param="messages", code="chat_template_failed"
-        )
+        super().__init__(f"The chat template fails on these messages: {reason}.", param="messages", code=FAILED)
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -135,7 +135,7 @@ class ChatTemplate:
                     **conversation.variables,
                     "messages": shown,
                     "tools": conversation.tools,
-                    "documents": None,
+                    "documents": conversation.documents,
                     "add_generation_prompt": conversation.add_generation_prompt,
                     "strftime_now": now.strftime,
                     **self._variables,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from router.text.checkpoint import read_backend, read_facts
 from router.text.detokenizer import ByteDetokenizer, ContextDetokenizer, Detokenizer, TokenTexts
 from router.text.encoding import check_bound, ids_of
 from router.text.infilling import find_infilling
+from router.text.literal import LiteralSpecials
 from router.text.rendering import DirectRenderer, Renderer
 from router.text.template_choice import Template, renderer_of
 from router.text.template_pool import TemplatePool
@@ -28,6 +29,7 @@ class Tokenizer:
     `vocab_size` counts ids (config.json's where it says one), `context_length` is in tokens (None = not said),
     `eos_ids` end an answer, and so do `stop_words`, words of a chat template that are no tokens; `special_ids` are not
     shown, `chat` encodes conversations (None = not a chat model), `template` is its chat template where that is jinja,
+    `named_tokens` are the special tokens that templates may name,
     `infilling` is the form of prompts with a suffix (None = the model knows none), and `token_bytes` gives what one
     token stands for by itself (for logprobs).
     """
@@ -41,7 +43,8 @@ class Tokenizer:
         renderer: Renderer | None = None,
         context_length: int | None = None,
         vocab_size: int | None = None,
-        template: str = "",
+        template: str | None = None,
+        named_tokens: Mapping[str, str] | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -50,7 +53,7 @@ class Tokenizer:
         self.eos_ids = tuple(dict.fromkeys([*eos_ids, *(i for i in ends.values() if i is not None)]))
         self.stop_words = tuple(word for word, i in ends.items() if i is None)
         self.context_length = context_length
-        self.template = template
+        self.template, self.named_tokens = template or "", dict(named_tokens or {})
         self.vocab_size = vocab_size or backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
@@ -60,7 +63,8 @@ class Tokenizer:
         self._texts_with_some: dict[frozenset[int | None], TokenTexts] = {}  # by the special tokens that are shown
         self._bound = TokenBound(backend, self.token_bytes)
         self.infilling = find_infilling(backend.token_to_id)
-        self.chat = ChatEncoder(backend, renderer, self._bound) if renderer else None
+        self._literal: LiteralSpecials | None = None
+        self.chat = self.chat_by(renderer, template) if renderer else None
 
     @classmethod
     def from_folder(
@@ -94,7 +98,13 @@ class Tokenizer:
             context_length=facts.context_length,
             vocab_size=facts.vocab_size,
             template=source if isinstance(source, str) else "",
+            named_tokens=facts.named_tokens,
         )
+
+    def chat_by(self, renderer: Renderer, template: str | None) -> ChatEncoder:
+        """What encodes conversations by `renderer`, whose template that is."""
+        self._literal = self._literal or LiteralSpecials(self._backend)
+        return ChatEncoder(self._backend, renderer, self._bound, self._literal, template)
 
     def encode(self, text: str, *, limit: int | None = None, add_special_tokens: bool = True) -> list[int]:
         """Ids of a plain prompt: begin-of-sequence as the tokenizer adds it, special strings recognised.

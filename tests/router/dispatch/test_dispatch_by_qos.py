@@ -42,7 +42,9 @@ def config_of(text: str) -> QosConfig:
 class Site:
     """A dispatcher and replicas that take a millisecond a token and sequence. Counts tokens by owner for itself."""
 
-    def __init__(self, qos: QosConfig | str | None, *, slots: int = 2, replicas: int = 1, max_waiting: int = 10_000) -> None:
+    def __init__(
+        self, qos: QosConfig | str | None, *, slots: int = 2, replicas: int = 1, max_waiting: int = 10_000
+    ) -> None:
         self.clock = Clock()
         parsed = config_of(qos) if isinstance(qos, str) else qos
         config = DispatcherConfig(recovery=0.0, qos=parsed, max_waiting=max_waiting)

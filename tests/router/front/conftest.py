@@ -59,7 +59,10 @@ def app(tokenizer, generator, status):
 @pytest.fixture
 async def client(app):
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://front", timeout=30) as c:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://front", timeout=30) as c,
+    ):
         yield c
 
 

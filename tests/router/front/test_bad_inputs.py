@@ -122,9 +122,7 @@ PRESENCE = [
     *(
         bad(name, {name: value}, "unknown_parameter", name)
         for name, value in {
-            "chat_template": "{{1}}", "mm_processor_kwargs": {}, "prompt_embeds": "AA",
-            "logits_processors": [], "guided_json": {}, "guided_regex": "a", "priority": 1, "kv_transfer_params": {},
-            "lora_path": "/etc", "media_io_kwargs": {},
+            "prompt_embeds": "AA", "lora_path": "/etc", "suffix": "x", "use_tqdm": False,
         }.items()
     ),
     *(bad(f"temperature {v!r}", {"temperature": v}, "invalid_type", "temperature") for v in ("0.5", [], {}, True)),
@@ -152,9 +150,50 @@ PRESENCE = [
         for name, value in {
             "audio": {"voice": "x"}, "modalities": ["text", "audio"], "store": True,
             "functions": [{"name": "f"}], "prediction": {"type": "content", "content": "x"},
-            "reasoning_effort": "high",
+            "reasoning_effort": "high", "documents": [{"text": "x"}],
+            "mm_processor_kwargs": {"a": 1}, "media_io_kwargs": {"image": {}}, "logits_processors": ["os.system"],
+            "kv_transfer_params": {"do_remote_decode": True}, "ec_transfer_params": {"a": 1}, "vllm_xargs": {"a": 1},
+            "logprob_token_ids": [1], "repetition_detection": {"max_pattern_size": 9}, "thinking_token_budget": 9,
+            "stream_interval": 2,
+            "watermarking": True, "routed_experts_prompt_start": 1, "return_token_offsets": True, "echo": True,
+            "add_special_tokens": True, "return_prompt_text": True, "detokenize": False, "best_of": 2,
+            "spaces_between_special_tokens": 1, "session_id": 1, "guided_decoding_backend": 1, "return_mm_kwargs": "x",
         }.items()
     ),
+    bad("embeds", {"prompt_embeds": "AA"}, "unsupported_parameter", "prompt_embeds", path=COMPLETION,
+        says="prompts are text or token ids"),
+    good("vLLM's defaults", {
+        "mm_processor_kwargs": {}, "media_io_kwargs": None, "logits_processors": [], "kv_transfer_params": {},
+        "vllm_xargs": {}, "logprob_token_ids": None, "repetition_detection": None, "thinking_token_budget": -1,
+        "stream_interval": 1, "watermarking": False, "routed_experts_prompt_start": 0, "return_token_offsets": False,
+        "echo": False, "add_special_tokens": False, "return_prompt_text": None, "detokenize": True, "best_of": 1,
+        "spaces_between_special_tokens": True, "session_id": "s", "guided_decoding_backend": "xgrammar",
+        "return_mm_kwargs": True, "priority": 0, "include_stop_str_in_output": False, "truncation_side": "left",
+        "include_reasoning": True, "reasoning_effort": "none", "return_token_ids": False, "documents": [],
+        "return_tokens_as_token_ids": False, "skip_special_tokens": True,
+    }),
+    *(bad(f"priority {v!r}", {"priority": v}, code, "priority") for v, code in (
+        (2**31, "integer_above_max_value"), (-(2**31) - 1, "integer_below_min_value"), ("1", "invalid_type"),
+        (1.0, "invalid_type"), (True, "invalid_type"), ([], "invalid_type"),
+    )),
+    *(bad(f"chat_template {str(v)[:9]!r}", {"chat_template": v}, code, "chat_template") for v, code in (
+        ("", "string_below_min_length"), (1, "invalid_type"), ("x" * 65_537, "string_above_max_length"),
+    )),
+    *(bad(f"documents {str(v)[:9]!r}", {"documents": v}, code, param) for v, code, param in (
+        ("x", "invalid_type", "documents"), ([1], "invalid_type", "documents[0]"),
+        ([{"a": 1}], "invalid_type", "documents[0].a"), ([{}] * 257, "array_above_max_length", "documents"),
+    )),
+    bad("ids in a stream", {"return_token_ids": True, "stream": True}, "unsupported_parameter", "return_token_ids"),
+    bad("effort", {"reasoning_effort": "much"}, "invalid_value", "reasoning_effort"),
+    bad("side", {"truncation_side": "middle"}, "invalid_value", "truncation_side"),
+    bad("two guides", {"guided_regex": "a", "guided_choice": ["b"]}, "invalid_value", "guided_regex"),
+    bad("guided and structured", {"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "invalid_value",
+        "structured_outputs"),
+    bad("guided and a format", {"guided_regex": "a", "response_format": {"type": "json_object"}}, "invalid_value",
+        "structured_outputs"),
+    bad("guided nonsense", {"guided_regex": "("}, "invalid_value", "guided_regex"),
+    bad("guided schema", {"guided_json": {"properties": {"a": {"not": {}}}}}, "invalid_value",
+        "guided_json.properties.a"),
     bad("not done: beams", {"use_beam_search": True}, "unsupported_parameter", "use_beam_search", path=COMPLETION),
     bad("a suffix for a model that fills nothing in", {"suffix": "x"}, "invalid_value", "suffix", path=COMPLETION),
     good("completion values that ask for nothing", {"best_of": 1, "suffix": None, "use_beam_search": False},
@@ -249,7 +288,6 @@ RANGES = [
     bad("best_of below n", {"best_of": 2, "n": 3}, "invalid_value", "best_of", path=COMPLETION),
     bad("best_of in a stream", {"best_of": 2, "stream": True}, "invalid_value", "best_of", path=COMPLETION),
     bad("best_of x prompts", {"best_of": 20, "prompt": ["x"] * 7}, "array_above_max_length", "prompt", path=COMPLETION),
-    bad("best_of on chat", {"best_of": 2}, "unknown_parameter", "best_of"),
     bad("continuous usage", {"stream": True, "stream_options": {"continuous_usage_stats": 1}}, "invalid_type",
         "stream_options.continuous_usage_stats"),
     bad("stream_options alone", {"stream_options": {}}, None, "stream_options",
@@ -327,7 +365,6 @@ PROMPTS = [
     bad("continue and prompt", {"messages": [HI, {"role": "assistant", "content": "x"}],
         "continue_final_message": True, "add_generation_prompt": True}, "invalid_value", "continue_final_message"),
     bad("suffix on chat", {"suffix": "x"}, "unknown_parameter", "suffix"),
-    bad("echo on chat", {"echo": True}, "unknown_parameter", "echo"),
     *(
         Case(f"prompt {v!r}"[:40], 400, {"prompt": v}, code, param, COMPLETION)
         for v, code, param in (
