@@ -208,6 +208,10 @@ def doctor(
 
 def main() -> None:
     """Entry point: our own errors are one readable line, anything else a traceback."""
+    if not {"-h", "--help"}.isdisjoint(sys.argv):
+        from cluster.help_table import show_whole_flags
+
+        show_whole_flags()
     try:
         app()
     except EchelonError as e:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.rich_utils
 from rich.console import Console
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from cluster import cli, doctor, environment, serving
+from cluster.help_table import show_whole_flags
 from router.keys.edit import add_key
 from router.keys.ring import make_key
 from workers.api.errors import ConfigError, EchelonError
@@ -20,14 +27,40 @@ from workers.api.errors import ConfigError, EchelonError
 ECHELON = str(Path(sys.executable).with_name("echelon"))
 
 
-def echelon(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ECHELON, *arguments], capture_output=True, text=True, check=False, timeout=120)
+def echelon(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, **environ}
+    return subprocess.run([ECHELON, *arguments], capture_output=True, text=True, check=False, timeout=120, env=environ)
 
 
 def test_version_and_help() -> None:
     assert echelon("--version").stdout.strip() == f"echelon {importlib.metadata.version('echelon')}"
     text = echelon("--help").stdout
     assert all(command in text for command in ("serve", "stop", "doctor"))
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+def test_flags_stand_whole_in_the_help_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(typer.rich_utils, "Table", typer.rich_utils.Table)  # as it was, afterwards
+    show_whole_flags()
+    seen = 0
+    for path, command in commands(get_command(cli.app)):
+        text = CliRunner().invoke(cli.app, [*path, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output
+        assert max(map(len, text.splitlines())) <= 80
+        for option in command.params:
+            flags = () if option.hidden else (*option.opts, *option.secondary_opts)
+            for flag in (f for f in flags if f.startswith("--")):
+                assert re.search(rf"{re.escape(flag)}(?![\w-])", text), (path, flag)
+                seen += 1
+    assert seen > 100
+
+
+def test_help_is_asked_for_on_the_command_line() -> None:
+    assert "--cache-max-entry-count" in echelon("chat", "-h", COLUMNS="80").stdout
 
 
 def test_an_error_is_one_readable_line() -> None:
