@@ -60,16 +60,6 @@ def _service_tier(value: str) -> str:
     return value
 
 
-def _no_beams(value: bool) -> bool:
-    if value:
-        raise Refused(
-            "Unsupported parameter: '{param}': answers are sampled token by token as steps run, and beams would hold "
-            "each other up. Ask for 'best_of' with a temperature, which gives the likeliest of several answers.",
-            code="unsupported_parameter",
-        )
-    return value
-
-
 def _few(value: Any) -> Any:
     if isinstance(value, dict) and len(value) > 16:
         raise Refused("Invalid '{param}': too many properties. Expected an object with at most 16 properties.")
@@ -372,7 +362,6 @@ class CompletionBody(Common):
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] | None = None
     suffix: Annotated[str, Field(max_length=MAX_SUFFIX_CHARACTERS)] | None = None
-    use_beam_search: Annotated[bool, AfterValidator(_no_beams)] | None = None
 
     @property
     def asked_choices(self) -> int:

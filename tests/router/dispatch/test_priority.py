@@ -1,7 +1,7 @@
 """`priority`: a user's own requests in the order that he likes, and nobody else's sooner or later for it.
 
-Mutants seen to fail: priority before the user's turn (in the tier's order); the place left to who goes before (plain
-queue); a place that keeps its own age where `max_wait` looks at it; sub-users in one line.
+Mutants seen to fail: all owners in one line, or all urgent requests of an account; the place kept by whoever is passed
+(plain queue); the place's age that of the request, and the overdue request first, where `max_wait` looks at it.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def test_others_are_served_to_the_request_as_if_nobody_had_asked_for_an_order(qo
 @pytest.mark.parametrize("qos", [PLAIN, TIERS, WAITS], ids=["plain", "tiers", "max_wait"])
 def test_a_users_requests_go_by_priority_then_as_they_came(qos: str | None) -> None:
     site = Site(qos, slots=1)
-    site.submit("a")
+    site.submit("a", output=60)
     wanted = [0, 2, -1, 0, 2, -1, -(2**31), 2**31 - 1]
-    names = {site.submit("a", priority=p): (p, i) for i, p in enumerate(wanted)}
+    names = {site.submit("a", output=60, priority=p): (p, i) for i, p in enumerate(wanted)}
     site.run()
     assert [names[lease] for _, lease in site.granted[1:]] == sorted(names.values())
 

@@ -157,6 +157,7 @@ PRESENCE = [
             "stream_interval": 2,
             "watermarking": True, "routed_experts_prompt_start": 1, "return_token_offsets": True, "echo": True,
             "add_special_tokens": True, "return_prompt_text": True, "detokenize": False, "best_of": 2,
+            "use_beam_search": True, "length_penalty": 0.5,
             "spaces_between_special_tokens": 1, "session_id": 1, "guided_decoding_backend": 1, "return_mm_kwargs": "x",
         }.items()
     ),
@@ -168,7 +169,8 @@ PRESENCE = [
         "stream_interval": 1, "watermarking": False, "routed_experts_prompt_start": 0, "return_token_offsets": False,
         "echo": False, "add_special_tokens": False, "return_prompt_text": None, "detokenize": True, "best_of": 1,
         "spaces_between_special_tokens": True, "session_id": "s", "guided_decoding_backend": "xgrammar",
-        "return_mm_kwargs": True, "priority": 0, "include_stop_str_in_output": False, "truncation_side": "left",
+        "return_mm_kwargs": True, "use_beam_search": False, "length_penalty": 1.0, "priority": 0,
+        "include_stop_str_in_output": False, "truncation_side": "left",
         "include_reasoning": True, "reasoning_effort": "none", "return_token_ids": False, "documents": [],
         "return_tokens_as_token_ids": False, "skip_special_tokens": True,
     }),

@@ -1,7 +1,7 @@
 """What vLLM's users send besides: stop strings that stay, ids, names of tokens, guided fields, thoughts, documents.
 
-Mutants seen to fail: the stop string cut although asked for; ids of another choice; offsets by the names; `documents`
-whose special strings are special; thoughts shown; a `guided_` field that is dropped; `right` that keeps the end.
+Mutants seen to fail: the stop string cut although asked for; tokens called as they read; `documents` whose special
+strings are special; thoughts shown; a `guided_` field that is dropped; `right` that keeps the end.
 """
 
 from __future__ import annotations
