@@ -19,4 +19,4 @@ class _WholeFlags(Table):
 
 def show_whole_flags() -> None:
     """Holds for all commands of this process."""
-    typer.rich_utils.Table = _WholeFlags  # type: ignore[misc]
+    typer.rich_utils.Table = _WholeFlags  # type: ignore[attr-defined]

@@ -333,7 +333,7 @@ class CompletionFormat(_Events):
 
     def body(self, choices: Sequence[ChoiceAnswer], usage: Usage) -> bytes:
         """The whole answer."""
-        shown = [
+        shown: list[dict[str, Any]] = [
             {
                 "index": c.index,
                 "text": self._echoes[c.index] + c.text,
