@@ -75,7 +75,8 @@ def serve(pipe: socket.socket) -> None:
                     with stopwatch:
                         template = ChatTemplate(source, variables)
                 except ConfigError as e:
-                    pipe.sendall(msgpack.packb([BROKEN, str(e)]))
+                    reason = str(e).replace("the chat template", "it", 1)
+                    pipe.sendall(msgpack.packb([BROKEN, reason]))
                     return
                 answer: list[object] = [READY]
             else:

@@ -109,7 +109,7 @@ async def test_others_may_where_the_configuration_says_so(tokenizer, generator, 
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("{% for %}", "does not compile"),
+        ("{% for %}", "messages: it does not compile: "),
         ("{{ 'a' | nofilter }}", "does not compile"),
         ("{{ messages[0].a.b }}", "UndefinedError"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "of CPU time"),
