@@ -23,7 +23,8 @@ from .test_more_parameters import HI, post
 
 TEMPLATE = (
     "{% for d in documents or [] %}[{{ d.title }}: {{ d.text }}]{% endfor %}{{ messages[0].content }}"
-    "{% if enable_thinking is defined %}({{ reasoning_effort }}, {{ enable_thinking }}){% endif %}<think>"
+    "{% if reasoning_effort or enable_thinking is defined %}({{ reasoning_effort }}, {{ enable_thinking }}){% endif %}"
+    "<think>"
 )
 
 
@@ -152,10 +153,10 @@ async def test_effort_and_documents_are_the_templates(served, generator, tokeniz
         await post(client, CHAT, **HI, documents=documents, reasoning_effort="low", max_tokens=2)
         ids = generator.requests[-1].prompt_ids
         text = tokenizer.decode(ids, skip_special_tokens=False)
-        assert text == f"[a: b{SPECIALS[1]}][c: d]hi(low, True)<think>"
+        assert text == f"[a: b{SPECIALS[1]}][c: d]hi(low, )<think>"
         assert tokenizer.encode(SPECIALS[1])[0] not in ids  # what a document says is text
         await post(client, CHAT, **HI, reasoning_effort="none", max_tokens=2)
-        assert tokenizer.decode(generator.requests[-1].prompt_ids).startswith("hi(none, False)")
+        assert tokenizer.decode(generator.requests[-1].prompt_ids).startswith("hi(, False)")
         own = {"chat_template_kwargs": {"enable_thinking": 1, "reasoning_effort": "x"}}
         await post(client, CHAT, **HI, reasoning_effort="high", **own, max_tokens=2)
         assert tokenizer.decode(generator.requests[-1].prompt_ids).startswith("hi(x, 1)")
