@@ -1,7 +1,7 @@
 """A chat template that comes with a request: whose is taken, what it may do, and that few are kept.
 
-Mutants seen to fail: templates of all taken; special strings of messages special; templates kept without end; one in
-use put out; the model's name left out of what a template is known by; the failure's param.
+Mutants seen to fail: templates of all taken; templates kept without end; one in use put out; the model's name left out
+of what a template is known by; the failure's param.
 """
 
 from __future__ import annotations
