@@ -2,8 +2,9 @@
 
     python benchmarks/dashboard_queries.py --prometheus /usr/bin/prometheus     # Debian: apt-get install prometheus
 
-An own local Ray with the demo model, two replicas and tiers, some load, one replica killed. Prints each query that
-Prometheus refuses or that shows nothing; exit status 1 if there is one. Not part of `make test`.
+An own local Ray with the demo model, two replicas with few blocks that copy to host memory, tiers, some load with
+sessions, one replica killed. Prints each query that Prometheus refuses or that shows nothing; exit status 1 if there is
+one. Not part of `make test`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ prepare_ray()
 import ray  # noqa: E402
 
 from cluster.app import await_running, bring_down, bring_up  # noqa: E402
-from cluster.config import ClusterConfig, DispatchSection, HttpSection, ModelSection  # noqa: E402
+from cluster.config import ClusterConfig, DispatchSection, EngineSection, HttpSection, ModelSection  # noqa: E402
 from cluster.names import DISPATCHER, NAMESPACE  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -61,11 +62,11 @@ def write_prometheus(folder: Path, target: str) -> Path:
     return file
 
 
-def ask(base_url: str, user: str, **body: Any) -> None:
-    """One chat of `user`."""
-    data = json.dumps({"model": "demo", "messages": "Count from 1 to 20.", "user_id": user, **body}).encode()
+def ask(base_url: str, path: str, user: str, **body: Any) -> None:
+    """One request of `user`."""
+    data = json.dumps({"model": "demo", "user_id": user, **body}).encode()
     request = urllib.request.Request(
-        f"{base_url}/chat/completions_qos", data=data, headers={"content-type": "application/json"}
+        f"{base_url}/chat/{path}_qos", data=data, headers={"content-type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=120) as answer:
         answer.read()
@@ -76,8 +77,13 @@ def load(base_url: str, seconds: float) -> None:
     until = time.monotonic() + seconds
 
     def run(number: int) -> None:
+        user, rounds = f"user_id{number}", 0
         while time.monotonic() < until:
-            ask(base_url, f"user_id{number}", stream=number % 2 == 0, max_tokens=30 + 10 * number)
+            asked: dict[str, Any] = {"messages": "Count from 1 to 20.", "max_tokens": 30 + 10 * number}
+            ask(base_url, "completions", user, stream=number % 2 == 0, **asked)
+            asked = {"prompt": "And then?", "session_id": rounds // 3, "request_output_len": 30}
+            ask(base_url, "interactive", user, interactive_mode=True, **asked)
+            rounds += 1
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(6)]
     for thread in threads:
@@ -107,6 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     config = ClusterConfig(
         model=ModelSection(replicas=2),
+        engine=EngineSection(eviction_type="copy", num_blocks=64, num_cpu_blocks=256),
         http=HttpSection(port=free_port()),
         dispatch=DispatchSection(qos=str(ROOT / "configs" / "qos" / "tiers.json")),
     )

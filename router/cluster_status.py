@@ -7,6 +7,7 @@ from time import monotonic
 
 from router.dispatch.client import DispatcherClient
 from router.dispatch.lease import ReplicaState, TierRow, WorkRow
+from router.dispatch.rounds import SessionCounts
 from router.http.status import ReplicaRow
 
 HEALTHY_SECONDS = 6.0  # a canary every 2 s, 3 s of patience for it, and the table's own age
@@ -62,3 +63,7 @@ class ClusterStatus:
     def work(self) -> Sequence[WorkRow]:
         """As the dispatcher last said."""
         return self._dispatcher.table.work
+
+    def sessions(self) -> SessionCounts:
+        """As the dispatcher last said."""
+        return self._dispatcher.table.sessions

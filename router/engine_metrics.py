@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from router.dispatch.lease import TierRow, WorkRow
+from router.dispatch.rounds import SessionCounts
 from router.http.status import ReplicaRow, Status
 from workers.api.replica import LoadReport
 
@@ -28,6 +29,12 @@ _GAUGES: tuple[tuple[str, str, Callable[[LoadReport], float]], ...] = (
     ),
     ("echelon_prefill_backlog_tokens", "Prompt tokens not yet computed.", lambda w: w.prefill_backlog),
     ("echelon_step_seconds", "Duration of the last step.", lambda w: w.step_seconds),
+    ("echelon_host_blocks", "Blocks of host memory that hold KV cache.", lambda w: w.host_blocks),
+    (
+        "echelon_host_cache_usage_perc",
+        "Share of the blocks of host memory that hold KV cache, 1 = full; 0 where there are none.",
+        lambda w: w.host_blocks / w.total_host_blocks if w.total_host_blocks else 0.0,
+    ),
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[LoadReport], float]], ...] = (
     ("vllm:num_preemptions", "Preemptions since the replica started.", lambda w: w.preemptions),
@@ -36,6 +43,13 @@ _COUNTERS: tuple[tuple[str, str, Callable[[LoadReport], float]], ...] = (
     ("echelon_steps_cut", "Steps that ran in parts since the device was out of memory.", lambda w: w.steps_cut),
     ("echelon_steps", "Steps completed, canaries' too.", lambda w: w.step),
     ("echelon_executed_tokens", "Tokens that ran since the replica started.", lambda w: w.executed_tokens),
+    ("echelon_blocks_copied_out", "Blocks of KV cache copied to host memory.", lambda w: w.copied_out),
+    ("echelon_blocks_copied_in", "Blocks of KV cache copied back from host memory.", lambda w: w.copied_in),
+    (
+        "echelon_host_prefix_hits",
+        "Prompt tokens of vllm:prefix_cache_hits that were found in host memory alone.",
+        lambda w: w.host_hits,
+    ),
 )
 
 
@@ -77,6 +91,7 @@ class EngineMetrics(Collector):
             yield from _tiers(tiers)
         if work := self._status.work():
             yield _work(work)
+        yield from _sessions(self._status.sessions())
         loads = [(row, row.load) for row in rows if row.load is not None]
         for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
             for name, text, value in table:
@@ -111,6 +126,20 @@ def _work(rows: Iterable[WorkRow]) -> Metric:
     for row in rows:
         family.add_metric((row.model, row.tier, row.kind), row.tokens)
     return family
+
+
+def _sessions(counts: SessionCounts) -> Iterable[Metric]:
+    yield GaugeMetricFamily("echelon_sessions", "Interactive sessions whose history is held.", counts.held)
+    yield GaugeMetricFamily("echelon_session_rounds", "Rounds of sessions under way.", counts.running)
+    yield GaugeMetricFamily("echelon_session_bytes", "Memory that sessions' histories take.", counts.bytes)
+    evicted = CounterMetricFamily(
+        "echelon_sessions_evicted",
+        "Histories given up, since they expired, or for the limit on count, memory or the size of one.",
+        labels=("reason",),
+    )
+    for reason, count in counts.evicted:
+        evicted.add_metric((reason,), count)
+    yield evicted
 
 
 def _states(rows: Iterable[ReplicaRow]) -> Iterable[Metric]:

@@ -17,9 +17,11 @@ from router.dispatch.rounds import (
     Begun,
     CancelRound,
     EndRound,
+    Evicted,
     HoldRound,
     RoundBegun,
     RoundCancelled,
+    SessionCounts,
     StopRound,
 )
 
@@ -66,6 +68,8 @@ class KeptHistories:
         self._owners: dict[str, dict[int, _Session]] = {}  # sessions: the longest idle first
         self._bytes: dict[str, int] = {}  # by owner
         self._busy: dict[tuple[str, int], _Session] = {}  # those with a round
+        self._evicted = dict.fromkeys(Evicted, 0)
+        self._held = 0  # sessions that have a history
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -75,6 +79,12 @@ class KeptHistories:
     def running(self) -> int:
         """Rounds that run."""
         return len(self._busy)
+
+    @property
+    def counts(self) -> SessionCounts:
+        """For metrics."""
+        evicted = tuple((str(reason), count) for reason, count in self._evicted.items())
+        return SessionCounts(self._held, len(self._busy), self.bytes, evicted)
 
     def begin(self, client: str, asked: BeginRound) -> Told:
         """The verdict; if another round runs, it may come out of a later call."""
@@ -141,7 +151,7 @@ class KeptHistories:
         now = self._clock()
         for owner, sessions in list(self._owners.items()):
             for number in [n for n, s in sessions.items() if s.client is None and s.until <= now]:
-                self._remove(owner, number)
+                self._remove(owner, number, Evicted.EXPIRED)
         told: Told = []
         for (owner, number), session in list(self._busy.items()):
             late = [b for b in session.begins if b[2] <= now]
@@ -157,7 +167,7 @@ class KeptHistories:
     def _session(self, owner: str, number: int) -> _Session | None:
         session = self._owners.get(owner, {}).get(number)
         if session is not None and session.client is None and session.until <= self._clock():
-            self._remove(owner, number)
+            self._remove(owner, number, Evicted.EXPIRED)
             return None
         return session
 
@@ -166,9 +176,13 @@ class KeptHistories:
         self._count(owner, session.bytes)
         return session
 
-    def _remove(self, owner: str, number: int) -> None:
+    def _remove(self, owner: str, number: int, why: Evicted | None = None) -> None:
         session = self._owners[owner].pop(number)
         self._count(owner, -session.bytes)
+        if session.history:
+            self._held -= 1
+            if why is not None:
+                self._evicted[why] += 1
         if not self._owners[owner]:
             del self._owners[owner], self._bytes[owner]
 
@@ -180,7 +194,9 @@ class KeptHistories:
         if len(history) > MAX_HISTORY_BYTES:
             log.warning("session %d of %s: a history of %d bytes is not kept", number, owner, len(history))
             history = b""
+            self._evicted[Evicted.SIZE] += 1
         self._count(owner, len(history) - len(session.history))
+        self._held += bool(history) - bool(session.history)
         session.history, session.revision = history, revision
 
     def _forget(self, asked: BeginRound, session: _Session | None) -> RoundBegun:
@@ -210,7 +226,7 @@ class KeptHistories:
         """Whether `owner` has at most `most` sessions; the longest idle ones have gone."""
         sessions = self._owners.get(owner, {})
         for number in [n for n, s in sessions.items() if s.client is None][: max(0, len(sessions) - most)]:
-            self._remove(owner, number)
+            self._remove(owner, number, Evicted.COUNT)
         return len(sessions) <= most
 
     def _shrink(self) -> None:
@@ -218,7 +234,7 @@ class KeptHistories:
             for owner in sorted(self._bytes, key=self._bytes.__getitem__, reverse=True):
                 idle = next((n for n, s in self._owners[owner].items() if s.client is None), None)
                 if idle is not None:
-                    self._remove(owner, idle)
+                    self._remove(owner, idle, Evicted.MEMORY)
                     break
             else:
                 return

@@ -17,6 +17,7 @@ from router.dispatch.rounds import (
     HoldRound,
     RoundBegun,
     RoundCancelled,
+    SessionCounts,
     StopRound,
 )
 from workers.api.replica import LoadReport, ReplicaInfo
@@ -204,6 +205,7 @@ class ReplicaTable:
     waiting_by_model: tuple[tuple[str, int], ...] = ()
     tiers: tuple[TierRow, ...] = ()
     work: tuple[WorkRow, ...] = ()
+    sessions: SessionCounts = SessionCounts()
 
 
 @dataclass(frozen=True, slots=True)

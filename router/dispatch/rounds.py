@@ -18,6 +18,25 @@ class Begun(enum.StrEnum):
     FULL = "full"  # the owner has as many sessions as it may, and all of them run
 
 
+class Evicted(enum.StrEnum):
+    """Why a history is kept no longer; that its client forgot it is no eviction."""
+
+    EXPIRED = "expired"
+    COUNT = "count"  # its owner had as many sessions as it may
+    MEMORY = "memory"  # all histories together were too large
+    SIZE = "size"  # it alone was
+
+
+@dataclass(frozen=True, slots=True)
+class SessionCounts:
+    """Histories that are held, rounds under way, bytes held; evictions since the dispatcher's start, by `Evicted`."""
+
+    held: int = 0
+    running: int = 0
+    bytes: int = 0
+    evicted: tuple[tuple[str, int], ...] = tuple((str(reason), 0) for reason in Evicted)
+
+
 @dataclass(frozen=True, slots=True)
 class BeginRound:
     """A round of a session is wanted, or, with `forget`, that there be no such session. Answered by `RoundBegun`.

@@ -176,7 +176,7 @@ class DispatcherServer:
     def status(self) -> ReplicaTable:
         """The table as ingress replicas see it."""
         d = self.dispatcher
-        return ReplicaTable(d.rows(), d.waiting, d.waiting_by_model, d.tiers(), d.work())
+        return ReplicaTable(d.rows(), d.waiting, d.waiting_by_model, d.tiers(), d.work(), self._histories.counts)
 
     def reload(self, qos: QosConfig, model: str | None = None) -> None:
         """`qos` holds from now on, for what waits too: for `model` alone, or for all that have none of their own."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from router.dispatch.lease import TierRow, WorkRow
+from router.dispatch.rounds import SessionCounts
 from workers.api.replica import LoadReport
 
 
@@ -45,3 +46,6 @@ class Status(Protocol):
 
     def work(self) -> Sequence[WorkRow]:
         """What was executed, and for which tier; none where there are no tiers."""
+
+    def sessions(self) -> SessionCounts:
+        """What is kept of interactive sessions."""

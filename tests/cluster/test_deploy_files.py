@@ -16,6 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 from cluster import serve_file
 from cluster.config import checked_config, read_cluster_config
 from router.dispatch.lease import TierRow, WorkRow
+from router.dispatch.rounds import SessionCounts
 from router.engine_metrics import EngineMetrics
 from router.http.status import ReplicaRow
 from router.metrics import Metrics
@@ -41,6 +42,9 @@ class Status:
 
     def work(self) -> tuple[WorkRow, ...]:
         return (WorkRow("m", "Gold", "decode", 1),)
+
+    def sessions(self) -> SessionCounts:
+        return SessionCounts()
 
 
 def exported() -> dict[str, set[str]]:

@@ -78,6 +78,9 @@ def test_a_prompt_that_comes_back_is_copied_not_run_and_not_charged() -> None:
     assert harness.receiver.tokens["again"] == harness.receiver.tokens["a"]
     assert (last.cached_tokens, last.executed_prefill) == (20, 4)
     assert host.copied_in == 5
+    load = harness.engine.load()
+    assert (load.copied_in, load.host_hits, load.prefix_hits) == (5, 20, 20)
+    assert (load.copied_out, load.host_blocks, load.total_host_blocks) == (host.copied_out, len(host), 20)
     assert harness.engine.stats.executed - before == 4 + 3 + harness.engine.stats.overhead
     assert ordering.charges["again"][:2] == [4, 3]
 

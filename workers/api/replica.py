@@ -44,12 +44,17 @@ class LoadReport:
     total_blocks: int = 0
     preemptions: int = 0  # since the start
     prefix_queries: int = 0  # prompt tokens looked up in the prefix cache, since the start
-    prefix_hits: int = 0  # and found
+    prefix_hits: int = 0  # and found, on the device or in host memory
     executed_tokens: int = 0  # since the start, recomputed and discarded ones too
     requests: RequestCounts = RequestCounts()
     planned_prefill: int = 0  # of the step under way, whose tokens are in no backlog any more
     planned_decode: int = 0
     steps_cut: int = 0  # since the start: steps that the device had no memory for as a whole
+    host_blocks: int = 0  # of host memory that hold what was evicted
+    total_host_blocks: int = 0
+    copied_out: int = 0  # blocks since the start, to host memory
+    copied_in: int = 0  # and back
+    host_hits: int = 0  # tokens of prefix_hits that were in host memory alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,11 @@ class Engine:
             steps_cut=stats.steps_cut,
             planned_prefill=0 if under_way is None else under_way.num_tokens - under_way.num_decodes,
             planned_decode=0 if under_way is None else under_way.num_decodes,
+            host_blocks=len(roster.host),
+            total_host_blocks=roster.host.num_blocks,
+            copied_out=roster.host.copied_out,
+            copied_in=roster.host.copied_in,
+            host_hits=stats.host_hits,
         )
 
     def cache_news(self, most: int) -> CacheNews | None:

@@ -65,6 +65,7 @@ class HostBlocks:
         """The next plan copies `digest`, which is held, to device block `block`."""
         self._block_of.move_to_end(digest)
         self._in.append((self._block_of[digest], block))
+        self.copied_in += 1
 
     def drop(self, digest: bytes) -> bool:
         """`digest` is here no more; whether it was."""
@@ -86,7 +87,6 @@ class HostBlocks:
         self._free += self._leaving
         self._leaving.clear()
         self.copied_out += len(self._out)
-        self.copied_in += len(self._in)
         self._out.clear()
         self._in.clear()
         self._reading.clear()

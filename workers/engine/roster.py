@@ -69,12 +69,14 @@ class Roster:
         flow.residents[sequence] = None
         if self.ordering is not None:
             self.ordering.admitted(flow.handle)
+        copied = self.host.copied_in
         new = self.residents.enter(sequence, hits, self.cache)
         found, prompt = sequence.planned, sequence.num_prompt
         self.backlog -= found
         if self.cache.enabled and not sequence.preemptions:
             self.stats.prefix_queries += len(sequence.token_ids)
             self.stats.prefix_hits += found
+            self.stats.host_hits += (self.host.copied_in - copied) * self.block_size
         if found > sequence.accounted:
             sequence.cached += min(found, prompt) - min(sequence.accounted, prompt)
             sequence.accounted = found

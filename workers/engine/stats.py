@@ -28,6 +28,7 @@ class Stats:
     put_off: int = 0  # draws left to the next step, since their masks were not there
     prefix_queries: int = 0
     prefix_hits: int = 0
+    host_hits: int = 0  # of them, in host memory alone
     accepted: int = 0
     completed: int = 0
     aborted: int = 0

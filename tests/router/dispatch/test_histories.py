@@ -1,7 +1,8 @@
 """Sessions' histories and their rounds: the plain object, and over sockets with fronts and a dispatcher that die.
 
 Mutants seen to fail: a revision unread at the end; a lost front's round for ever; who holds the least giving room; what
-a front remembers not told, or told over what is newer; a round begun for somebody who left that runs for ever.
+a front remembers not told, or told over what is newer; a round begun for somebody who left that runs for ever; what was
+forgotten counted as held, or as evicted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ import pytest
 
 from router.dispatch.client import DispatcherClient
 from router.dispatch.histories import ENTRY_BYTES, MAX_HISTORY_BYTES, KeptHistories
-from router.dispatch.rounds import BeginRound, Begun, CancelRound, EndRound, HoldRound, RoundBegun, RoundCancelled
+from router.dispatch.rounds import (
+    BeginRound,
+    Begun,
+    CancelRound,
+    EndRound,
+    HoldRound,
+    RoundBegun,
+    RoundCancelled,
+    SessionCounts,
+)
 from router.dispatch.rounds import StopRound as Stop
 from router.protocol.errors import HttpRefusal
 from router.remote_histories import RemoteHistories
@@ -120,6 +130,31 @@ def test_bytes_are_bounded_and_who_holds_the_most_gives() -> None:
     assert [n for n in range(20) if table.has(n, "large")] == list(range(11, 20))
     table.say(b"x" * (MAX_HISTORY_BYTES + 1), 1, "small")
     assert table.has(1, "small") == b""
+
+
+def test_counts_of_what_is_held_and_of_why_it_went() -> None:
+    table = Table(most=2, max_bytes=4 * (ENTRY_BYTES + 100))
+    assert table.kept.counts == SessionCounts()
+
+    def counted() -> tuple[int, int, dict[str, int]]:
+        counts = table.kept.counts
+        return counts.held, counts.running, {why: n for why, n in counts.evicted if n}
+
+    for session in (1, 2, 3):
+        table.say(b"x" * 100, session)
+    assert counted() == (2, 0, {"count": 1})
+    for owner in "abc":
+        table.say(b"x" * 100, 1, owner)
+    assert counted() == (4, 0, {"count": 1, "memory": 1})
+    table.begin(session=3)
+    table.begin(session=1, owner="a", forget=True)
+    assert counted() == (3, 1, {"count": 1, "memory": 1})
+    table.clock.now += TTL
+    table.kept.tick()
+    assert counted() == (1, 1, {"count": 1, "memory": 1, "expired": 2})
+    table.end(b"x" * (MAX_HISTORY_BYTES + 1), 1, session=3)
+    assert counted() == (0, 0, {"count": 1, "memory": 1, "expired": 2, "size": 1})
+    assert table.kept.counts.bytes == table.kept.bytes == ENTRY_BYTES
 
 
 def test_forgotten() -> None:

@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from router.dispatch.lease import TierRow, WorkRow
+from router.dispatch.rounds import SessionCounts
 from router.generation import ChoiceDelta, GenerationRequest
 from router.http.status import ReplicaRow
 from router.text.offload import TextPool
@@ -67,6 +68,7 @@ class FakeStatus:
     unleased: dict[str, int] = field(default_factory=dict)
     tier_rows: list[TierRow] = field(default_factory=list)
     work_rows: list[WorkRow] = field(default_factory=list)
+    session_counts: SessionCounts = SessionCounts()
 
     def live(self):
         return self.is_live
@@ -88,6 +90,9 @@ class FakeStatus:
 
     def work(self):
         return self.work_rows
+
+    def sessions(self):
+        return self.session_counts
 
 
 @dataclass

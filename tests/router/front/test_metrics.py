@@ -10,6 +10,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.dispatch.lease import TierRow, WorkRow
+from router.dispatch.rounds import SessionCounts
 from router.engine_metrics import EngineMetrics
 from router.generation import Trace
 from router.http.app import create_app
@@ -203,6 +204,25 @@ def test_the_tiers_of_the_queue():
         "qos_bound_violations_total": 2,
     }
     assert seen["qos_bound_violations_total", (("model_name", "m"), ("tier", "Bronze"))] == 0
+
+
+def test_sessions():
+    status = FakeStatus(session_counts=SessionCounts(7, 2, 9000, (("expired", 3), ("memory", 1))))
+    seen = samples(EngineMetrics(status).page())
+    assert [seen[f"echelon_{name}", ()] for name in ("sessions", "session_rounds", "session_bytes")] == [7, 2, 9000]
+    evicted = {labels: n for (name, labels), n in seen.items() if name == "echelon_sessions_evicted_total"}
+    assert evicted == {(("reason", "expired"),): 3, (("reason", "memory"),): 1}
+
+
+def test_blocks_in_host_memory():
+    load = LoadReport(1, host_blocks=3, total_host_blocks=4, copied_out=9, copied_in=5, host_hits=64, prefix_hits=80)
+    status = FakeStatus(rows=[ReplicaRow("r", "m", "ready", load), ReplicaRow("s", "m", "ready", LoadReport(1))])
+    seen = samples(EngineMetrics(status).page())
+    at, other = ((("engine", name), ("model_name", "m")) for name in "rs")
+    names = ("host_blocks", "host_cache_usage_perc", "blocks_copied_out_total", "blocks_copied_in_total")
+    names += ("host_prefix_hits_total",)
+    assert [seen[f"echelon_{name}", at] for name in names] == [3, 0.75, 9, 5, 64]
+    assert [seen[f"echelon_{name}", other] for name in names] == [0] * 5
 
 
 def test_tokens_executed_by_tier():
