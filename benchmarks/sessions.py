@@ -1,6 +1,8 @@
 """Sessions of /v1/chat/interactive over a block pool that holds few of them: exactness, and what rounds compute.
 
     python benchmarks/sessions.py [--sessions 200] [--rounds 3] [--room 20] [--json FILE]
+    python benchmarks/sessions.py --serve
+    python benchmarks/sessions.py --url http://HOST:PORT [--against http://HOST:PORT] [--model NAME]
 
 Two fronts, a dispatcher and the demo model's engines, over real sockets, in one process: all of a cluster but Ray and
 HAProxy. Each session's rounds go to both fronts in turn, half of them greedy, half with LMDeploy's sampling. Each
@@ -10,6 +12,11 @@ whole history as plain messages on /v1/chat/completions.
   interleaved: --sessions at once on one replica whose pool holds --room of them, in random order
   back at once: the next round follows while the blocks of the last are there; how many tokens it computes
   two replicas: as many sessions as both hold together; how many second rounds went where their blocks were
+
+`--serve` runs the first of them against `echelon serve`, with Ray and HAProxy: two replicas that hold --room sessions
+together, two ingresses; then another server, with room for all and without a prefix cache, is asked for each whole
+history. `--url` asks servers that run already (`--against`: the one for whole histories; default: the same). Greedy
+only, since the route takes no seed.
 """
 
 from __future__ import annotations
@@ -25,11 +32,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import httpx
+from served_sessions import Served, serving
 
 from router.cluster_status import ClusterStatus
 from router.dispatch.client import DispatcherClient
@@ -103,6 +111,16 @@ class Ends(Stories):
         return b""
 
 
+class At(Protocol):
+    """Where requests go."""
+
+    async def post(self, front: int, path: str, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request, whose id is `name`."""
+
+    async def cached(self, name: str) -> int:
+        """How many tokens of its prompt were in a prefix cache."""
+
+
 @dataclass(frozen=True)
 class Site:
     """Fronts over replicas."""
@@ -112,12 +130,18 @@ class Site:
     replicas: Sequence[Replica]
 
     async def post(self, front: int, path: str, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one request, whose id is `name`."""
-        r = await self.fronts[front].post(path, json=body, headers={"x-request-id": name})
+        """See `At`."""
+        r = await self.fronts[front].post(path, json={"model": "demo", **body}, headers={"x-request-id": name})
         if r.status_code != 200:
             raise SystemExit(f"{path}: {r.status_code} {r.text}")
         answer: dict[str, Any] = r.json()
         return answer
+
+    async def cached(self, name: str) -> int:
+        """See `At`."""
+        while name not in self.ends.of:  # noqa: ASYNC110 - it comes right after the answer
+            await asyncio.sleep(0)
+        return self.ends.of[name].cached_tokens
 
 
 @asynccontextmanager
@@ -163,6 +187,7 @@ class Talk:
 
     number: int
     rng: random.Random
+    sampled: bool
     said: list[str] = field(default_factory=list)
     prompts: list[int] = field(default_factory=list)
     own: list[int] = field(default_factory=list)
@@ -170,39 +195,37 @@ class Talk:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        return GREEDY if self.number % 2 else SAMPLED
+        return SAMPLED if self.sampled else GREEDY
 
     def ask(self) -> str:
         a, b = self.rng.randrange(1, 50), self.rng.randrange(50, 99)
         return self.rng.choice(NEXT if self.said else FIRST).format(a=a, b=b)
 
 
-async def play(at: Site, talk: Talk) -> None:
+async def play(at: At, talk: Talk) -> None:
     """Its next round, at the front whose turn it is."""
     text, count = talk.ask(), len(talk.prompts)
     name = f"t{talk.number}-{count}"
     body = {"prompt": text, "session_id": talk.number, "interactive_mode": True, "request_output_len": TOKENS}
     answer = await at.post(count % 2, "/v1/chat/interactive", name, {**body, **talk.sampling})
-    while name not in at.ends.of:  # noqa: ASYNC110 - it comes right after the answer
-        await asyncio.sleep(0)
     talk.said += [text, answer["text"]]
     talk.prompts.append(answer["history_tokens"] + answer["input_tokens"])
     talk.own.append(answer["input_tokens"])
-    talk.computed.append(talk.prompts[-1] - at.ends.of[name].cached_tokens)
+    talk.computed.append(talk.prompts[-1] - await at.cached(name))
 
 
-async def differing(reference: Site, talk: Talk) -> int:
+async def differing(reference: At, talk: Talk) -> int:
     """How many of its answers are not those that the plain messages get."""
     wrong = 0
     for end in range(1, len(talk.said), 2):
         messages = [{"role": ("user", "assistant")[i % 2], "content": talk.said[i]} for i in range(end)]
-        body = {"model": "demo", "messages": messages, "max_tokens": TOKENS, **talk.sampling}
+        body = {"messages": messages, "max_tokens": TOKENS, **talk.sampling}
         answer = await reference.post(0, "/v1/chat/completions", f"r{talk.number}-{end}", body)
         wrong += answer["choices"][0]["message"]["content"] != talk.said[end]
     return wrong
 
 
-async def interleaved(at: Site, talks: Sequence[Talk], rounds: int, most: int = 16) -> None:
+async def interleaved(at: At, talks: Sequence[Talk], rounds: int, most: int = 16) -> None:
     """All rounds of all sessions in random order, up to `most` at once, one at a time in a session."""
     rng = random.Random(1)
     order = [talk for talk in talks for _ in range(rounds)]
@@ -220,11 +243,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):g} ({min(values):g}..{max(values):g}, n={len(values)})"
 
 
-def made(first: int, count: int) -> list[Talk]:
-    return [Talk(first + n, random.Random(first + n)) for n in range(count)]
+def made(first: int, count: int, *, greedy: bool = False) -> list[Talk]:
+    return [Talk(n, random.Random(n), sampled=not (greedy or n % 2)) for n in range(first, first + count)]
 
 
-async def equal(reference: Site, talks: Sequence[Talk]) -> tuple[int, int]:
+async def equal(reference: At, talks: Sequence[Talk]) -> tuple[int, int]:
     """How many of the answers are the whole history's, and how many there are."""
     answers = sum(len(t.prompts) for t in talks)
     return answers - sum([await differing(reference, t) for t in talks]), answers
@@ -253,9 +276,38 @@ def show(name: str, f: dict[str, Any]) -> None:
     print(f"all together {100 * sum(f['computed']) / sum(f['prompt']):.0f} % of their prompts", flush=True)
 
 
+async def over_http(args: argparse.Namespace, blocks: int, figures: dict[str, Any]) -> None:
+    """The same sessions, interleaved, against servers."""
+    talks = made(1, args.sessions, greedy=True)
+    small = {"block_size": BLOCK, "max_num_seqs": 32, "max_num_batched_tokens": 512, "num_blocks": blocks // 2}
+    whole = small | {"num_blocks": 4096, "prefix_caching": False}
+    with serving(args.url, replicas=2, engine=small, fronts=2) as url:
+        async with Served.at(url, args.model) as at:
+            before = await at.executed()
+            await interleaved(at, talks, args.rounds)
+            figures["executed"] = await at.executed() - before
+            figures["sessions held"] = await at.metric("echelon_sessions")
+    with serving(args.against or args.url, replicas=1, engine=whole, fronts=1) as url:
+        async with Served.at(url, args.model) as reference:
+            figures["served"] = told(talks, await equal(reference, talks))
+    prompts = sum(sum(talk.prompts) for talk in talks)
+    show(f"over HTTP, {args.sessions} sessions", figures["served"])
+    print(f"  histories held: {figures['sessions held']:g}; prompts {prompts} tokens, executed {figures['executed']:g}")
+
+
 async def main(args: argparse.Namespace) -> None:
     blocks = args.room * -(-args.rounds * SESSION_TOKENS // BLOCK)
     figures: dict[str, Any] = {"sessions": args.sessions, "blocks": blocks, "block_size": BLOCK}
+    if args.serve or args.url:
+        await over_http(args, blocks, figures)
+    else:
+        await in_process(args, blocks, figures)
+    if args.json:
+        args.json.write_text(json.dumps(figures) + "\n")
+
+
+async def in_process(args: argparse.Namespace, blocks: int, figures: dict[str, Any]) -> None:
+    """All three runs, in this process."""
     async with site([Replica("alone", 4096, prefix_caching=False)], fronts=1) as reference:
         async with site([Replica("small", blocks)]) as at:
             talks = made(1, args.sessions)
@@ -275,8 +327,6 @@ async def main(args: argparse.Namespace) -> None:
             await interleaved(at, talks, 2, most=4)
             figures["two replicas"] = told(talks, await equal(reference, talks))
             show("two replicas", figures["two replicas"])
-    if args.json:
-        args.json.write_text(json.dumps(figures) + "\n")
 
 
 if __name__ == "__main__":
@@ -284,5 +334,9 @@ if __name__ == "__main__":
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--room", type=int, default=20, help="sessions that the pool holds")
+    parser.add_argument("--serve", action="store_true", help="start servers, and ask them")
+    parser.add_argument("--url", help="ask this server, as it is")
+    parser.add_argument("--against", help="ask this one for answers to whole histories (default: that of --url)")
+    parser.add_argument("--model", default="demo", help="its name there")
     parser.add_argument("--json", type=Path)
     asyncio.run(main(parser.parse_args()))
