@@ -17,12 +17,12 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.placement import rank_options, ranks_by_node
-from cluster.rank_actor import UP, RankActor, Started
+from cluster.rank_actor import RankActor, Started
 from cluster.starved import Delays, delays_of, most_waited
 from cluster.step_qos import StepQos
 from workers.api.config import ReplicaConfig
 from workers.api.errors import EngineFault
-from workers.api.replica import ReplicaInfo
+from workers.api.replica import UP, ReplicaInfo, Stage
 
 PULSE_SECONDS = 0.5
 SHORTEST_LOOK = 0.1
@@ -30,6 +30,7 @@ NAMED_SECONDS = 1.5  # a rank silent for so long is named in the log; with two p
 LINGER_SECONDS = 0.3  # the death of one rank fails the others: all are heard before one is blamed
 BLAME_SECONDS = 0.5  # who does not answer for so long when others have ended is named ahead of them
 ANSWER_SECONDS = 1.0
+RANK_PREFIX = "rank-"  # of the actors' names; then the replica's id, and the rank
 
 log = logging.getLogger("ray.serve")  # Serve routes this one to the replica's log file
 
@@ -53,7 +54,7 @@ class Gang:
         self.ranks: list[ActorHandle[Any]] = [
             remote.options(
                 **rank_options(config),
-                name=f"rank-{replica_id}-{rank}",
+                name=f"{RANK_PREFIX}{replica_id}-{rank}",
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
             ).remote(config, revision, replica_id, rank, secret, threads, qos)
             for rank, bundle in enumerate(ranks_by_node(homes))
@@ -95,7 +96,7 @@ class Gang:
 
     async def _stands_still(self, number: int) -> str:
         """Returns when the start of rank `number` has been at the same place, or silent, for too long."""
-        known, since = "no answer yet", self._clock()
+        known, since = Stage("no answer yet"), self._clock()
         asked = _asked(self.ranks[number].stage.remote())
         while self._clock() - since <= self._start_patience:
             await asyncio.wait([asked], timeout=PULSE_SECONDS)

@@ -19,14 +19,13 @@ from cluster.logs import set_up_logs
 from cluster.starved import StepWatch
 from cluster.step_qos import StepQos
 from workers.api.config import ReplicaConfig
-from workers.api.replica import ReplicaInfo
+from workers.api.replica import UP, ReplicaInfo, Stage
 
 if TYPE_CHECKING:
     from workers.engine.plan import Executor
     from workers.parallel.channel import PlanReceiver, PlanSender
     from workers.replica import EngineServer
 
-UP = "up"  # the last stage of a start
 START_SECONDS = 600.0  # ranks meet before they load, and one may read its weights long after the other
 
 log = logging.getLogger("echelon.rank")
@@ -70,7 +69,7 @@ class RankActor:
         set_up_logs(config.log_level, config.log_format)
         gc.disable()  # until `start` is done: what it imports and loads stays, and looking at it again is for nothing
         self._config, self._revision = config, revision
-        self._stage = "not started"
+        self._stage = Stage("not started")
         self._replica_id, self._rank, self._secret, self._threads = replica_id, rank, secret, threads
         self._host = ray.util.get_node_ip_address()
         self._qos = qos
@@ -97,22 +96,19 @@ class RankActor:
             gc.freeze()  # no collection during a step looks at torch's modules again
             gc.enable()
 
-    def stage(self) -> str:
+    def stage(self) -> Stage:
         """What `start` is at; it changes as long as the start goes on."""
         return self._stage
 
-    def _enter(self, phase: str) -> None:
-        self._stage = phase
-
-    def _loaded(self, done: int, total: int) -> None:
-        self._stage = f"weights, {done} of {total} tensors loaded"
+    def _enter(self, stage: Stage) -> None:
+        self._stage = stage
 
     def _start(self, meeting: Meeting | None) -> Started:
-        self._stage = "looking for the checkpoint"
+        self._enter(Stage("looking for the checkpoint"))
         model = self._config.model
         folder = resolve_model(model.path, self._revision, code=model.trust_remote_code)
         self._config = replace(self._config, model=replace(self._config.model, path=str(folder)))
-        self._stage = "imports"
+        self._enter(Stage("imports"))
         prepare_torch()
         from workers.execution.gang import GangExecutor  # torch: the driver and the supervisor never import it
         from workers.parallel.channel import PlanReceiver
@@ -126,7 +122,7 @@ class RankActor:
             (assigned,) = ray.get_runtime_context().get_accelerator_ids()["GPU"]
             gpu = gpu_index(assigned)
         if meeting is not None:
-            self._stage = "meeting the other ranks"
+            self._enter(Stage("meeting the other ranks"))
             prepare_collectives(self._host, node)
             groups = connect(
                 rank=self._rank,
@@ -142,10 +138,9 @@ class RankActor:
             gpu=gpu,
             host=node,
             threads=self._threads,
-            progress=self._loaded,
-            entered=self._enter,
+            at=self._enter,
         )
-        self._stage = "opening the plan channel"
+        self._enter(Stage("opening the plan channel"))
         rank.set_timeout(self._config.step_timeout)  # from here on all run the same step, and a late one is a dead one
         executor: Executor = rank.runner
         self._runner = executor
@@ -169,6 +164,7 @@ class RankActor:
             pid=os.getpid(),
             max_num_batched_tokens=self._config.engine.max_num_batched_tokens,
             num_host_blocks=rank.num_host_blocks,
+            prompts_apart_from=rank.model.prompts_apart_from,
         )
         qos = self._qos
         if qos is None:

@@ -24,6 +24,7 @@ from cluster.access import key_file
 from cluster.config import ClusterConfig, ModelSection, checked_config, read_cluster_config, resolve_model
 from cluster.doctor import refuse_if_unfit
 from cluster.environment import DEMO_MODEL, prepare_ray, state_dir
+from cluster.start_view import start_view
 from cluster.tls import context_trusting, read_certificate
 from router.keys.file import parse_keys, read_key_file
 from router.text.template_choice import SUFFIXES, inlined
@@ -171,6 +172,7 @@ def serve_until_stopped(config: ClusterConfig, *, address: str | None, beside: B
     prepare_ray()
     from cluster.app import bring_down, bring_up
     from cluster.served_model import served_models
+    from cluster.start_watch import watched_start
 
     served_models(config)  # a tokenizer that cannot be read, too
     stop = threading.Event()
@@ -183,9 +185,8 @@ def serve_until_stopped(config: ClusterConfig, *, address: str | None, beside: B
     around = contextlib.ExitStack()
     try:
         started = time.monotonic()
-        with console.status("starting") as status:
-            progress = (lambda text: status.update(f"{text} ...")) if console.is_terminal else say
-            cluster = bring_up(config, address=address, progress=progress)
+        with start_view(console, say) as view, watched_start(view.show):
+            cluster = bring_up(config, address=address, progress=view.say)
         gc.enable()
         said["ray"] = cluster.ray_address
         note.write_text(json.dumps(said))
@@ -212,7 +213,10 @@ def serve_until_stopped(config: ClusterConfig, *, address: str | None, beside: B
         say(f"  stop it with Ctrl-C, `make stop PORT={config.http.port}` or `echelon stop --port {config.http.port}`")
         replicas = sum(one.model.replicas for one in config.each)
         if replicas > 1:
-            say(f"  {await_others(replicas, stop, started, say)}")
+            with start_view(console, say) as view, watched_start(view.show):
+                view.say("starting the other replicas")
+                others = await_others(replicas, stop, started, say)
+            say(f"  {others}")
         watch = threading.Thread(target=say_what_waits, args=(stop, say), daemon=True, name="placement")
         watch.start()
         stop.wait()
@@ -329,9 +333,11 @@ def upgrade_running(model: str, flags: dict[str, Any], *, address: str | None, r
     config = cluster_config(model, flags)
     where = address or ray_address(config.http.port)
     prepare_ray()
+    from cluster.start_watch import watched_start
     from cluster.upgrade import upgrade
 
-    return upgrade(config, address=where, restart=restart, progress=_say)
+    with start_view(Console(stderr=True, highlight=False), _say) as view, watched_start(view.show):
+        return upgrade(config, address=where, restart=restart, progress=view.say)
 
 
 def drain_running(target: str, *, port: int, address: str | None, timeout: float) -> str:

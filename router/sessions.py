@@ -18,6 +18,7 @@ from router.dispatch.prefixes import PromptHashes, prompt_hashes
 from router.engine_link import EngineLinks, Stream
 from router.generation import Batch, ChoiceDelta, GenerationRequest, Sink, Trace
 from workers.api.errors import EngineFault, NoReplica, Overloaded, ReplicaLost
+from workers.api.hashing import prompt_salt
 from workers.api.request import INVALID, Delta, EngineRequest, FinishReason, SamplingParams
 
 PROGRESS_TOKENS = 16  # new ones in an attempt: whatever ended it, the request did not die of the same thing again
@@ -228,7 +229,7 @@ class Sessions:
             attempt.lease_id, handover.on_lost = handover.lease_id, attempt.lost
             return self._granted(attempt, trace, handover.granted, run.attempt)
         if run.prompt is None:
-            run.prompt = await self._hashes(request)
+            run.prompt = await self._hashes(request, resumed=any(c.emitted for c in run.choices))
         ask = Acquire(
             lease_id=attempt.lease_id,
             model=request.model,
@@ -265,12 +266,18 @@ class Sessions:
         attempt.granted_at, attempt.waited = monotonic(), granted.waited_seconds
         return granted
 
-    async def _hashes(self, request: GenerationRequest) -> PromptHashes | None:
-        """For the block size of the replicas; None where none is known yet, or the prompt is shorter than a block."""
-        size = next((r.info.block_size for r in self.dispatcher.rows if r.info.model == request.model), 0)
-        if not 0 < size < len(request.prompt_ids):
+    async def _hashes(self, request: GenerationRequest, *, resumed: bool) -> PromptHashes | None:
+        """For the block size of the replicas, and salted as there; None where none is known yet, where the prompt is
+        shorter than a block, and where its tokens are run for their log-probabilities.
+        """
+        info = next((r.info for r in self.dispatcher.rows if r.info.model == request.model), None)
+        length = len(request.prompt_ids)
+        if info is None or not 0 < info.block_size < length:
             return None
-        return await prompt_hashes(request.prompt_ids, size, salt=request.salt, adapter=request.adapter)
+        if not resumed and any(s.prompt_logprobs is not None for s in request.samplings):
+            return None
+        salt = prompt_salt(request.salt, length, info.prompts_apart_from)
+        return await prompt_hashes(request.prompt_ids, info.block_size, salt=salt, adapter=request.adapter)
 
     async def _submit(self, run: _Run, attempt: _Attempt, granted: Granted) -> Stream:
         link = await self.links.get(granted.replica)

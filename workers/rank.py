@@ -6,6 +6,7 @@ graphs, and on rank 0 grammars (seconds).
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from kernels.invariant_linear import launches_of
 from workers.api.config import KVCacheSpec, ReplicaConfig
 from workers.api.errors import ConfigError, EngineFault
 from workers.api.ordering import Ordering
+from workers.api.replica import BYTES, Stage
 from workers.api.request import EngineRequest, FinishReason, SamplingParams
 from workers.context import LayerCache
 from workers.engine.core import Engine
@@ -38,7 +40,7 @@ from workers.layers.linear import ParallelLinear
 from workers.layers.moe import Experts
 from workers.layers.rotary import with_dynamic_scaling
 from workers.models.base import CausalModel, read_config
-from workers.models.loader import Progress, load_model
+from workers.models.loader import load_model
 from workers.models.registry import find, import_model_file
 from workers.parallel.group import Groups
 from workers.parallel.peer_memory import share_memory
@@ -54,8 +56,8 @@ class Rank:
     `groups` come from `workers.parallel.group.connect`; without them the rank is alone. `gpu` is the index of its
     device where several are seen (None: by its number), `host` what tells its host from others. `threads` is for
     torch.set_num_threads (None leaves it). `threaded`: on the CPU, run steps in a worker thread. `peer_memory`: sum
-    through the ranks' memory where that is possible. `progress` is called with (tensors loaded, tensors in all),
-    `entered` with the name of each phase as it begins. Raises ConfigError, WeightError or OutOfMemory.
+    through the ranks' memory where that is possible. `at` is told each phase as it begins, and how far it is.
+    Raises ConfigError, WeightError or OutOfMemory.
     """
 
     def __init__(
@@ -69,11 +71,10 @@ class Rank:
         threads: int | None = None,
         threaded: bool = False,
         peer_memory: bool = True,
-        progress: Progress | None = None,
-        entered: Callable[[str], None] | None = None,
+        at: Callable[[Stage], None] = lambda stage: None,
     ) -> None:
         self.config, self.rank = config, rank
-        self._entered = entered
+        self._at = at
         self.groups = groups or Groups()
         self.phases: dict[str, float] = {}
         if self.groups.tp.size != config.tensor_parallel:
@@ -115,7 +116,7 @@ class Rank:
                 config.model.path,
                 load_format=config.model.load_format,
                 seed=config.model.seed,
-                progress=progress,
+                progress=lambda done, total: at(Stage("weights", done, total, BYTES)),
             )
         self.vocab_size = self.model.vocab_size
         with self._phase("cache"):
@@ -133,7 +134,11 @@ class Rank:
                 self._compile_kernels(caches)
         if self._captures:
             with self._phase("graphs"):
-                self.runner.capture(config.engine.max_num_batched_tokens, self.groups.tp)
+                self.runner.capture(
+                    config.engine.max_num_batched_tokens,
+                    self.groups.tp,
+                    lambda done, total: at(Stage("graphs", done, total, "shapes")),
+                )
         self.grammars: Grammars | None = None
         if rank == 0:  # which has the engine
             with self._phase("grammars"):
@@ -181,8 +186,7 @@ class Rank:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        if self._entered is not None:
-            self._entered(name)
+        self._at(Stage(name))
         started = time.perf_counter()
         yield
         self.phases[name] = time.perf_counter() - started
@@ -270,10 +274,12 @@ class Rank:
         engine = self.config.engine
         layers = [m for m in self.model.modules() if isinstance(m, Attention)]
         shapes = {m.kernel_key: m for m in layers}
+        compiled = itertools.count(1)
 
         def run(launch: Callable[[], None]) -> None:
             with torch.cuda.device(self.device):
                 launch()
+            self._at(Stage("kernels", next(compiled), unit="compiled"))
 
         with ThreadPoolExecutor(_COMPILERS, thread_name_prefix="echelon-compiler") as pool:
             for layer in shapes.values():

@@ -6,21 +6,21 @@ import signal
 import threading
 import uuid
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster.config import ClusterConfig, resolve_model
 from cluster.environment import prepare_torch
 from cluster.pipeline.answers import Response
 from cluster.pipeline.questions import Question
 from cluster.served_model import served_model
+from cluster.start_view import RankAt, start_view
 from router.perplexity import mean_loss
 from workers.api.errors import EngineFault
+from workers.api.replica import Stage
 from workers.api.request import Delta, EngineRequest, SamplingParams, TokenLogprobs
 
 
@@ -37,8 +37,8 @@ class LocalEngine:
         section = config.model
         folder = resolve_model(section.path, section.revision, code=section.trust_remote_code)
         named = section.model_copy(update={"path": str(folder), "name": section.public_name})
-        with _loading(section.path) as progress:
-            rank = Rank(config.model_copy(update={"model": named}).replica_config(section.device), progress=progress)
+        with _loading(section.path) as at:
+            rank = Rank(config.model_copy(update={"model": named}).replica_config(section.device), at=at)
         self._engine = rank.make_engine()
         self._rank = rank
         self.model = replace(served_model(config, folder), max_model_len=self._engine.max_model_len)
@@ -171,13 +171,8 @@ def _whole_steps() -> Iterator[None]:
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[Any]:
-    """A progress bar of tensors on the terminal, if there is one; gives what `Rank` calls as it loads."""
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"loading {name}", total=None)
-        yield lambda loaded, total: progress.update(task, completed=loaded, total=total)
+def _loading(name: str) -> Iterator[Callable[[Stage], None]]:
+    """A progress bar on the terminal, if there is one; gives what `Rank` calls as it loads."""
+    with start_view(Console(stderr=True, highlight=False), lambda text: None) as view:
+        view.say(f"loading {name}")
+        yield lambda stage: view.show([RankAt("", 0, True, stage)])

@@ -19,6 +19,7 @@ from cluster.http_client import Server, Unreachable, error_message
 from cluster.pipeline.answers import Response
 from cluster.pipeline.questions import Question
 from cluster.served_model import served_model
+from cluster.start_view import start_view
 from workers.api.errors import ConfigError, EchelonError, InvalidRequest
 
 PIECE_SECONDS = 600.0  # the longest wait for the next piece of a stream
@@ -40,13 +41,14 @@ class RayEngine:
                 "through echelon.connect(), or make the pipeline before ray.init"
             )
         from cluster.app import bring_down, bring_up
+        from cluster.start_watch import watched_start
 
         self._ray: Any = ray
         own = config.model_copy(update={"http": HttpSection(port=free_port())})
         console = Console(stderr=True, highlight=False)
         try:
-            with console.status("starting") as status:
-                up = bring_up(own, address=None, progress=lambda text: status.update(f"{text} ..."))
+            with start_view(console, lambda text: None) as view, watched_start(view.show):
+                up = bring_up(own, address=None, progress=view.say)
         except BaseException:
             bring_down(own_ray=True)
             raise

@@ -11,9 +11,9 @@ import pytest
 
 from cluster import gang as gang_module
 from cluster.gang import Gang
-from cluster.rank_actor import UP, Started
+from cluster.rank_actor import Started
 from workers.api.errors import EngineFault
-from workers.api.replica import ReplicaInfo
+from workers.api.replica import BYTES, UP, ReplicaInfo, Stage
 
 INFO = ReplicaInfo("r0", "m", "host", 1, 4096, 8, num_blocks=64, block_size=16)
 
@@ -28,9 +28,9 @@ class Method:
 class Rank:
     """Starts when `up` is set; `stages` are what it says meanwhile, the last one again and again."""
 
-    def __init__(self, stages: Iterable[str]) -> None:
+    def __init__(self, stages: Iterable[Stage]) -> None:
         self.up = asyncio.Event()
-        self.stages, self.last = iter(stages), ""
+        self.stages, self.last = iter(stages), Stage("")
         self.asked = 0
         self.killed = False
         self.start, self.stage, self.call_meeting = Method(self._start), Method(self._stage), Method(self._meet)
@@ -42,7 +42,7 @@ class Rank:
         await self.up.wait()
         return Started(INFO, 100, {})
 
-    async def _stage(self) -> str:
+    async def _stage(self) -> Stage:
         self.asked += 1
         self.last = next(self.stages, self.last)
         return self.last
@@ -51,15 +51,15 @@ class Rank:
 class Silent(Rank):
     """Never says where it is."""
 
-    async def _stage(self) -> str:
+    async def _stage(self) -> Stage:
         self.asked += 1
         await asyncio.Event().wait()
-        return ""
+        return Stage("")
 
 
 def busy() -> Rank:
     """Loads for ever."""
-    return Rank(f"weights, {number} tensors loaded" for number in count())
+    return Rank(Stage("weights", number, 10**9, BYTES) for number in count())
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +79,8 @@ def gang_of(*ranks: Rank, clock: Callable[[], float]) -> Gang:
 
 async def test_the_rank_that_stands_still_is_named_with_its_stage() -> None:
     """Time passes only as the other rank, which goes on, is asked."""
-    ranks = busy(), Rank(["imports", "weights"])
-    with pytest.raises(EngineFault, match=r"^the start of rank 1 has stood still for 20 s: weights$"):
+    ranks = busy(), Rank([Stage("imports"), Stage("weights", 1 << 29, 1 << 30, BYTES)])
+    with pytest.raises(EngineFault, match=r"^the start of rank 1 has stood still for 20 s: weights, 0\.5 of 1\.0 GiB$"):
         await gang_of(*ranks, clock=lambda: ranks[0].asked).start()
     assert all(rank.killed for rank in ranks)
 

@@ -76,6 +76,7 @@ class Harness:
     fail_submit_at: int | None = None
     fail_result_at: int | None = None
     num_host_blocks: int = 0
+    prompts_apart_from: int | None = None
 
     def __post_init__(self) -> None:
         self.executor = FakeExecutor(
@@ -107,6 +108,7 @@ class Harness:
             clock=Clock(),
             watermark=self.watermark,
             num_host_blocks=self.num_host_blocks,
+            prompts_apart_from=self.prompts_apart_from,
         )
         self.receiver = Receiver()
 

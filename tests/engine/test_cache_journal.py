@@ -12,7 +12,7 @@ from engine_runs import Harness, request
 from fake_executor import VOCAB
 
 from router.dispatch.prefixes import PrefixIndex, prompt_hashes
-from workers.api.hashing import SHORT_BYTES
+from workers.api.hashing import SHORT_BYTES, prompt_salt
 from workers.engine.cache_journal import CacheJournal
 
 
@@ -88,16 +88,18 @@ def test_what_nobody_reads_does_not_grow() -> None:
     assert len(news.gained) == 100 * SHORT_BYTES
 
 
-@pytest.mark.parametrize("known", [4, 5, 16, 17, 33, 37])
-async def test_the_index_predicts_what_the_engine_finds(known: int) -> None:
-    harness, index = Harness(), PrefixIndex(64)
+@pytest.mark.parametrize("apart_from", [None, 10, 35, 36])
+@pytest.mark.parametrize("known", [4, 5, 16, 17, 33, 36, 37])
+async def test_the_index_predicts_what_the_engine_finds(known: int, apart_from: int | None) -> None:
+    harness, index = Harness(prompts_apart_from=apart_from), PrefixIndex(64)
     prompt = [i * 7 % VOCAB for i in range(36)]
     harness.submit(request("warm", prompt, 1, salt=b"anna"))
     harness.drain()
     read(harness, index)
     asked = [*prompt, 1, 2, 3][:known]
-    predicted = index.cached(await prompt_hashes(asked, 4, salt=b"anna"))
-    stranger = index.cached(await prompt_hashes(asked, 4, salt=b"bob"))
+    anna, bob = (prompt_salt(salt, len(asked), apart_from) for salt in (b"anna", b"bob"))
+    predicted = index.cached(await prompt_hashes(asked, 4, salt=anna))
+    stranger = index.cached(await prompt_hashes(asked, 4, salt=bob))
     harness.submit(request("hit", asked, 1, salt=b"anna"))
     harness.drain()
     assert predicted == harness.receiver.last["hit"].cached_tokens

@@ -118,14 +118,15 @@ def split_in_two(folder: Path) -> dict[str, str]:
 
 def test_an_index_names_the_files_and_strangers_are_not_read(folder: Path) -> None:
     whole = new_model(folder)
-    load_model(whole, str(folder))
+    size = load_model(whole, str(folder))
     split_in_two(folder)
     save_file({"stranger": torch.zeros(1)}, folder / "another.safetensors")
     parts, seen = new_model(folder), []
     load_model(parts, str(folder), progress=lambda done, total: seen.append((done, total)))
     for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
         assert torch.equal(a, b), name
-    assert seen[-1][0] == seen[-1][1] == len(seen)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert (seen[-1], {total for _, total in seen}) == ((size, size), {size})
 
 
 def test_an_index_that_names_a_missing_or_foreign_file_is_refused(folder: Path) -> None:

@@ -15,6 +15,14 @@ HASH_BYTES = 16
 SHORT_BYTES = 8  # of a hash, where it only guides a choice and nothing is shared by it
 
 
+def prompt_salt(salt: bytes, prompt_tokens: int, apart_from: int | None) -> bytes:
+    """The salt of a prompt of so many tokens: over `apart_from` of them it shares blocks with prompts of its own length
+    only (None: with all).
+    """
+    apart = apart_from is not None and prompt_tokens > apart_from
+    return salt + b"\0prompt" + prompt_tokens.to_bytes(4, "little") if apart else salt
+
+
 def root_hash(salt: bytes = b"", adapter: str | None = None) -> bytes:
     """The hash before the first block: what must never be shared differs here."""
     h = hashlib.blake2b(digest_size=HASH_BYTES)

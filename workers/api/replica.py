@@ -1,10 +1,40 @@
-"""What a replica says of itself: once (`ReplicaInfo`) and every step (`LoadReport`)."""
+"""What a replica says of itself: while it starts (`Stage`), once (`ReplicaInfo`) and every step (`LoadReport`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from workers.api.request import RequestCounts
+
+BYTES = "bytes"
+_SCALES = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What the start of a rank is at; where that can be counted, `done` of `total` (0: unknown) in `unit`."""
+
+    name: str
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.count}" if self.count else self.name
+
+    @property
+    def count(self) -> str:
+        """How far it is, in words; empty where that is unknown."""
+        if not (self.done or self.total):
+            return ""
+        scale, unit = 1.0, self.unit
+        if unit == BYTES:
+            scale, unit = next(((s, u) for s, u in _SCALES if max(self.done, self.total) >= s), (1.0, BYTES))
+        done, total = (f"{n / scale:.1f}" if scale > 1.0 else str(n) for n in (self.done, self.total))
+        return f"{done} of {total} {unit}" if self.total else f"{done} {unit}"
+
+
+UP = Stage("up")  # the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +55,7 @@ class ReplicaInfo:
     url: str = ""  # of a foreign server, which is reached by HTTP and reports nothing; empty: a replica of ours
     key: str = field(default="", repr=False)  # that the foreign server wants
     num_host_blocks: int = 0  # that evicted blocks are copied to
+    prompts_apart_from: int | None = None  # tokens; see `workers.api.hashing.prompt_salt`
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from workers.api.hashing import extend_hash, root_hash
+from workers.api.hashing import extend_hash, prompt_salt, root_hash
 from workers.engine.block_pool import BlockPool
 from workers.engine.cache_journal import CacheJournal
 from workers.engine.host_blocks import HostBlocks
@@ -134,15 +134,11 @@ class PrefixCache:
         hashes = sequence.hashes
         if index == len(hashes):
             request = sequence.request
-            parent = hashes[-1] if hashes else root_hash(self._salt(sequence), request.adapter)
+            salt = prompt_salt(request.salt, sequence.num_prompt, self._apart_from)
+            parent = hashes[-1] if hashes else root_hash(salt, request.adapter)
             start = index * self._block_size
             hashes.append(extend_hash(parent, sequence.token_ids[start : start + self._block_size]))
         return hashes[index]
-
-    def _salt(self, sequence: Sequence) -> bytes:
-        salt, length = sequence.request.salt, sequence.num_prompt
-        apart = self._apart_from is not None and length > self._apart_from
-        return salt + b"\0prompt" + length.to_bytes(4, "little") if apart else salt
 
     def _save(self, block: int) -> None:
         for gone in self.host.save(self._hash_of[block], block):

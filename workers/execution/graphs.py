@@ -116,8 +116,8 @@ class StepGraphs:
         self.mixed_shapes = [StepShape.mixed(n, seqs) for n in mixed]
         self._captured: dict[StepShape, CapturedStep] = {}
 
-    def capture(self) -> None:
-        """Capture every shape. Nobody else may use the device meanwhile."""
+    def capture(self, progress: Callable[[int, int], None]) -> None:
+        """Capture every shape, and tell how many of how many are. Nobody else may use the device meanwhile."""
         began, device = time.perf_counter(), self._state.device
         shapes = [*self.decode_shapes, *self.mixed_shapes]
         needed = max(PaddedInputs.bytes_needed(shape) for shape in shapes)
@@ -129,6 +129,7 @@ class StepGraphs:
                 step = PaddedStep(self._model, self._caches, self._state, shape, buffer)
                 warm = shape.tokens <= _WARM_TOKENS or not self._captured
                 self._captured[shape] = CapturedStep(step, pool, stream, warm=warm)
+                progress(len(self._captured), len(shapes))
         torch.cuda.current_stream(device).wait_stream(stream)
         torch.cuda.empty_cache()  # what the runs before the captures took
         log.info("%d graphs captured in %.2f s", len(shapes), time.perf_counter() - began)

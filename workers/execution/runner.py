@@ -77,14 +77,20 @@ class Runner:
             else None
         )
 
-    def capture(self, max_num_batched_tokens: int, group: Group) -> None:
+    def capture(
+        self,
+        max_num_batched_tokens: int,
+        group: Group,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         """CUDA only: from now on steps are replayed where they can be. Waits for the device; takes seconds.
 
-        All ranks of `group` at once, with the same arguments. Raises OutOfMemory.
+        `progress` is told how many of how many shapes are captured. All ranks of `group` at once, with the same
+        arguments. Raises OutOfMemory.
         """
         graphs = StepGraphs(self.model, self.caches, self.state, max_num_batched_tokens, group)
         try:
-            graphs.capture()
+            graphs.capture(progress)
         except torch.OutOfMemoryError as e:
             raise OutOfMemory(f"rank {self.rank}: no room for CUDA graphs: {e}; lower cache_fraction") from e
         self._graphs = graphs

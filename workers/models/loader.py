@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from workers.layers.build import Loadable
 from workers.models.base import CausalModel
 from workers.quant.method import Part
 
-Progress = Callable[[int, int], None]  # tensors loaded, tensors in all
+Progress = Callable[[int, int], None]  # bytes of parameters filled, and in all
 DUMMY_SCALE = 0.02
 _NAMED = 5  # names in a message
 
@@ -40,6 +41,12 @@ class Target:
     def shape(self) -> tuple[int, ...]:
         """Of the whole checkpoint tensor."""
         return next(iter(self.parts.values())).shape
+
+    @property
+    def nbytes(self) -> int:
+        """What it fills of parameters on this rank."""
+        elements = sum(math.prod(s.stop - s.start for s in part.source) for part in self.parts.values())
+        return elements * self.parameter.element_size()
 
     def put(self, whole: Any) -> list[torch.Tensor]:
         """Load the slices that this rank needs of the checkpoint tensor, or of a view that can be sliced like it.
@@ -95,8 +102,9 @@ def load_model(
 
 
 def _load_dummy(wanted: Mapping[str, Target], seed: int, report: Progress) -> int:
-    read = 0
-    for done, (name, target) in enumerate(wanted.items()):
+    read = filled = 0
+    total = sum(target.nbytes for target in wanted.values())
+    for name, target in wanted.items():
         # Whole tensors, each with a seed of its own: every tp size then holds shards of the same model.
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
         parameter = target.parameter
@@ -107,7 +115,8 @@ def _load_dummy(wanted: Mapping[str, Target], seed: int, report: Progress) -> in
         else:
             whole.normal_(0.0, DUMMY_SCALE, generator=generator)
         read += sum(tensor.nbytes for tensor in target.put(whole))
-        report(done + 1, len(wanted))
+        filled += target.nbytes
+        report(filled, total)
     return read
 
 
@@ -135,7 +144,8 @@ def _load_files(model: CausalModel, wanted: Mapping[str, Target], folder: Path, 
     unused: list[str] = []
     checks: list[tuple[str, Path, torch.Tensor]] = []
     tied = _tied_names(model)
-    read = 0
+    read = filled = 0
+    total = sum(target.nbytes for target in wanted.values())
     for file, name, view in model.read_tensors(folder) or _tensors(_files(folder)):
         target = wanted.get(name)
         if target is None:
@@ -155,7 +165,8 @@ def _load_files(model: CausalModel, wanted: Mapping[str, Target], folder: Path, 
             if tensor.is_floating_point():
                 # A sum is finite only if all terms are; it reads the tensor once and makes no copy of it.
                 checks.append((name, file, tensor.sum(dtype=torch.float32)))
-        report(len(loaded), len(wanted))
+        filled += target.nbytes
+        report(filled, total)
     missing = [name for name in wanted if name not in loaded]
     if missing:
         raise WeightError(f"missing in the checkpoint {folder}: {_some(missing)}")

@@ -1,20 +1,27 @@
 """Cache affinity and load are one number: what is cached need not be computed, and that is all it is worth.
 
-Mutants seen to fail: `uncached` giving the whole prompt; the most cached replica always first; hashes without the salt.
+Mutants seen to fail: `uncached` giving the whole prompt; the most cached replica always first; hashes without the salt;
+hashes of all prompts alike where the engine keeps long ones apart, or of prompts that it runs whole.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.lease import DISPATCH_CODEC, Acquire
 from router.dispatch.prefixes import MOST_HASHES, PrefixIndex, PromptHashes, prompt_hashes
 from router.dispatch.strategies import Strategy
 from router.dispatch.table import Demand, Replica
-from workers.api.hashing import SHORT_BYTES, block_hashes
+from router.generation import GenerationRequest
+from router.sessions import Sessions
+from workers.api.hashing import SHORT_BYTES, block_hashes, prompt_salt
 from workers.api.replica import CacheNews
+from workers.api.request import SamplingParams
 
 from .virtual import ask, info, made, replica_of
 from .virtual_engine import Run, VirtualEngine
@@ -56,6 +63,25 @@ async def test_a_long_prompt_sends_a_bounded_number_of_hashes() -> None:
     assert 100_000 - prompt.stride * 16 < index.cached(prompt) <= 100_000
     request = ask(prompt_hashes=prompt)
     assert DISPATCH_CODEC.decode(DISPATCH_CODEC.encode(request)[4:]) == request
+
+
+async def test_a_front_asks_by_the_engines_rule() -> None:
+    """Prompts of over 64 tokens share blocks with those of their own length; who wants log-probabilities, with none."""
+    dispatcher: Any = SimpleNamespace(rows=[SimpleNamespace(info=replace(info("a"), prompts_apart_from=64))])
+    links: Any = None
+    sessions, index = Sessions(dispatcher, links), PrefixIndex(1000)
+    for length in (64, 96):
+        index.take(news_of(SHARED[:length], salt=prompt_salt(b"anna", length, 64)))
+
+    async def cached(length: int, *, resumed: bool = False, **sampling: Any) -> int | None:
+        drawn = (SamplingParams(max_tokens=1, **sampling),)
+        asked = GenerationRequest("x", "m", tuple(SHARED[:length]), drawn, salt=b"anna")
+        hashes = await sessions._hashes(asked, resumed=resumed)
+        return None if hashes is None else index.cached(hashes)
+
+    assert [await cached(length) for length in (16, 64, 65, 95, 96, 97)] == [None, 48, 0, 0, 80, 0]
+    assert await cached(96, prompt_logprobs=0) is None
+    assert await cached(96, prompt_logprobs=0, resumed=True) == 80
 
 
 def test_an_index_is_no_larger_than_its_replicas_cache() -> None:
