@@ -7,7 +7,7 @@ Every request that comes in ends exactly once: settled, cancelled, lost or refus
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from random import Random
 from typing import Any
 
@@ -340,10 +340,13 @@ class Dispatcher:
                         story["wait_seconds"] = [round(s, 2) for s in (outlook.low, outlook.middle, outlook.high)]
         return story
 
-    def activity(self, owner: str | None, tier: str = "") -> dict[str, Any]:
-        """What happens now, for an operator (`owner` None), or how an owner stands whose key says `tier`."""
-        activity = Activity(self._registry.fleets, self._leases, self._rooms, self.stories, self._clock())
-        return activity.of_all() if owner is None else activity.of_owner(owner, tier)
+    def activity(self) -> Generator[None, None, dict[str, Any]]:
+        """What happens now, for an operator, in slices: see `router.slices`."""
+        return self._look().of_all()
+
+    def standing(self, owner: str, tier: str) -> dict[str, Any]:
+        """How an owner stands whose key says `tier`."""
+        return self._look().of_owner(owner, tier)
 
     def tiers(self) -> tuple[TierRow, ...]:
         """Every tier of every queue, with the gaps between its accounts: this looks after them."""
@@ -387,6 +390,9 @@ class Dispatcher:
         return self._leases.ledger(self._registry.replicas.values(), self.waiting)
 
     # inside
+
+    def _look(self) -> Activity:
+        return Activity(self._registry.fleets, self._leases, self._rooms, self.stories, self._clock())
 
     def _release(self, model: str) -> list[Reply]:
         return self._granting.release(self._registry.by_model.get(model))

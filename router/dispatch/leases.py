@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from router.dispatch.ledger import Ends, Ledger
 from router.dispatch.table import Lease, Replica
+from router.qos.queue import counted
 
 
 class Leases:
@@ -14,6 +16,7 @@ class Leases:
     def __init__(self) -> None:
         self.by_id: dict[str, Lease] = {}
         self.ends = Ends()
+        self.by_owner: dict[str, dict[tuple[str, str], int]] = {}  # how many, by model and the tier that the key says
         self._on: dict[str, dict[str, Lease]] = {}  # by replica, registered or not yet
 
     def __len__(self) -> int:
@@ -42,6 +45,7 @@ class Leases:
         """`lease` stands; its slots and blocks are held on `replica`, where `prefill` tokens are to be computed."""
         lease_id = lease.request.lease_id
         self.by_id[lease_id] = lease
+        self._count(lease, 1)
         if replica is None:
             self.on(lease.replica_id)[lease_id] = lease
         else:
@@ -50,6 +54,7 @@ class Leases:
     def drop(self, lease_id: str, replica: Replica | None, now: float) -> None:
         """The lease, which is on `replica` if that is registered, stands no more."""
         lease = self.by_id.pop(lease_id)
+        self._count(lease, -1)
         if replica is not None:
             replica.remove(lease_id, now)
             return
@@ -61,8 +66,9 @@ class Leases:
     def drop_all_on(self, replica_id: str) -> list[Lease]:
         """Those that were on `replica_id`, which is no more."""
         gone = self._on.pop(replica_id, {})
-        for lease_id in gone:
+        for lease_id, lease in gone.items():
             del self.by_id[lease_id]
+            self._count(lease, -1)
         return list(gone.values())
 
     def ledger(self, replicas: Iterable[Replica], waiting: int) -> Ledger:
@@ -73,4 +79,14 @@ class Leases:
                 wrong.append(replica.info.id)
         on = {lease_id for leases in self._on.values() for lease_id in leases}
         wrong += sorted(on ^ set(self.by_id))
+        owners = Counter((r.owner, r.model, r.tier) for r in (lease.request for lease in self.by_id.values()))
+        if owners != {(owner, *key): n for owner, counts in self.by_owner.items() for key, n in counts.items()}:
+            wrong.append("by owner")
         return self.ends.ledger(held=len(self.by_id), waiting=waiting, mismatches=tuple(wrong))
+
+    def _count(self, lease: Lease, change: int) -> None:
+        request = lease.request
+        counts = self.by_owner.setdefault(request.owner, {})
+        counted(counts, (request.model, request.tier), change)
+        if not counts:
+            del self.by_owner[request.owner]

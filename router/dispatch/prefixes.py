@@ -6,10 +6,10 @@ prefix, and the engine gives up tails first.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+from router.slices import at_once, in_slices
 from workers.api.hashing import SHORT_BYTES, chained_hashes
 from workers.api.replica import CacheNews
 
@@ -33,25 +33,12 @@ async def prompt_hashes(
 
     In slices, not in a thread: hashing small blocks holds the interpreter's lock, and a thread gives it up less often.
     """
-    slices = _hashing(token_ids, block_size, salt, adapter)
-    while True:
-        try:
-            next(slices)
-        except StopIteration as end:
-            hashed: PromptHashes = end.value
-            return hashed
-        await asyncio.sleep(0)
+    return await in_slices(_hashing(token_ids, block_size, salt, adapter))
 
 
 def prompt_hashes_now(token_ids: Sequence[int], block_size: int) -> PromptHashes:
     """The same at once, for an owner without a salt."""
-    slices = _hashing(token_ids, block_size, b"", None)
-    while True:
-        try:
-            next(slices)
-        except StopIteration as end:
-            hashed: PromptHashes = end.value
-            return hashed
+    return at_once(_hashing(token_ids, block_size, b"", None))
 
 
 def _hashing(

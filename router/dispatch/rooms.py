@@ -59,7 +59,7 @@ class Rooms:
         """An empty room for requests for `model`."""
         qos = self.qos_of(model)
         if qos is None or not qos.enabled:
-            return WaitingQueue(self._ordering, self._max_waiting, _line)
+            return WaitingQueue(self._ordering, self._max_waiting, _line, lambda w: (w.request.tier, w.request.owner))
         limits = Limits(step=_FLOOR_BOUND)
         return FairQueue(qos, limits, describe=self._facts, clock=self._clock, limit=self._max_waiting)
 

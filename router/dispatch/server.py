@@ -41,6 +41,7 @@ from router.dispatch.scaling import FleetLoad
 from router.foreign.node import NodeSpec
 from router.foreign.watch import LOOK_SECONDS, ForeignNodes
 from router.qos.config import QosConfig
+from router.slices import in_slices
 from workers.api.channel import Channel, Listener, listen
 from workers.api.errors import NodeFailed
 from workers.api.ordering import ServiceReport
@@ -98,6 +99,7 @@ class DispatcherServer:
         self._timer: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._adding: set[asyncio.Task[None]] = set()
+        self._looks: set[asyncio.Task[None]] = set()
         self._table_at = 0.0
 
     async def start(self) -> tuple[str, int]:
@@ -115,9 +117,9 @@ class DispatcherServer:
         if self._timer is not None:
             self._timer.cancel()
             await asyncio.gather(self._timer, return_exceptions=True)
-        for task in self._adding:
+        for task in (*self._adding, *self._looks):
             task.cancel()
-        await asyncio.gather(*self._adding, return_exceptions=True)
+        await asyncio.gather(*self._adding, *self._looks, return_exceptions=True)
         await self.nodes.close()
         observers = [r.observer for r in self._registered.values()]
         self._registered.clear()
@@ -293,8 +295,11 @@ class DispatcherServer:
                 story = self.dispatcher.story(message.owner, message.request_id)
                 channel.send(Story(message.number, b"" if story is None else json.dumps(story).encode()))
             case AskActivity():
-                activity = self.dispatcher.activity(message.owner, message.tier)
-                channel.send(Story(message.number, json.dumps(activity).encode()))
+                if message.owner is None:
+                    _start(self._tell_activity(channel, message.number), self._looks)
+                else:
+                    standing = self.dispatcher.standing(message.owner, message.tier)
+                    channel.send(Story(message.number, json.dumps(standing).encode()))
             case AddNode():
                 _start(self._add_node(channel, message), self._adding)
             case RemoveNode():
@@ -317,6 +322,11 @@ class DispatcherServer:
             self._answer(self.dispatcher.client_gone(channel.peer))
 
     # inside
+
+    async def _tell_activity(self, channel: Channel, number: int) -> None:
+        activity = await in_slices(self.dispatcher.activity())
+        await asyncio.sleep(0)
+        channel.send(Story(number, json.dumps(activity).encode()))
 
     async def _add_node(self, channel: Channel, message: AddNode) -> None:
         if not message.number and message.url in self.nodes.urls:

@@ -8,7 +8,7 @@ for little or by being cancelled.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -100,9 +100,13 @@ class FairQueue(Generic[Item]):
         return (entry.item for entry in self._waiting.values())
 
     @property
-    def waiting_by_user(self) -> dict[tuple[str, str], int]:
-        """How many wait, by tier and user."""
-        return dict(self._user_count)
+    def waiting_by_user(self) -> Mapping[tuple[str, str], int]:
+        """How many wait, by tier and user; it changes as they come and go."""
+        return self._user_count
+
+    def waiting_of(self, user: str) -> int:
+        """How many of `user` wait."""
+        return sum(self._user_count.get((tier.name, user), 0) for tier in self.policy.config.tiers)
 
     # in and out
 
@@ -314,8 +318,7 @@ class FairQueue(Generic[Item]):
         """The next request of each account that waits, of the first `most` in the order of service."""
         found: list[Item] = []
         for band in self.policy.bands.values():
-            least = heapq.nsmallest(most - len(found), band.waiters(), key=lambda s: s.time)
-            found += (self._waiting[self._members[s].first()].item for s in least)
+            found += (self._waiting[self._members[s].first()].item for s in band.least_waiting(most - len(found)))
         return found
 
     def replace(self, config: QosConfig) -> None:

@@ -85,6 +85,10 @@ class Band:
             return only or both
         return both if both.time < only.time else only
 
+    def least_waiting(self, most: int) -> list[Standing]:
+        """The first `most` of the accounts that wait, the least first."""
+        return sorted(self.waiting.least(most) + self.both.least(most), key=lambda s: s.time)[:most]
+
     def waiters(self) -> Iterator[Standing]:
         """All accounts that wait, in no order."""
         yield from self.waiting

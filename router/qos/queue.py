@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -11,9 +11,19 @@ from router.qos.members import Line, Place, rank
 from router.qos.outlook import Errors, Outlook
 from router.qos.watch import Reading
 
+Name = TypeVar("Name")
 Key = tuple[int, float, float]  # (tier rank, virtual time, arrival in seconds); the least goes first
 Item = TypeVar("Item")
 Ordered_contra = TypeVar("Ordered_contra", contravariant=True)
+
+
+def counted(counts: dict[Name, int], name: Name, change: int) -> None:
+    """`counts` of `name` changes; what comes to 0 is not in it."""
+    left = counts.get(name, 0) + change
+    if left:
+        counts[name] = left
+    else:
+        counts.pop(name, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,13 @@ class Room(Protocol[Item]):
     def fronts(self, most: int) -> list[Item]:
         """Of each account that waits what comes first, of the first `most` accounts."""
 
+    @property
+    def waiting_by_user(self) -> Mapping[tuple[str, str], int]:
+        """How many wait, by tier and user; it changes as they come and go."""
+
+    def waiting_of(self, user: str) -> int:
+        """How many of `user` wait."""
+
     def push(self, item_id: str, item: Item) -> None:
         """Queue `item`; its id must not be queued already (ValueError)."""
 
@@ -119,7 +136,8 @@ class Room(Protocol[Item]):
 
 
 class WaitingQueue(Generic[Item]):
-    """Items by id, least key first, equal keys in the order in which they were queued.
+    """Items by id, least key first, equal keys in the order in which they were queued. `user` tells an item's tier and
+    user.
 
     `line` says whose an item is, and its place among his: where he asks for an order of his own, his items share out
     the places that they have here, so that nobody else waits for more or for less. Removal leaves a dead entry in the
@@ -131,8 +149,11 @@ class WaitingQueue(Generic[Item]):
         ordering: Ordering[Item],
         limit: int,
         line: Callable[[Item], tuple[Hashable, Place]] = lambda item: (None, Place(True, 0, 0.0)),
+        user: Callable[[Item], tuple[str, str]] = lambda item: ("", ""),
     ) -> None:
-        self._ordering = ordering
+        self._ordering, self._user = ordering, user
+        self._by_user: dict[tuple[str, str], int] = {}
+        self._of_user: dict[str, int] = {}
         self._limit = limit
         self._line = line
         self._lines: dict[Hashable, Line] | None = None  # while anybody asks for an order of his own
@@ -192,6 +213,15 @@ class WaitingQueue(Generic[Item]):
         """None: there are no accounts."""
         return []
 
+    @property
+    def waiting_by_user(self) -> Mapping[tuple[str, str], int]:
+        """See `Room`."""
+        return self._by_user
+
+    def waiting_of(self, user: str) -> int:
+        """See `Room`."""
+        return self._of_user.get(user, 0)
+
     def push(self, item_id: str, item: Item) -> None:
         """Queue `item`; its id must not be queued already (ValueError)."""
         if item_id in self._live:
@@ -199,6 +229,7 @@ class WaitingQueue(Generic[Item]):
         self._count += 1
         key = self._ordering.key(item)
         self._live[item_id] = (self._count, key, item)
+        self._count_user(item, 1)
         heapq.heappush(self._heap, (key, self._count, item_id))
         name, place = self._line(item)
         if self._lines is not None:
@@ -211,8 +242,10 @@ class WaitingQueue(Generic[Item]):
     def remove(self, item_id: str) -> Item | None:
         """Take `item_id` out, wherever it stands; None if it does not wait."""
         found = self._live.pop(item_id, None)
-        if found is not None and self._lines is not None:
-            self._leave(item_id, found[2])
+        if found is not None:
+            self._count_user(found[2], -1)
+            if self._lines is not None:
+                self._leave(item_id, found[2])
         if len(self._heap) > 2 * len(self._live) + 64:
             self._heap = [entry for entry in self._heap if self._is_live(entry)]
             heapq.heapify(self._heap)
@@ -283,6 +316,11 @@ class WaitingQueue(Generic[Item]):
             del self._lines[name]
         if not self._live:
             self._lines = None
+
+    def _count_user(self, item: Item, change: int) -> None:
+        key = self._user(item)
+        counted(self._by_user, key, change)
+        counted(self._of_user, key[1], change)
 
     def _is_live(self, entry: tuple[Key, int, str]) -> bool:
         found = self._live.get(entry[2])

@@ -126,6 +126,16 @@ class TimeHeap:
             heapq.heapreplace(heap, grown)
         return None
 
+    def least(self, most: int) -> list[Standing]:
+        """The first `most`, the least first."""
+        taken: list[_Entry] = []
+        while len(taken) < most and (top := self.top()) is not None:
+            taken.append(heapq.heappop(self._heap))
+            assert taken[-1] is top
+        for entry in taken:
+            heapq.heappush(self._heap, entry)
+        return [entry[2] for entry in taken]
+
     def first(self) -> Standing | None:
         """The one with least time; None if there is none."""
         top = self.top()

@@ -1,7 +1,7 @@
 """GET /me and GET /cluster: from a front to the dispatcher and back, with and without tiers.
 
 Mutants seen to fail: /cluster for everybody; the key's tier instead of the file's; other owners' requests counted;
-requests that have ended still served.
+requests that have ended still served; users of a slice left out, or counted twice.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from dispatch.fakes import MODEL, Cluster, generation, until
 
 from router.cluster_status import ClusterStatus
-from router.dispatch.activity import MOST_SERVED
+from router.dispatch.activity import MOST_SERVED, MOST_USERS, SLICE
 from router.dispatch.dispatcher import DispatcherConfig
 from router.http.app import create_app
 from router.http.config import FrontConfig, ServedModel
@@ -22,6 +24,7 @@ from router.keys.resolver import KeyResolver
 from router.keys.ring import KeyEntry, KeyRing, digest_of, make_key
 from router.qos.config import Account, QosConfig, Tier
 from router.remote_stories import RemoteStories
+from router.slices import at_once
 
 from .test_access import bearer, call
 
@@ -114,7 +117,7 @@ async def test_an_operator_sees_who_waits_and_who_is_served_and_why(tokenizer):
             engine.hold = False
         assert [a.status for a in await asyncio.gather(*asked)] == [200] * 20
         await until(lambda: cluster.server.ledger().held == 0)
-        done = cluster.server.dispatcher.activity(None)
+        done = at_once(cluster.server.dispatcher.activity())
         assert (done["served"], done["waiting"], done["users"]) == ([], [], [])
         assert {e["outcome"] for e in done["ended"]} == {"length"}
         assert all(e["first_token_seconds"] > 0 and e["output_tokens"] == 8 and e["ago"] >= 0 for e in done["ended"])
@@ -129,7 +132,7 @@ async def test_without_tiers_all_are_counted_by_owner_and_nothing_grows_without_
             engine.slots = 64
         requests = [generation(f"g{n}.x", max_tokens=4) for n in range(MOST_SERVED + 30)]
         running = [asyncio.create_task(cluster.sessions.generate(r, lambda batch: True)) for r in requests]
-        await until(lambda: cluster.server.dispatcher.activity(None)["waiting"] != [])
+        await until(lambda: at_once(cluster.server.dispatcher.activity())["waiting"] != [])
         seen = (await get(app, OLGA, "/cluster"))["activity"]
         assert len(seen["served"]) + seen["more_served"] == 16
         assert len(seen["waiting"]) == 12
@@ -149,3 +152,34 @@ async def test_without_a_dispatcher_the_pages_show_what_is_known(tokenizer):
         assert (seen["connected"], seen["activity"], len(seen["replicas"])) == (False, {}, 2)
         me = await get(app, ANNA, "/me")
         assert me["models"][MODEL] == {"tier": "Bronze", "account": "", "waiting": 0, "running": 0}
+
+
+@pytest.mark.parametrize("qos", [TIERS, None], ids=["tiers", "none"])
+async def test_many_users_are_counted_in_slices_while_they_come_and_go(qos):
+    """All of them, whatever their tier is called by the key; the fifty first are shown, and nobody twice."""
+    async with tiered(qos) as cluster:
+        for engine in cluster.engines:
+            engine.hold = True
+        names = [f"u{n}" for n in range(4 * SLICE)] + ["anna"] * 3
+        requests = [replace(generation(f"{n}.x", max_tokens=4), owner=name) for n, name in enumerate(names)]
+        running = [asyncio.create_task(cluster.sessions.generate(r, lambda batch: True)) for r in requests]
+        dispatcher = cluster.server.dispatcher
+        await until(lambda: dispatcher.waiting + dispatcher.ledger().held == len(names))
+        slices = list(dispatcher.activity())
+        assert len(slices) > 4
+        seen = at_once(dispatcher.activity())
+        assert (len(seen["users"]), seen["more_users"]) == (MOST_USERS, 4 * SLICE + 1 - MOST_USERS)
+        assert (seen["users"][0]["user"], seen["users"][0]["waiting"] + seen["users"][0]["running"]) == ("anna", 3)
+        tiers = {t["tier"]: (t["waiting"], t["running"]) for t in seen["tiers"]}
+        assert sum(map(sum, tiers.values())) == len(names)
+        assert list(tiers) == (["Gold", "Bronze"] if qos else [""])
+        standing = dispatcher.standing("anna", "Bronze")["models"][MODEL]
+        assert standing["waiting"] + standing["running"] == 3
+        look = dispatcher.activity()
+        next(look)
+        for engine in cluster.engines:
+            engine.hold = False
+        await asyncio.gather(*running)
+        assert at_once(look)["more_users"] < 4 * SLICE
+        assert at_once(dispatcher.activity())["users"] == []
+        assert cluster.server.ledger().balanced
