@@ -41,7 +41,8 @@ class CountedFormat:
     def parts(self, index: int, pieces: Sequence[Piece], tokens: Sequence[ShownToken] | None) -> str:
         """See `PartsFormat`."""
         assert isinstance(self._form, ChatFormat), "only chats are parsed"
-        return self.counted(self._form.parts(index, pieces, tokens))
+        events = self._form.parts(index, pieces, tokens).split("\n\n")
+        return "".join([self.counted(f"{event}\n\n") for event in events[:-1]])
 
     def finish(self, index: int, reason: str) -> str:
         """See `Format`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,9 +236,9 @@ def _mangle(draw: Callable[[Any], Any], raw: bytes) -> bytes:
 
 
 @st.composite
-def attacks(draw: Callable[[Any], Any]) -> Attack:
-    """A request that is probably bad."""
-    path, good = draw(st.sampled_from(GOOD))
+def attacks(draw: Callable[[Any], Any], goods: Sequence[tuple[str, dict[str, Any]]] = GOOD) -> Attack:
+    """A request that is probably bad, made of one of `goods`."""
+    path, good = draw(st.sampled_from(goods))
     body = copy.deepcopy(good)
     for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 4]))):
         _mutate(draw, body)
@@ -250,7 +250,7 @@ def attacks(draw: Callable[[Any], Any]) -> Attack:
     for _ in range(0 if poison is not None else draw(st.sampled_from([0, 0, 0, 1, 2]))):
         raw = _mangle(draw, raw)
     if draw(st.integers(0, 9)) == 0:
-        path = draw(st.sampled_from(sorted({p for p, _ in GOOD})))
+        path = draw(st.sampled_from(sorted({p for p, _ in goods})))
     usual = draw(st.integers(0, 9)) > 0
     kind = "application/json" if usual else draw(st.none() | st.sampled_from(CONTENT_TYPES))
     return Attack(path, raw, kind, draw(st.sampled_from([0, 0, 1, 3, 50])))

@@ -42,7 +42,7 @@ def judge(body: bytes) -> Verdict:
 class _Reader:
     def __init__(self, body: bytes) -> None:
         self._body, self._text, self._at = body, "", 0
-        self.long_key = False
+        self.long_key = self._lone = False  # a lone surrogate: the rest is read all the same
 
     def document(self) -> None:
         self._text = self._body.decode("utf-8")
@@ -50,7 +50,7 @@ class _Reader:
         if self._text[self._at : self._at + 1] != "{":
             raise _Wrong
         self._value(1)
-        if self._at != len(self._text):
+        if self._lone or self._at != len(self._text):
             raise _Wrong
 
     def _value(self, depth: int) -> None:
@@ -104,7 +104,8 @@ class _Reader:
         try:
             return units.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
-            raise _Wrong from None
+            self._lone = True
+            return units
 
     def _takes(self, one: str) -> bool:
         if self._text[self._at : self._at + 1] != one:

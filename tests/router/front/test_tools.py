@@ -91,6 +91,15 @@ async def test_every_event_of_a_parsed_stream_tells_the_usage(tools_client, gene
     assert '"name":"weather"' in answer.text
 
 
+async def test_pieces_that_come_in_one_step_each_tell_the_usage(tools_client, generator):
+    generator.answer, generator.tokens_a_step = "<think>\nHm.\n</think>\n\n" + CALL, 400
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    answer = await ask(tools_client(reasoning_parser="qwen3"), stream=True, stream_options=options)
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if "{" in line]
+    assert len(events) > 4
+    assert {event["usage"]["completion_tokens"] for event in events[1:]} == {events[-1]["usage"]["completion_tokens"]}
+
+
 async def test_text_is_no_call(tools_client, generator):
     generator.answer = "It is warm."
     choice = (await ask(tools_client())).json()["choices"][0]
