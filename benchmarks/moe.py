@@ -104,10 +104,11 @@ def active_experts(rank: Any, work: list[Work]) -> float:
             seen.append(len(chosen[0].unique()))
 
     hooks = [m.register_forward_hook(look) for m in rank.model.modules() if isinstance(m, Router)]
-    graphs, rank.runner._graphs = rank.runner._graphs, None
+    passes = rank.runner.passes
+    graphs, passes.graphs = passes.graphs, None
     params = SamplingParams(6, temperature=0.0)
     run_to_completion(rank.make_engine(), [EngineRequest(str(i), w.prompt, params) for i, w in enumerate(work)])
-    rank.runner._graphs = graphs
+    passes.graphs = graphs
     for hook in hooks:
         hook.remove()
     return statistics.fmean(seen)
@@ -122,7 +123,7 @@ def ours(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     limits = EngineConfig(max_num_seqs=max(args.batch), max_num_batched_tokens=256 if args.small else 8192)
     rank = load_rank(str(folder), limits, random=True, threads=1 if args.small else None)
     found: dict[str, Any] = {"load_seconds_by_phase": rank.phases, "kv_blocks": rank.num_blocks,
-                             "graphs": rank.runner._graphs is not None, "batches": {}}  # fmt: skip
+                             "graphs": rank.runner.passes.graphs is not None, "batches": {}}  # fmt: skip
     bandwidth = bandwidth_of(rank.device.type)
     found["copy_GB_per_s"] = bandwidth
     for batch in args.batch:

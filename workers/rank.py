@@ -31,6 +31,7 @@ from workers.engine.plan import Executor, NewSequence, ScheduledSequence, StepMa
 from workers.execution.cache import allocate, block_bytes, count_blocks
 from workers.execution.inputs import BatchState
 from workers.execution.memory import free_bytes, peak_bytes, readable
+from workers.execution.rehearsal import LONGEST, rehearse
 from workers.execution.runner import Runner
 from workers.execution.swap import HostCache
 from workers.layers.attention import Attention
@@ -42,6 +43,7 @@ from workers.layers.rotary import with_dynamic_scaling
 from workers.models.base import CausalModel, read_config
 from workers.models.loader import load_model
 from workers.models.registry import find, import_model_file
+from workers.parallel.attendance import Attendance
 from workers.parallel.group import Groups
 from workers.parallel.peer_memory import share_memory
 
@@ -87,6 +89,8 @@ class Rank:
             self.device = _device(config.device, rank if gpu is None else gpu)
             if peer_memory:
                 self.groups = replace(self.groups, tp=share_memory(self.groups.tp, self.device, host))
+            if self.groups.tp.size > 1:
+                self.groups = replace(self.groups, tp=replace(self.groups.tp, attendance=Attendance()))
             source = read_config(config.model.path)
             factor = config.model.rope_scaling_factor
             if factor is not None:
@@ -121,12 +125,13 @@ class Rank:
         self.vocab_size = self.model.vocab_size
         with self._phase("cache"):
             self.specs: tuple[KVCacheSpec, ...] = self.model.kv_cache_specs()
+            halves = self._rehearse()
             self.num_blocks = self._count_blocks()
             self.max_model_len = min(self.max_model_len, self.num_blocks * config.engine.block_size)
             caches = allocate(self.specs, self.num_blocks, config.engine.block_size, self.device)
             self.num_host_blocks = self._count_host_blocks()
             swap = HostCache(caches, self.num_host_blocks) if self.num_host_blocks else None
-            self.runner = self._make_runner(caches, threaded=threaded, halves=self.groups.tp.size == 1, swap=swap)
+            self.runner = self._make_runner(caches, threaded=threaded, halves=halves, swap=swap)
         with self._phase("warmup"):
             self._warm_up()
         if self.device.type == "cuda":
@@ -136,7 +141,6 @@ class Rank:
             with self._phase("graphs"):
                 self.runner.capture(
                     config.engine.max_num_batched_tokens,
-                    self.groups.tp,
                     lambda done, total: at(Stage("graphs", done, total, "shapes")),
                 )
         self.grammars: Grammars | None = None
@@ -218,6 +222,7 @@ class Rank:
             caches,
             state,
             rank=self.rank,
+            group=self.groups.tp,
             threaded=threaded,
             collect=self.rank == 0,
             halves=halves,
@@ -250,6 +255,22 @@ class Rank:
     def _same_everywhere(self, blocks: int) -> int:
         """The least count of all ranks: one plan must fit every one."""
         return min(count for (count,) in self.groups.tp.agree([blocks], self.device))
+
+    def _rehearse(self) -> bool:
+        """Whether a step without memory can run in parts: alone a rank always can, several see to it here."""
+        attendance, engine = self.groups.tp.attendance, self.config.engine
+        if attendance is None:
+            return True
+        told: int | str = f"the context of {self.max_model_len} tokens is too short"
+        if self.max_model_len >= LONGEST:
+            caches = allocate(self.specs, -(-LONGEST // engine.block_size), engine.block_size, self.device)
+            passes, tokens = self._make_runner(caches).passes, engine.max_num_batched_tokens
+            told = rehearse(passes, attendance, tokens, min(engine.max_num_seqs, tokens))
+        if isinstance(told, str):
+            log.warning("rank %d: a step that is out of memory will end the replica: %s", self.rank, told)
+            return False
+        log.info("rank %d: %s are set aside for steps without memory", self.rank, readable(told))
+        return True
 
     def _profile(self) -> None:
         """The largest step: max_num_batched_tokens over as many sequences as there may be, sampled with filters."""

@@ -14,7 +14,7 @@ from workers.api.errors import OutOfMemory
 from workers.api.request import EngineRequest, FinishReason, TokenLogprobs
 from workers.engine.plan import ScheduledSequence, StepPlan
 from workers.execution.halving import halves, independent_order, is_out_of_memory
-from workers.execution.runner import Runner
+from workers.execution.passes import Passes
 from workers.rank import run_to_completion
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB"
@@ -64,7 +64,7 @@ def test_the_tokens_are_those_of_a_step_with_memory(most: int, caplog: pytest.Lo
         cache.key.fill_(torch.nan)
         cache.value.fill_(torch.nan)
     limited = Limited(rank.model, most)
-    rank.runner.model = limited  # type: ignore[assignment]
+    rank.runner.passes.model = limited  # type: ignore[assignment]
     engine = rank.make_engine()
     assert run_to_completion(engine, requests()) == expected
     engine.check_ledgers()
@@ -87,7 +87,7 @@ def test_log_probabilities_of_a_prompt_are_put_together() -> None:
         return found
 
     whole = told()
-    rank.runner.model = Limited(rank.model, 4)  # type: ignore[assignment]
+    rank.runner.passes.model = Limited(rank.model, 4)  # type: ignore[assignment]
     for name, values in told().items():
         assert len(values) == len(whole[name])
         for got, expected in zip(values, whole[name], strict=True):
@@ -104,7 +104,7 @@ def test_a_request_that_finds_no_room_for_one_token_fails_alone(chunk: int) -> N
     rank = rank_of("llama", max_num_batched_tokens=chunk, max_num_seqs=12)
     good = [one for one in requests() if HEAVY not in one.prompt_ids]
     expected = run_to_completion(rank.make_engine(), good)
-    rank.runner.model = Limited(rank.model, 512)  # type: ignore[assignment]
+    rank.runner.passes.model = Limited(rank.model, 512)  # type: ignore[assignment]
     heavy = request("heavy", (*prompt(5, seed=90), HEAVY, *prompt(20, seed=91)), max_tokens=6)
     engine = rank.make_engine()
     got: dict[str, list[int]] = {one.id: [] for one in (*good, heavy)}
@@ -128,7 +128,7 @@ def test_a_request_that_finds_no_room_for_one_token_fails_alone(chunk: int) -> N
 def test_who_shares_blocks_with_a_request_without_memory_does_not_take_them_for_keys() -> None:
     rank = rank_of("llama")
     shared = (*prompt(20, seed=90), HEAVY, *prompt(11, seed=91))
-    rank.runner.model = Limited(rank.model, 512)  # type: ignore[assignment]
+    rank.runner.passes.model = Limited(rank.model, 512)  # type: ignore[assignment]
     engine = rank.make_engine()
     first, second = (request(name, (*shared, tail), max_tokens=3) for name, tail in (("first", 5), ("second", 6)))
     engine.submit(first)
@@ -141,8 +141,8 @@ def test_who_shares_blocks_with_a_request_without_memory_does_not_take_them_for_
 
 def test_several_ranks_must_run_the_same_so_none_cuts_a_step() -> None:
     rank = rank_of("llama")
-    rank.runner._halves = False
-    rank.runner.model = Limited(rank.model, 4)  # type: ignore[assignment]
+    rank.runner.passes.careful = False
+    rank.runner.passes.model = Limited(rank.model, 4)  # type: ignore[assignment]
     plan = StepPlan(3, (), (added(0, prompt(5)),), (run(0, 0, 5, blocks=(0,)),))
     with pytest.raises(OutOfMemory, match=r"step 3 .* out of memory.*max_num_batched_tokens"):
         rank.runner.submit(plan).result()
@@ -151,7 +151,7 @@ def test_several_ranks_must_run_the_same_so_none_cuts_a_step() -> None:
 def test_other_errors_of_a_part_fail_the_step() -> None:
     rank = rank_of("llama")
     errors = iter([planted(), ZeroDivisionError()])
-    rank.runner.model = Limited(rank.model, 1, lambda: next(errors))  # type: ignore[assignment]
+    rank.runner.passes.model = Limited(rank.model, 1, lambda: next(errors))  # type: ignore[assignment]
     plan = StepPlan(3, (), (added(0, prompt(5)),), (run(0, 0, 5, blocks=(0,)),))
     with pytest.raises(Exception, match="ZeroDivisionError"):
         rank.runner.submit(plan).result()
@@ -163,7 +163,7 @@ def test_the_largest_step_is_tried_in_one_piece_at_the_start(monkeypatch: pytest
     def fail(*_: object) -> None:
         raise planted()
 
-    monkeypatch.setattr(Runner, "_forward", fail)
+    monkeypatch.setattr(Passes, "_forward", fail)
     with pytest.raises(OutOfMemory):
         rank._profile()
 
@@ -174,9 +174,12 @@ def test_the_largest_step_is_tried_in_one_piece_at_the_start(monkeypatch: pytest
         (planted(), True),
         (MemoryError(), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
         (RuntimeError("CUDA error: an illegal memory access"), False),
+        (ValueError("DefaultCPUAllocator"), False),
     ],
-    ids=["cuda", "host", "cpu-tensor", "other"],
+    ids=["cuda", "host", "cpu-tensor", "driver", "triton", "other", "no-error-of-torch"],
 )
 def test_which_errors_are_meant(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected

@@ -49,7 +49,7 @@ def test_threads_and_inline_generate_the_same() -> None:
 @pytest.mark.parametrize("threaded", [False, True])
 def test_a_step_that_fails_names_the_rank_and_the_runner_lives_on(threaded: bool, monkeypatch: Any) -> None:
     rank, ids = rank_of("llama", rank=3, threaded=threaded), prompt(5)
-    rank.runner._collect = True
+    rank.runner.passes.collect = True
     plan = StepPlan(7, (), (added(0, ids),), (run(0, 0, 5, blocks=(0,)),))
     good = rank.runner.submit(plan).result().slots
     with monkeypatch.context() as patch:

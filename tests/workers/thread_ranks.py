@@ -38,15 +38,18 @@ class ThreadGroup(Group):
 
     fuses = True
 
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        first, *others = self.handle.exchange(self.rank, x)
-        return x.copy_(sum(others, start=first))
-
-    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self.handle.exchange(self.rank, x), dim=-1)
-
     def barrier(self) -> None:
         self.handle.barrier.wait()
+
+    def _sum(self, x: torch.Tensor) -> None:
+        first, *others = self.handle.exchange(self.rank, x)
+        x.copy_(sum(others, start=first))
+
+    def _gather(self, room: torch.Tensor, x: torch.Tensor) -> None:
+        torch.cat(self.handle.exchange(self.rank, x), out=room)
+
+    def _vote(self, said: torch.Tensor) -> None:
+        self._sum(said)
 
 
 def on_ranks(size: int, work: Callable[[int, Groups], T]) -> list[T]:

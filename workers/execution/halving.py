@@ -11,11 +11,20 @@ from workers.engine.plan import ScheduledSequence
 from workers.execution.sampling_state import PromptRows
 from workers.execution.upload import Array
 
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "[CUDA]: out of memory",  # Triton's
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device, or the host, has no memory for it."""
-    # For the CPU's tensors torch has no type of error.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # torch has no type of error for the CPU's tensors, nor for what libraries and the driver allocate themselves.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def independent_order(runs: Sequence[ScheduledSequence], tables: Array, block_size: int) -> list[ScheduledSequence]:

@@ -15,7 +15,7 @@ from workers.engine.plan import PromptLogprobs
 from workers.execution.sampler import Logprobs, score
 from workers.execution.sampling_state import PromptRows
 
-_ROWS = 256  # of logits that exist at a time
+SCORED_ROWS = 256  # of logits that exist at a time
 
 Bring = Callable[[torch.Tensor], torch.Tensor]
 
@@ -37,6 +37,11 @@ class PromptScores:
         return PromptLogprobs(self.slot, self.start, tuple(TokenLogprobs(*one) for one in values))
 
 
+def pieces_of(wanted: Sequence[PromptRows]) -> list[int]:
+    """How many rows `score_prompts` computes logits of at a time."""
+    return [min(SCORED_ROWS, rows.count - done) for rows in wanted for done in range(0, rows.count, SCORED_ROWS)]
+
+
 def score_prompts(
     hidden: torch.Tensor,
     wanted: Sequence[PromptRows],
@@ -50,8 +55,8 @@ def score_prompts(
     """
     found = []
     for rows in wanted:
-        for done in range(0, rows.count, _ROWS):
-            count = min(_ROWS, rows.count - done)
+        for done in range(0, rows.count, SCORED_ROWS):
+            count = min(SCORED_ROWS, rows.count - done)
             start = rows.start + done
             tokens = token_table[rows.slot, start : start + count].long()
             logits = compute_logits(hidden[rows.first + done : rows.first + done + count])

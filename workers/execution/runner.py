@@ -7,11 +7,9 @@ step runs in one worker thread, or at once in `submit`.
 A step with masked slots is submitted without its masks: its forward pass runs while the host computes them, and the
 draws of the whole step follow with `Runner.draw`.
 
-A step that is out of memory is run in halves, one after the other, and these in halves, before the next step begins:
-who planned it sees but a slower one. A sequence that finds no room for a single token ends with a fault; the others go
-on.
-
-Shapes: T tokens, E emitting rows, V vocabulary.
+A step that is out of memory, on any rank, is run in halves, one after the other, and these in halves, before the next
+step begins: who planned it sees but a slower one. A sequence that finds no room for a single token ends with a fault;
+the others go on.
 """
 
 from __future__ import annotations
@@ -25,17 +23,14 @@ from typing import TypeVar
 import torch
 
 from workers.api.errors import EchelonError, EngineFault, OutOfMemory
-from workers.context import ForwardContext, LayerCache, forward_context
+from workers.context import LayerCache
 from workers.engine.plan import ScheduledSequence, SlotResult, StepHandle, StepMasks, StepPlan, StepResult
-from workers.execution.flat import FlatStep
-from workers.execution.graphs import CapturedStep, StepGraphs
+from workers.execution.graphs import StepGraphs
 from workers.execution.halving import halves, in_step_order, is_out_of_memory, rows_of
 from workers.execution.inputs import BatchState
-from workers.execution.prompt_scores import score_prompts
-from workers.execution.sampler import Logprobs, Sampled, sample_own
-from workers.execution.sampling_state import GREEDY, PromptRows
+from workers.execution.passes import Passes
 from workers.execution.swap import HostCache
-from workers.execution.under_way import Begun, Deferred, Launched, Part, Undrawn, Waiting, read_part, that_failed
+from workers.execution.under_way import Begun, Deferred, Launched, Part, Waiting, read_part, that_failed
 from workers.models.base import CausalModel
 from workers.parallel.group import Group
 
@@ -49,7 +44,8 @@ class Runner:
 
     `threaded` (CPU only): a worker thread runs the steps, so that the caller may plan the next one meanwhile.
     `collect`: whether results are brought to the host; ranks other than 0 leave that to rank 0.
-    `halves`: whether a step that is out of memory is run in parts. Not with several ranks, which must run the same.
+    `halves`: whether a step that is out of memory is run in parts; with several ranks, all of which must then run the
+    same, `group` needs an `attendance` for that.
     `swap`: where plans copy blocks to and from; None: they do not.
     """
 
@@ -60,16 +56,16 @@ class Runner:
         state: BatchState,
         *,
         rank: int = 0,
+        group: Group | None = None,
         threaded: bool = False,
         collect: bool = True,
         halves: bool = True,
         swap: HostCache | None = None,
     ) -> None:
-        self.model, self.caches, self.state = model, tuple(caches), state
-        self.rank, self.device, self._collect, self._halves = rank, state.device, collect, halves
+        self.passes = Passes(model, caches, state, group or Group("tp"), collect=collect, careful=halves)
+        self.caches, self.state, self.rank, self.device = self.passes.caches, state, rank, state.device
         self._swap = swap
         self._lost: dict[int, str] = {}  # slots whose sequence had no memory, until they are somebody else's
-        self._graphs: StepGraphs | None = None
         self._waiting: Waiting | None = None  # submitted last, and for masks
         self._pool = (
             ThreadPoolExecutor(1, thread_name_prefix=f"echelon-rank{rank}")
@@ -78,22 +74,19 @@ class Runner:
         )
 
     def capture(
-        self,
-        max_num_batched_tokens: int,
-        group: Group,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        self, max_num_batched_tokens: int, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
         """CUDA only: from now on steps are replayed where they can be. Waits for the device; takes seconds.
 
-        `progress` is told how many of how many shapes are captured. All ranks of `group` at once, with the same
+        `progress` is told how many of how many shapes are captured. All ranks of the group at once, with the same
         arguments. Raises OutOfMemory.
         """
-        graphs = StepGraphs(self.model, self.caches, self.state, max_num_batched_tokens, group)
+        graphs = StepGraphs(self.passes.model, self.caches, self.state, max_num_batched_tokens, self.passes.group)
         try:
             graphs.capture(progress)
         except torch.OutOfMemoryError as e:
             raise OutOfMemory(f"rank {self.rank}: no room for CUDA graphs: {e}; lower cache_fraction") from e
-        self._graphs = graphs
+        self.passes.graphs = graphs
 
     def submit(self, plan: StepPlan) -> StepHandle:
         """Start a step. Never raises for a step's own fault: the handle does."""
@@ -206,63 +199,47 @@ class Runner:
         if self._lost:
             for slot in (*plan.removed, *(new.slot for new in plan.added)):
                 self._lost.pop(slot, None)
-        begun = Begun(flat, rows, None, None, 0.0)
-        try:
-            begun.undrawn = self._forward(flat, rows)
-        except Exception as e:
-            if not (self._halves and is_out_of_memory(e)):
-                raise
-            begun.why = str(e)
+        begun = self.passes.begin(flat, rows)
         begun.seconds = time.perf_counter() - started
         return begun
 
     @torch.inference_mode()
     def _finish(self, plan: StepPlan, begun: Begun, masks: StepMasks | None) -> Launched:
         """Queue the rest: draw, token table, copy to the host. Or, where there was no memory, the step in parts."""
-        if begun.undrawn is not None:
-            try:
-                parts = [self._draw(begun.undrawn, masks)]
-            except Exception as e:
-                if not (self._halves and is_out_of_memory(e)):
-                    raise
-                begun.why = str(e)
-            begun.undrawn = None
-        why = begun.why
-        if why is not None:  # not in the handler: the error holds on to the frames in which the step's tensors are
-            parts = self._launch_in_parts(plan, begun, why, masks)
+        part = self.passes.end(begun, masks)
+        parts = self._launch_in_parts(plan, begun, masks) if part is None else [part]
         lost: dict[int, str] = {}
         if self._lost:
             lost = {run.slot: self._lost[run.slot] for run in plan.scheduled if run.slot in self._lost}
-        return Launched(parts, why is not None, lost, self.state.host.take())
+        return Launched(parts, part is None, lost, self.state.host.take())
 
-    def _launch_in_parts(self, plan: StepPlan, begun: Begun, why: str, masks: StepMasks | None) -> list[Part]:
+    def _launch_in_parts(self, plan: StepPlan, begun: Begun, masks: StepMasks | None) -> list[Part]:
         """A step for which there was no memory as a whole, from its beginning."""
         where = f"rank {self.rank}, step {plan.step}"
         log.warning("%s (%d sequences, %d tokens) is out of memory and runs in halves: %s", where, len(plan.scheduled),
-                    plan.num_tokens, why)  # fmt: skip
+                    plan.num_tokens, begun.why)  # fmt: skip
         self._free_spare_memory()
         self.state.change_again(begun.flat)
         done: list[Part] = []
         waiting = [self.state.order(plan)]
-        failed = True  # the whole was tried already
+        failed = begun  # the whole was tried already
+        first = True
         while waiting:
             runs = self._without_lost(waiting.pop())
-            if runs and not failed:
+            if runs and not first:
                 part = in_step_order(runs)
-                try:
-                    flat = self.state.flatten_again(plan.step, part)
-                    done.append(self._draw(self._forward(flat, rows_of(part, begun.rows)), masks))
+                failed = self.passes.begin(self.state.flatten_again(plan.step, part), rows_of(part, begun.rows))
+                drawn = self.passes.end(failed, masks)
+                if drawn is not None:
+                    done.append(drawn)
                     continue
-                except Exception as e:
-                    if not is_out_of_memory(e):
-                        raise
-                    why = str(e)
                 self._free_spare_memory()
-            failed = False
+            first = False
             pieces = halves(runs) if runs else ()
             if pieces is None:
-                log.error("%s: no memory for one token of slot %d, whose request fails: %s", where, runs[0].slot, why)
-                self._lost[runs[0].slot] = f"{where}: out of memory for a single token: {why}"
+                why = f"out of memory for a single token: {failed.why}"
+                log.error("%s: slot %d, whose request fails, is %s", where, runs[0].slot, why)
+                self._lost[runs[0].slot] = f"{where}: {why}"
                 self._without_lost(runs)
             else:
                 waiting += reversed(pieces)
@@ -284,65 +261,6 @@ class Runner:
     def _free_spare_memory(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _forward(self, flat: FlatStep, rows: Sequence[PromptRows]) -> Undrawn:
-        """A step, or a part of one, until its draws; log-probabilities of prompts are wanted at `rows`."""
-        captured = None if self._graphs is None or rows else self._graphs.find(flat)
-        if captured is not None:
-            return self._replay(captured, flat)
-        inputs = self.state.upload(flat)
-        context = ForwardContext((inputs.attention,) * len(self.caches), self.caches)
-        table, logits_of = self.state.token_table, self.model.compute_logits
-        undrawn = Undrawn(tuple(flat.emit_slots.tolist()), inputs.sampling, emit_at=inputs.emit_at)
-        with forward_context(context):
-            hidden = self.model(inputs.input_ids, inputs.positions)
-            if rows:
-                undrawn.prompts = score_prompts(hidden, rows, table, logits_of, self._bring)
-            if len(inputs.emit_at):
-                if inputs.emit_index is not None:
-                    hidden = hidden.index_select(0, inputs.emit_index)
-                undrawn.logits = self.model.own_logits(hidden)
-        return undrawn
-
-    def _replay(self, captured: CapturedStep, flat: FlatStep) -> Undrawn:
-        """The captured draw is greedy. Where more is asked for, its tokens are replaced before anything reads them."""
-        undrawn = Undrawn(tuple(flat.emit_slots.tolist()), self.state.upload_changes(flat))
-        captured.replay(flat)
-        emits, step = len(flat.emit_at), captured.step
-        if emits and undrawn.sampling is GREEDY:
-            undrawn.sampled = Sampled(step.tokens[:emits])
-        elif emits:
-            undrawn.logits, undrawn.emit_at = step.own_logits[:emits], step.inputs.on_device["emit_at"][:emits]
-        return undrawn
-
-    def _draw(self, undrawn: Undrawn, masks: StepMasks | None) -> Part:
-        sampled, sampling = undrawn.sampled, undrawn.sampling
-        if undrawn.logits is not None and undrawn.emit_at is not None:
-            if masks is not None:
-                sampling = self.state.masked(sampling, undrawn.emit_slots, masks)
-            sampled = sample_own(self.model, undrawn.logits, sampling, self.state.token_table)
-            self.state.write_tokens(undrawn.emit_at, sampled.tokens)
-        prompts = undrawn.prompts if self._collect else ()
-        if sampled is None or not self._collect:
-            return Part((), None, None, prompts)
-        return Part(undrawn.emit_slots, sampling.logprobs, self._to_host(sampled), prompts)
-
-    def _to_host(self, sampled: Sampled) -> Sampled:
-        if self.device.type == "cpu":
-            return sampled
-        extra = sampled.logprobs
-        bring = self._bring
-        return Sampled(
-            bring(sampled.tokens),
-            None if extra is None else Logprobs(*map(bring, (extra.chosen, extra.rank, extra.top, extra.top_ids))),
-        )
-
-    def _bring(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy to the host, under way; on the CPU the tensor itself."""
-        if self.device.type == "cpu":
-            return tensor
-        host = self.state.host.lend(tensor.numel(), tensor.dtype)
-        return host.view(tensor.shape).copy_(tensor, non_blocking=True)
 
     def _result(self, plan: StepPlan, launched: Launched, seconds: float) -> StepResult:
         parts = launched.parts

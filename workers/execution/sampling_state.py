@@ -175,6 +175,10 @@ class SamplingState:
             or _penalized(params)
         )
 
+    def plain(self, slots: Array) -> bool:
+        """Whether all of `slots` draw the most likely token and ask for nothing else; so, too, where nobody draws."""
+        return bool(self._plain[slots].all())
+
     def prompt_rows(self, plan: StepPlan) -> Sequence[PromptRows]:
         """The rows of the step after which a token of a prompt stands whose log-probability is wanted."""
         if not self._scored:
@@ -196,7 +200,7 @@ class SamplingState:
 
         Arrays go to the step's upload by `give`; the returned function makes the batch from the uploaded tensors.
         """
-        if self._plain[slots].all():  # also where nobody draws
+        if self.plain(slots):
             return lambda _tensors: GREEDY
         params = [self._params[slot] for slot in slots.tolist()]
         rows = [(i, p) for i, p in enumerate(params) if p is not None]

@@ -13,6 +13,7 @@ import torch
 
 from workers.api.errors import OutOfMemory
 from workers.context import LayerCache
+from workers.execution.halving import is_out_of_memory
 from workers.execution.memory import readable
 from workers.execution.pinned import HostBuffers
 
@@ -47,9 +48,17 @@ class HostCache:
     def copy(self, out: Copies, into: Copies, buffers: HostBuffers) -> None:
         """First (device block, host block) pairs `out`, then (host block, device block) pairs `into`."""
         for pairs, copy in ((out, self._copy_out), (into, self._copy_in)):
-            for at in range(0, len(pairs), self._most):
-                sources, targets = zip(*pairs[at : at + self._most], strict=True)
-                copy(sources, targets, buffers)
+            at, most = 0, self._most
+            while at < len(pairs):
+                sources, targets = zip(*pairs[at : at + most], strict=True)
+                try:
+                    copy(sources, targets, buffers)
+                except Exception as e:
+                    if len(sources) == 1 or not is_out_of_memory(e):
+                        raise
+                    most = len(sources) // 2  # the same ones again, fewer at a time
+                else:
+                    at += most
 
     def _copy_out(self, blocks: Sequence[int], targets: Sequence[int], buffers: HostBuffers) -> None:
         index, staging = self._index(blocks, buffers), self._staging(len(blocks))

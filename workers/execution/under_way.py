@@ -61,13 +61,14 @@ class Undrawn:
 
 @dataclass(slots=True)
 class Begun:
-    """The first part of a step: until its draws, or `why` there was no memory for that. `seconds` on the host."""
+    """A pass until its draws, or `why` there was no memory for it. `captured`: a replay. `seconds` on the host."""
 
     flat: FlatStep
     rows: Sequence[PromptRows]
-    undrawn: Undrawn | None
-    why: str | None
-    seconds: float
+    captured: bool = False
+    undrawn: Undrawn | None = None
+    why: str | None = None
+    seconds: float = 0.0
 
 
 class Deferred(Generic[T]):

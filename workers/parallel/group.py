@@ -15,8 +15,12 @@ import torch.distributed as dist
 
 from kernels.norms import add_rms_norm
 from workers.api.errors import ConfigError
+from workers.parallel.attendance import Attendance
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
+
+# Newer releases of torch call it so, and the other name deprecated.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Exchange(Protocol):
@@ -39,13 +43,19 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The ranks that share one axis of parallelism. `rank` counts within the group."""
+    """The ranks that share one axis of parallelism. `rank` counts within the group.
+
+    `votes`: a process group over the hosts' memory, where `handle` is over the devices'. `attendance` is told of each
+    collective but votes.
+    """
 
     name: str
     rank: int = 0
     size: int = 1
     handle: dist.ProcessGroup | None = None
     exchange: Exchange | None = None
+    votes: dist.ProcessGroup | None = None
+    attendance: Attendance | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -60,7 +70,9 @@ class Group:
         if self.exchange is not None and self.exchange.takes(x):
             self.exchange.all_reduce(x)
         else:
-            dist.all_reduce(x, group=self.handle)
+            self._sum(x)
+        if self.attendance is not None:
+            self.attendance.note(x, gathers=False)
         return x
 
     @property
@@ -73,16 +85,33 @@ class Group:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`kernels.norms.add_rms_norm` of the sum of `x` [T, C] over the ranks; what `x` holds then is undefined."""
         if self.exchange is not None and self.exchange.takes(x):
-            return self.exchange.add_rms_norm(x, residual, weight, eps)
+            both = self.exchange.add_rms_norm(x, residual, weight, eps)
+            if self.attendance is not None:
+                self.attendance.note(x, gathers=False)
+            return both
         return add_rms_norm(self.all_reduce(x), residual, weight, eps)
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """The ranks' `x` [..., C] beside each other: [..., size * C], in the order of the ranks."""
         if self.size == 1:
             return x
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
-        dist.all_gather(parts, x.contiguous(), group=self.handle)
-        return torch.cat(parts, dim=-1)
+        room = torch.empty((self.size * x.shape[0], *x.shape[1:]), dtype=x.dtype, device=x.device)
+        self.gather_into(room, x.contiguous())
+        return torch.cat(room.chunk(self.size), dim=-1)
+
+    def gather_into(self, room: torch.Tensor, x: torch.Tensor) -> None:
+        """The ranks' `x` [n, ...] behind each other: room [size * n, ...]; both contiguous."""
+        self._gather(room, x)
+        if self.attendance is not None:
+            self.attendance.note(x, gathers=True)
+
+    def who(self, *, says: bool) -> list[int]:
+        """The ranks that say so. The hosts meet, whatever is queued on their devices."""
+        said = torch.zeros(self.size, dtype=torch.int32)
+        said[self.rank] = says
+        if self.size > 1:
+            self._vote(said)
+        return [rank for rank, one in enumerate(said.tolist()) if one]
 
     def agree(self, values: list[int], device: torch.device) -> list[list[int]]:
         """What every rank says, each as many numbers; `device` is one that the group's collectives know."""
@@ -95,6 +124,15 @@ class Group:
         """Wait until every rank of the group is here."""
         if self.size > 1:
             dist.barrier(group=self.handle)
+
+    def _sum(self, x: torch.Tensor) -> None:
+        dist.all_reduce(x, group=self.handle)
+
+    def _gather(self, room: torch.Tensor, x: torch.Tensor) -> None:
+        _gather(room, x, group=self.handle)
+
+    def _vote(self, said: torch.Tensor) -> None:
+        dist.all_reduce(said, group=self.votes or self.handle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +148,10 @@ class Groups:
         for group in (self.tp, self.pp, self.ep):
             if group.exchange is not None:
                 group.exchange.set_timeout(seconds)
-            if group.handle is not None:
-                # Not public, but the way from the patience of a start to that of a step without groups made twice.
-                dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group.handle)
+            for handle in (group.handle, group.votes):
+                if handle is not None:
+                    # Not public, but the way from the patience of a start to that of a step without groups made twice.
+                    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), handle)
 
 
 def connect(
@@ -147,8 +186,9 @@ def connect(
             if len(ranks) == 1:
                 continue
             handle = dist.new_group(ranks, timeout=timeout, backend=backend)
+            votes = None if backend == "gloo" else dist.new_group(ranks, timeout=timeout, backend="gloo")
             if rank in ranks:
-                mine = Group(name, ranks.index(rank), len(ranks), handle)
+                mine = Group(name, ranks.index(rank), len(ranks), handle, votes=votes)
         return mine
 
     rows = [list(range(p * tensor_parallel, (p + 1) * tensor_parallel)) for p in range(pipeline_parallel)]

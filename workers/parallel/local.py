@@ -35,17 +35,18 @@ class _Table:
 class LocalGroup(Group):
     """A group of threads; `handle` is their table."""
 
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Group`."""
-        return x.copy_(self._table.exchange(self.rank, x, lambda all_: torch.stack(all_).sum(0)))
-
-    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Group`."""
-        return self._table.exchange(self.rank, x, lambda all_: torch.cat(all_, dim=-1))
-
     def barrier(self) -> None:
         """See `Group`."""
         self._table.barrier.wait()
+
+    def _sum(self, x: torch.Tensor) -> None:
+        x.copy_(self._table.exchange(self.rank, x, lambda all_: torch.stack(all_).sum(0)))
+
+    def _gather(self, room: torch.Tensor, x: torch.Tensor) -> None:
+        room.copy_(self._table.exchange(self.rank, x, torch.cat))
+
+    def _vote(self, said: torch.Tensor) -> None:
+        self._sum(said)
 
     @property
     def _table(self) -> _Table:
