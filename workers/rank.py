@@ -46,6 +46,7 @@ from workers.models.registry import find, import_model_file
 from workers.parallel.attendance import Attendance
 from workers.parallel.group import Groups
 from workers.parallel.peer_memory import share_memory
+from workers.parallel.votes import share_board
 
 log = logging.getLogger("echelon.rank")
 
@@ -90,7 +91,8 @@ class Rank:
             if peer_memory:
                 self.groups = replace(self.groups, tp=share_memory(self.groups.tp, self.device, host))
             if self.groups.tp.size > 1:
-                self.groups = replace(self.groups, tp=replace(self.groups.tp, attendance=Attendance()))
+                tp = share_board(self.groups.tp, self.device, host)
+                self.groups = replace(self.groups, tp=replace(tp, attendance=Attendance()))
             source = read_config(config.model.path)
             factor = config.model.rope_scaling_factor
             if factor is not None:

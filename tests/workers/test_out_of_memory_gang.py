@@ -21,6 +21,7 @@ from workers.api.request import EngineRequest, FinishReason
 from workers.api.wire import FrameCodec
 from workers.engine.core import Engine
 from workers.engine.plan import StepHandle, StepMasks, StepPlan
+from workers.execution.gang import follow
 from workers.execution.pinned import HostBuffers
 from workers.execution.runner import Runner
 from workers.execution.swap import HostCache
@@ -87,6 +88,17 @@ class UnluckyGroup(ThreadGroup):
         super()._sum(x)
 
 
+class Plans:
+    """The other rank's end."""
+
+    def __init__(self, plans: SimpleQueue[bytes]) -> None:
+        self._plans = plans
+
+    def receive(self) -> StepPlan | StepMasks | None:
+        body = self._plans.get()
+        return CODEC.decode(body) if body else None
+
+
 class Pair:
     """Rank 0's executor: what it runs goes to the other one as well."""
 
@@ -126,9 +138,7 @@ def serve(
             UnluckyGroup.memory[number] = memory[number]
         try:
             if number:
-                while body := plans.get():
-                    plan = CODEC.decode(body)
-                    rank.runner.draw(plan) if isinstance(plan, StepMasks) else rank.runner.submit(plan)
+                follow(rank.runner, Plans(plans))  # type: ignore[arg-type]
                 return None
             served = rank.make_engine(Pair(rank.runner, plans))
             found = use(served)

@@ -62,7 +62,7 @@ def test_prompts_cut_in_any_way_beside_requests_that_ask_for_nothing(limits: dic
 def test_more_rows_than_logits_are_made_of_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from workers.execution import prompt_scores
 
-    monkeypatch.setattr(prompt_scores, "_ROWS", 10)
+    monkeypatch.setattr(prompt_scores, "SCORED_ROWS", 10)
     found = serve(rank_of("llama").make_engine(), [scored("a", prompt(44), prompt_logprobs=0)])
     check(found["a"][0].prompt_logprobs, prompt(44), reference("llama"), top=0)
 

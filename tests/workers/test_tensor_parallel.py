@@ -52,6 +52,17 @@ def test_two_ranks_compute_what_one_does_and_draw_the_same_tokens(
             assert one[f"{key}.tokens"][slot, :end].tolist() == alone["tokens"][slot, :end].tolist()
 
 
+def test_a_rank_without_memory_comes_to_all_collectives(ranks: list[dict[str, torch.Tensor]]) -> None:
+    """Over gloo, with votes in shared memory."""
+    for one in ranks:
+        assert bool(one["without.votes"])
+        assert one["without.cut"].tolist() == [STEPS, STEPS], "three sequences decode in each"
+        for slot, ids in enumerate(PROMPTS):
+            end = len(ids) + STEPS
+            expected = one["llama.safetensors.tokens"][slot, :end]
+            assert one["without.tokens"][slot, :end].tolist() == expected.tolist()
+
+
 def test_collectives_keep_the_order_of_ranks(ranks: list[dict[str, torch.Tensor]]) -> None:
     for one in ranks:
         assert one["gathered"].tolist() == [[0.0, 1.0], [0.0, 1.0]]

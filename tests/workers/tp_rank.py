@@ -54,6 +54,26 @@ def run_plans(rank: Rank, prompts: list[tuple[int, ...]]) -> dict[str, torch.Ten
     return {"logits": logits, "tokens": runner.state.token_table[: len(prompts), :64].clone()}
 
 
+def run_without_memory(rank: Rank, prompts: list[tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """As `run_plans`, where the other rank has memory for two tokens at a time, as it finds in the middle of a pass."""
+    layer, found, cut = rank.model.get_submodule("model.layers.1.mlp"), 0, 0
+    plain = layer.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("planted")
+        made: torch.Tensor = plain(x)
+        return made
+
+    if rank.rank:
+        layer.forward = forward  # type: ignore[method-assign]
+    for plan in plans(prompts):
+        result = rank.runner.submit(plan).result()
+        found, cut = found + 1, cut + result.cut
+    layer.forward = plain  # type: ignore[method-assign]
+    return {"tokens": rank.runner.state.token_table[: len(prompts), :64].clone(), "cut": torch.tensor([cut, found])}
+
+
 def config(path: str, size: int, load_format: str) -> ReplicaConfig:
     """fp32 on the CPU with 16 blocks."""
     return ReplicaConfig(
@@ -74,6 +94,11 @@ def main(rank: int, size: int, address: str, folders: list[str], out: str, promp
         one = Rank(config(folder, size, load_format), rank=rank, groups=groups)
         for key, value in run_plans(one, prompts).items():
             results[f"{Path(folder).name}.{load_format}.{key}"] = value
+        if folder == folders[0]:
+            by_board = one.groups.tp.board is not None
+            for key, value in run_without_memory(one, prompts).items():
+                results[f"without.{key}"] = value
+            results["without.votes"] = torch.tensor([by_board])
     gathered = groups.tp.all_gather(torch.full((2, 1), float(rank)))
     results["gathered"] = gathered
     results["reduced"] = groups.tp.all_reduce(torch.tensor([1.0, float(rank)]))

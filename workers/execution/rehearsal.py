@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from workers.api.request import SamplingParams
@@ -26,10 +28,10 @@ def rehearse(passes: Passes, attendance: Attendance, most_tokens: int, most_rows
         new = NewSequence(0, (0,) * rows, rows, _PLAIN, blocks)
         inputs = state.prepare(StepPlan(0, (0,), (new,), (ScheduledSequence(0, 0, rows, 1),)))
         with forward_context(ForwardContext((inputs.attention,) * len(passes.caches), passes.caches)):
-            hidden = attendance.learn(BODY, rows, lambda i=inputs: model(i.input_ids, i.positions))
-            own = attendance.learn(HEAD, rows, lambda h=hidden: model.own_logits(h))
-            attendance.learn(GATHER, rows, lambda o=own: model.gather_logits(o))
-            attendance.learn(GREEDY, rows, lambda o=own: model.greedy_tokens(o))
+            hidden = attendance.learn(BODY, rows, partial(model, inputs.input_ids, inputs.positions))
+            own = attendance.learn(HEAD, rows, partial(model.own_logits, hidden))
+            attendance.learn(GATHER, rows, partial(model.gather_logits, own))
+            attendance.learn(GREEDY, rows, partial(model.greedy_tokens, own))
     why = attendance.conclude()
     if why is not None:
         return why

@@ -265,6 +265,8 @@ class Runner:
     def _result(self, plan: StepPlan, launched: Launched, seconds: float) -> StepResult:
         parts = launched.parts
         prompts = tuple([one.read() for part in parts for one in part.prompts])
+        if not self.passes.collect:
+            return StepResult(plan.step, (), seconds, cut=launched.cut)
         if not launched.cut and not launched.lost:
             return StepResult(plan.step, read_part(parts[0]), seconds, prompts)
         found = {result.slot: result for part in parts for result in read_part(part)}

@@ -76,7 +76,8 @@ class Attendance:
 
     def learn(self, name: str, rows: int, run: Callable[[], T]) -> T:
         """`run` is the piece `name` of so many rows, one of `LEARNED_FROM`."""
-        self._seen = seen = []
+        seen: list[Collective] = []
+        self._seen = seen
         try:
             return run()
         finally:

@@ -41,12 +41,22 @@ class Exchange(Protocol):
         """See `Groups.set_timeout`; before, a rank that does not come is waited for without end."""
 
 
+class Ballot(Protocol):
+    """A way to vote."""
+
+    def who(self, *, says: bool) -> list[int]:
+        """See `Group.who`."""
+
+    def set_timeout(self, seconds: float) -> None:
+        """See `Groups.set_timeout`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """The ranks that share one axis of parallelism. `rank` counts within the group.
 
-    `votes`: a process group over the hosts' memory, where `handle` is over the devices'. `attendance` is told of each
-    collective but votes.
+    `votes`: a process group over the hosts' memory, where `handle` is over the devices'; `board`: a faster way to vote.
+    `attendance` is told of each collective but votes.
     """
 
     name: str
@@ -55,6 +65,7 @@ class Group:
     handle: dist.ProcessGroup | None = None
     exchange: Exchange | None = None
     votes: dist.ProcessGroup | None = None
+    board: Ballot | None = None
     attendance: Attendance | None = None
 
     def __post_init__(self) -> None:
@@ -107,6 +118,8 @@ class Group:
 
     def who(self, *, says: bool) -> list[int]:
         """The ranks that say so. The hosts meet, whatever is queued on their devices."""
+        if self.board is not None:
+            return self.board.who(says=says)
         said = torch.zeros(self.size, dtype=torch.int32)
         said[self.rank] = says
         if self.size > 1:
@@ -146,8 +159,9 @@ class Groups:
     def set_timeout(self, seconds: float) -> None:
         """From now on a collective that takes longer raises (gloo, an exchange), or ends the process (NCCL)."""
         for group in (self.tp, self.pp, self.ep):
-            if group.exchange is not None:
-                group.exchange.set_timeout(seconds)
+            for way in (group.exchange, group.board):
+                if way is not None:
+                    way.set_timeout(seconds)
             for handle in (group.handle, group.votes):
                 if handle is not None:
                     # Not public, but the way from the patience of a start to that of a step without groups made twice.
