@@ -12,7 +12,7 @@ from workers.api.request import Delta, EngineRequest, TokenLogprobs
 from workers.engine.core import Engine
 from workers.engine.plan import PromptLogprobs, StepPlan
 from workers.engine.sequence import Sequence
-from workers.execution import runner
+from workers.execution import passes
 from workers.parallel.group import Groups
 from workers.rank import Rank
 
@@ -102,7 +102,7 @@ def test_a_replay_does_not_score_again(monkeypatch: pytest.MonkeyPatch) -> None:
     again = EngineRequest("b", asked.prompt_ids, asked.sampling, resumed_ids=(5,))
     engine = rank_of("llama").make_engine()
     assert serve(engine, [asked])["a"][0].prompt_logprobs
-    monkeypatch.delattr(runner, "score_prompts")  # it would be missed
+    monkeypatch.delattr(passes, "score_prompts")  # it would be missed
     deltas = serve(engine, [again])["b"]
     assert sum(len(delta.token_ids) for delta in deltas) == 2
     assert not any(delta.prompt_logprobs for delta in deltas)
