@@ -31,7 +31,10 @@ def test_all_ranks_hear_the_same_in_each_vote(size: int) -> None:
         for vote in said:
             if pauses.random() < 0.05:
                 time.sleep(0.0005)
-            heard.append(board.who(says=vote[rank]))
+            outcome = board.vote(says=vote[rank])
+            if pauses.random() < 0.05:
+                time.sleep(0.0005)
+            heard.append(outcome())
         return heard
 
     with ThreadPoolExecutor(size) as pool:
@@ -42,16 +45,17 @@ def test_all_ranks_hear_the_same_in_each_vote(size: int) -> None:
 def test_a_rank_that_does_not_vote_is_named() -> None:
     board = Board(mmap.mmap(-1, Board.bytes_needed(3)), 0, 3)
     board.set_timeout(0.05)
+    outcome = board.vote(says=False)
     with pytest.raises(TimeoutError, match=r"rank 1 .* has not voted for 0\.05 s"):
-        board.who(says=False)
+        outcome()
 
 
 def test_votes_without_a_board() -> None:
     def work(rank: int, groups: Groups) -> tuple[list[int], list[int], bool]:
         tp = groups.tp
-        return tp.who(says=rank == 1), tp.who(says=False), share_board(tp, CPU) is tp
+        return tp.vote(says=rank == 1)(), tp.vote(says=False)(), share_board(tp, CPU) is tp
 
     assert on_ranks(3, work) == [([1], [], True)] * 3
     alone = Group("tp")
-    assert (alone.who(says=True), alone.who(says=False)) == ([0], [])
+    assert (alone.vote(says=True)(), alone.vote(says=False)()) == ([0], [])
     assert share_board(alone, CPU) is alone

@@ -48,8 +48,9 @@ class ThreadGroup(Group):
     def _gather(self, room: torch.Tensor, x: torch.Tensor) -> None:
         torch.cat(self.handle.exchange(self.rank, x), out=room)
 
-    def _vote(self, said: torch.Tensor) -> None:
+    def _say(self, said: torch.Tensor) -> Callable[[], object]:
         self._sum(said)
+        return lambda: None
 
 
 def on_ranks(size: int, work: Callable[[int, Groups], T]) -> list[T]:

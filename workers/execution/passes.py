@@ -70,7 +70,7 @@ class Passes:
         return begun
 
     def end(self, begun: Begun, masks: StepMasks | None) -> Part | None:
-        """Queue its draws, and their way to the host; None, and `begun.why`, where a rank had no memory."""
+        """Queue its draws, and their way to the host; None where there is no memory here. `failed` comes next."""
         greedy = self.state.sampling.plain(begun.flat.emit_slots) and masks is None
         sure = self.group.size > 1 and begun.captured and greedy
         members = None if sure else self._members
@@ -90,11 +90,16 @@ class Passes:
                 emits = len(begun.flat.emit_at)
                 name = attendance.GREEDY if greedy else attendance.GATHER
                 members.complete([(name, emits)] if emits else [], self.group)
-            without = self.group.who(says=begun.why is not None)
-            if without:
-                part = None
-                begun.why = begun.why or f"there is none on rank {', '.join(map(str, without))}"
+            begun.outcome = self.group.vote(says=begun.why is not None)
         return part
+
+    @staticmethod
+    def failed(begun: Begun) -> bool:
+        """Whether a rank had no memory for the pass, and `begun.why`; waits until all ranks have come to its end."""
+        without = begun.outcome() if begun.outcome is not None else ()
+        if without and begun.why is None:
+            begun.why = f"there is none on rank {', '.join(map(str, without))}"
+        return begun.why is not None
 
     @property
     def _members(self) -> attendance.Attendance | None:

@@ -18,6 +18,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -67,11 +69,15 @@ class Runner:
         self._swap = swap
         self._lost: dict[int, str] = {}  # slots whose sequence had no memory, until they are somebody else's
         self._waiting: Waiting | None = None  # submitted last, and for masks
+        self._open: Launched | None = None  # the one whose vote is not counted yet
         self._pool = (
             ThreadPoolExecutor(1, thread_name_prefix=f"echelon-rank{rank}")
             if threaded and self.device.type == "cpu"
             else None
         )
+        # The vote on a step is counted when the next one begins, or when its result is asked for. Where nobody asks
+        # that may be never, and in another thread it would be out of turn.
+        self._waits = collect and self._pool is None
 
     def capture(
         self, max_num_batched_tokens: int, progress: Callable[[int, int], None] = lambda done, total: None
@@ -90,12 +96,17 @@ class Runner:
 
     def submit(self, plan: StepPlan) -> StepHandle:
         """Start a step. Never raises for a step's own fault: the handle does."""
+        fault = self._settle_last(plan)
         if plan.masked:
-            self._waiting = waiting = Waiting(self._begin_masked(plan))
+            self._waiting = waiting = Waiting(
+                self._begin_masked(plan) if fault is None else lambda _: that_failed(fault)
+            )
             return waiting
+        if fault is not None:
+            return that_failed(fault)
         if self.device.type == "cuda":
             return self._submit_cuda(plan)
-        return self._start(lambda: self._run(plan))
+        return self._reading(self._start(lambda: self._run_rest(plan, self._run_first(plan), None)))
 
     def draw(self, masks: StepMasks) -> None:
         """The step submitted last goes on to its draws. Never raises for a step's own fault: the handle does."""
@@ -120,9 +131,11 @@ class Runner:
             return that_failed(e)
         return Deferred(lambda: done)
 
-    def _run(self, plan: StepPlan) -> StepResult:
-        """A whole step on the CPU."""
-        return self._run_rest(plan, self._run_first(plan), None)
+    def _reading(self, started: Deferred[Callable[[], StepResult]]) -> Deferred[StepResult]:
+        def read() -> StepResult:
+            return started.result()()
+
+        return Deferred(read)
 
     def _run_first(self, plan: StepPlan) -> Begun:
         try:
@@ -130,19 +143,29 @@ class Runner:
         except Exception as e:
             raise self._fault(plan, e) from e
 
-    def _run_rest(self, plan: StepPlan, begun: Begun, masks: StepMasks | None) -> StepResult:
+    def _run_rest(self, plan: StepPlan, begun: Begun, masks: StepMasks | None) -> Callable[[], StepResult]:
+        """The rest of a step on the CPU; what reads its result."""
         started = time.perf_counter()
         try:
             launched = self._finish(plan, begun, masks)
-            return self._result(plan, launched, begun.seconds + time.perf_counter() - started)
         except Exception as e:
             raise self._fault(plan, e) from e
+        seconds = begun.seconds + time.perf_counter() - started - launched.again
+
+        def read() -> StepResult:
+            try:
+                self._settle(launched)
+                return self._result(plan, launched, seconds + launched.again)
+            except Exception as e:
+                raise self._fault(plan, e) from e
+
+        return read
 
     def _begin_masked(self, plan: StepPlan) -> Callable[[StepMasks], StepHandle]:
         """The step is under way until its draws; returns what goes on."""
         if self.device.type != "cuda":
             first = self._start(lambda: self._run_first(plan))
-            return lambda masks: self._start(lambda: self._run_rest(plan, first.result(), masks))
+            return lambda masks: self._reading(self._start(lambda: self._run_rest(plan, first.result(), masks)))
         begin = torch.cuda.Event(enable_timing=True)
         try:
             with torch.cuda.device(self.device):
@@ -170,6 +193,7 @@ class Runner:
             with torch.cuda.device(self.device):  # the current device is a thread's own, and any thread may submit
                 launched = launch()
                 end.record()
+                launched.end = end
         except Exception as e:
             fault = self._fault(plan, e)
             fault.__cause__ = e
@@ -177,6 +201,7 @@ class Runner:
 
         def wait() -> StepResult:
             try:
+                self._settle(launched)
                 end.synchronize()
                 result = self._result(plan, launched, begin.elapsed_time(end) / 1e3)
                 self.state.host.give_back(launched.lent)
@@ -207,11 +232,48 @@ class Runner:
     def _finish(self, plan: StepPlan, begun: Begun, masks: StepMasks | None) -> Launched:
         """Queue the rest: draw, token table, copy to the host. Or, where there was no memory, the step in parts."""
         part = self.passes.end(begun, masks)
-        parts = self._launch_in_parts(plan, begun, masks) if part is None else [part]
-        lost: dict[int, str] = {}
+        launched = Launched([] if part is None else [part], self.state.host.take())
+        launched.settle = partial(self._complete, plan, begun, masks, launched)
+        self._open = launched
+        if begun.outcome is None or not self._waits:
+            self._settle(launched)
+        return launched
+
+    def _settle_last(self, plan: StepPlan) -> EngineFault | None:
+        """Ahead of `plan` the step before it is settled; why that failed."""
+        if not self._waits or self._open is None:
+            return None
+        try:
+            self._settle(self._open)
+        except Exception as e:
+            fault = self._fault(plan, e)
+            fault.__cause__ = e
+            return fault
+        return None
+
+    @torch.inference_mode()
+    def _settle(self, launched: Launched) -> None:
+        """Nothing of a step is left to do but to wait for the device; ahead of all that comes after it."""
+        if launched.settle is not None:
+            settle, launched.settle, self._open = launched.settle, None, None
+            began = time.perf_counter()
+            try:
+                with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+                    settle()
+            except Exception as e:
+                launched.fault = e
+            launched.again = time.perf_counter() - began
+        if launched.fault is not None:
+            raise launched.fault
+
+    def _complete(self, plan: StepPlan, begun: Begun, masks: StepMasks | None, launched: Launched) -> None:
+        if self.passes.failed(begun):
+            launched.parts, launched.cut = self._launch_in_parts(plan, begun, masks), True
+            launched.lent += self.state.host.take()
+            if launched.end is not None:
+                launched.end.record()
         if self._lost:
-            lost = {run.slot: self._lost[run.slot] for run in plan.scheduled if run.slot in self._lost}
-        return Launched(parts, part is None, lost, self.state.host.take())
+            launched.lost = {run.slot: self._lost[run.slot] for run in plan.scheduled if run.slot in self._lost}
 
     def _launch_in_parts(self, plan: StepPlan, begun: Begun, masks: StepMasks | None) -> list[Part]:
         """A step for which there was no memory as a whole, from its beginning."""
@@ -230,7 +292,7 @@ class Runner:
                 part = in_step_order(runs)
                 failed = self.passes.begin(self.state.flatten_again(plan.step, part), rows_of(part, begun.rows))
                 drawn = self.passes.end(failed, masks)
-                if drawn is not None:
+                if not self.passes.failed(failed) and drawn is not None:
                     done.append(drawn)
                     continue
                 self._free_spare_memory()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from workers.execution.flat import FlatStep
 from workers.execution.prompt_scores import PromptScores
 from workers.execution.sampler import FAULTS, Logprobs, Sampled
 from workers.execution.sampling_state import PromptRows, SamplingBatch, WantedLogprobs
+from workers.parallel.group import Outcome
 
 T = TypeVar("T")
 
@@ -33,16 +34,21 @@ class Part:
     prompts: Sequence[PromptScores] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Launched:
     """A step under way. `cut`: it did not run as a whole; `lost`: of its slots, those that have no memory, and why;
-    `lent`: its host buffers.
+    `lent`: its host buffers; `end` (CUDA): all of it has run. `settle`: what is left to do once the ranks have voted,
+    or `fault`, why that failed, and seconds on the host that it took `again`.
     """
 
     parts: list[Part]
-    cut: bool
-    lost: dict[int, str]
     lent: list[torch.Tensor]
+    cut: bool = False
+    lost: dict[int, str] = field(default_factory=dict)
+    end: torch.cuda.Event | None = None
+    settle: Callable[[], None] | None = None
+    fault: Exception | None = None
+    again: float = 0.0
 
 
 @dataclass(slots=True)
@@ -61,13 +67,16 @@ class Undrawn:
 
 @dataclass(slots=True)
 class Begun:
-    """A pass until its draws, or `why` there was no memory for it. `captured`: a replay. `seconds` on the host."""
+    """A pass until its draws, or `why` there was no memory for it. `captured`: a replay. `outcome`: of the vote,
+    for its draws. `seconds` on the host.
+    """
 
     flat: FlatStep
     rows: Sequence[PromptRows]
     captured: bool = False
     undrawn: Undrawn | None = None
     why: str | None = None
+    outcome: Outcome | None = None
     seconds: float = 0.0
 
 

@@ -6,9 +6,10 @@ but torch.distributed's own process group, which `connect` starts and `disconnec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from workers.api.errors import ConfigError
 from workers.parallel.attendance import Attendance
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
+
+Outcome = Callable[[], list[int]]  # of a vote: the ranks that say so
 
 # Newer releases of torch call it so, and the other name deprecated.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -41,11 +44,11 @@ class Exchange(Protocol):
         """See `Groups.set_timeout`; before, a rank that does not come is waited for without end."""
 
 
-class Ballot(Protocol):
+class Ballots(Protocol):
     """A way to vote."""
 
-    def who(self, *, says: bool) -> list[int]:
-        """See `Group.who`."""
+    def vote(self, *, says: bool) -> Outcome:
+        """See `Group.vote`."""
 
     def set_timeout(self, seconds: float) -> None:
         """See `Groups.set_timeout`."""
@@ -65,7 +68,7 @@ class Group:
     handle: dist.ProcessGroup | None = None
     exchange: Exchange | None = None
     votes: dist.ProcessGroup | None = None
-    board: Ballot | None = None
+    board: Ballots | None = None
     attendance: Attendance | None = None
 
     def __post_init__(self) -> None:
@@ -116,15 +119,22 @@ class Group:
         if self.attendance is not None:
             self.attendance.note(x, gathers=True)
 
-    def who(self, *, says: bool) -> list[int]:
-        """The ranks that say so. The hosts meet, whatever is queued on their devices."""
+    def vote(self, *, says: bool) -> Outcome:
+        """This rank has said so or not. The hosts meet when one asks for the outcome, whatever is queued on devices;
+        each is asked for before the next vote.
+        """
         if self.board is not None:
-            return self.board.who(says=says)
+            return self.board.vote(says=says)
         said = torch.zeros(self.size, dtype=torch.int32)
         said[self.rank] = says
-        if self.size > 1:
-            self._vote(said)
-        return [rank for rank, one in enumerate(said.tolist()) if one]
+        wait = self._say(said) if self.size > 1 else None
+
+        def outcome() -> list[int]:
+            if wait is not None:
+                wait()
+            return [rank for rank, one in enumerate(said.tolist()) if one]
+
+        return outcome
 
     def agree(self, values: list[int], device: torch.device) -> list[list[int]]:
         """What every rank says, each as many numbers; `device` is one that the group's collectives know."""
@@ -144,8 +154,9 @@ class Group:
     def _gather(self, room: torch.Tensor, x: torch.Tensor) -> None:
         _gather(room, x, group=self.handle)
 
-    def _vote(self, said: torch.Tensor) -> None:
-        dist.all_reduce(said, group=self.votes or self.handle)
+    def _say(self, said: torch.Tensor) -> Callable[[], object]:
+        work = dist.all_reduce(said, group=self.votes or self.handle, async_op=True)
+        return cast("Callable[[], object]", work.wait)
 
 
 @dataclass(frozen=True, slots=True)

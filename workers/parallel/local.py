@@ -45,8 +45,9 @@ class LocalGroup(Group):
     def _gather(self, room: torch.Tensor, x: torch.Tensor) -> None:
         room.copy_(self._table.exchange(self.rank, x, torch.cat))
 
-    def _vote(self, said: torch.Tensor) -> None:
+    def _say(self, said: torch.Tensor) -> Callable[[], object]:
         self._sum(said)
+        return lambda: None
 
     @property
     def _table(self) -> _Table:

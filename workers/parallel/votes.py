@@ -2,7 +2,7 @@
 
 A rank writes how many votes it has given, with its say in the lowest bit, and reads what the others wrote. There are
 two places for that, taken in turn: nobody writes one again before all have read it, since by then all have voted once
-more.
+more, and each asks for a vote's outcome before it votes again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from workers.parallel.channel import host_id
-from workers.parallel.group import Group
+from workers.parallel.group import Group, Outcome
 
 SPIN_SECONDS, NAP_SECONDS = 100e-6, 50e-6
 _LINE = 8  # words of 8 bytes, so that each rank has a cache line of its own
@@ -47,12 +47,12 @@ class Board:
         """See `Groups.set_timeout`."""
         self._seconds = seconds
 
-    def who(self, *, says: bool) -> list[int]:
-        """See `Group.who`. Raises TimeoutError, naming a rank that did not vote."""
+    def vote(self, *, says: bool) -> Outcome:
+        """See `Group.vote`. The outcome raises TimeoutError, naming a rank that did not vote."""
         self._count += 1
         first = self._count % 2 * self._size * _LINE
         self._words[first + self._rank * _LINE] = self._count << 1 | says
-        return [rank for rank in range(self._size) if self._read(first, rank)]
+        return lambda: [rank for rank in range(self._size) if self._read(first, rank)]
 
     def _read(self, first: int, rank: int) -> int:
         at = first + rank * _LINE
