@@ -189,7 +189,7 @@ def expected() -> dict[str, list[int]]:
     return dict(tokens)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_tokens_are_those_of_ranks_with_memory(
     seed: int, expected: dict[str, list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -202,8 +202,10 @@ def test_the_tokens_are_those_of_ranks_with_memory(
         assert sum(f"rank {rank}, step" in m and "runs in halves" in m for m in caplog.messages) == cut > 0
 
 
-@pytest.mark.parametrize("place", [("sum", 1), ("sum", 4), ("sum", 7), (HEAD, 0), (GATHER, 0), (GATHER, 1)])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("rank", "place"),
+    [(0, ("sum", 1)), (1, ("sum", 4)), (0, ("sum", 7)), (1, (HEAD, 0)), (0, (GATHER, 0)), (1, (GATHER, 1))],
+)
 def test_one_rank_has_memory_for_few_tokens(
     rank: int, place: Place, expected: dict[str, list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -218,7 +220,7 @@ def test_one_rank_has_memory_for_few_tokens(
     assert f"there is none on rank {1 - rank}" not in caplog.text
 
 
-@pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("ranks", [(1,), (0, 1)])
 def test_a_request_that_finds_no_room_for_one_token_fails_alone(
     ranks: tuple[int, ...], expected: dict[str, list[int]]
 ) -> None:
@@ -238,8 +240,7 @@ def test_a_request_that_finds_no_room_for_one_token_fails_alone(
     assert (again, none) == (expected, {})
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_copies_to_and_from_the_host_go_on(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_to_and_from_the_host_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many at a time, for which there is no memory either."""
     expected, _, _ = serve(run_all(asked()), block_size=4, num_blocks=400)
     index, failed = HostCache._index, []
@@ -259,11 +260,11 @@ def test_copies_to_and_from_the_host_go_on(rank: int, monkeypatch: pytest.Monkey
         return found
 
     def made(one: Rank) -> None:
-        if one.rank == rank:
+        if one.rank:
             caches.append(one.runner._swap)
 
     monkeypatch.setattr(HostCache, "_index", limited)
-    memory = {rank: Unlucky(anywhere(rank, 3), heavy=-1)}
+    memory = {1: Unlucky(anywhere(1, 3), heavy=-1)}
     got, errors, cut = serve(use, memory, made=made, **SMALL, **COPY)
     assert (got, errors) == (expected, {})
     assert cut > 0
@@ -290,8 +291,7 @@ def test_log_probabilities_of_prompts_are_put_together() -> None:
             assert [v and (v.token_id, v.rank) for v in values] == [v and (v.token_id, v.rank) for v in whole[name]]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("place", [("sum", 3), (GATHER, 0), (GATHER, 1)])
+@pytest.mark.parametrize(("rank", "place"), [(1, ("sum", 3)), (0, (GATHER, 0)), (1, (GATHER, 1))])
 def test_draws_under_masks(rank: int, place: Place) -> None:
     """Of two sequences one may draw two tokens only."""
     allowed = (7, 150)
@@ -348,7 +348,7 @@ def test_what_is_learned_of_collectives() -> None:
         assert "of its body" in (learned(bad).conclude() or "")
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-tied", "qwen3"])
+@pytest.mark.parametrize("family", ["llama-tied", "qwen3"])
 def test_passes_have_the_collectives_that_were_learned(family: str) -> None:
     def work(number: int, groups: Groups) -> None:
         rank = rank_of(family, rank=number, groups=groups)
