@@ -71,8 +71,8 @@ class Passes:
 
     def end(self, begun: Begun, masks: StepMasks | None) -> Part | None:
         """Queue its draws, and their way to the host; None where there is no memory here. `failed` comes next."""
-        greedy = self.state.sampling.plain(begun.flat.emit_slots) and masks is None
-        sure = self.group.size > 1 and begun.captured and greedy
+        greedy = self.group.size > 1 and masks is None and self.state.sampling.plain(begun.flat.emit_slots)
+        sure = begun.captured and greedy
         members = None if sure else self._members
         if members is not None:
             members.begin()

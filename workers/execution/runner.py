@@ -150,7 +150,7 @@ class Runner:
             launched = self._finish(plan, begun, masks)
         except Exception as e:
             raise self._fault(plan, e) from e
-        seconds = begun.seconds + time.perf_counter() - started - launched.again
+        seconds = begun.seconds + time.perf_counter() - started
 
         def read() -> StepResult:
             try:
@@ -233,10 +233,11 @@ class Runner:
         """Queue the rest: draw, token table, copy to the host. Or, where there was no memory, the step in parts."""
         part = self.passes.end(begun, masks)
         launched = Launched([] if part is None else [part], self.state.host.take())
-        launched.settle = partial(self._complete, plan, begun, masks, launched)
-        self._open = launched
         if begun.outcome is None or not self._waits:
-            self._settle(launched)
+            self._complete(plan, begun, masks, launched)
+        else:
+            launched.settle = partial(self._complete, plan, begun, masks, launched)
+            self._open = launched
         return launched
 
     def _settle_last(self, plan: StepPlan) -> EngineFault | None:
