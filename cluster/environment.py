@@ -171,6 +171,7 @@ def _ray_defaults(private: Path, ports: Sequence[int]) -> dict[str, str]:
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # its default of 15 puts serving behind everything else on the machine
+        "RAY_task_events_max_num_task_in_gcs": "1000",  # 100,000 by default, of 3 KB: each health check is a task
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh")),
         "ECHELON_PYTHON": sys.executable,
