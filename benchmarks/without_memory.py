@@ -1,7 +1,7 @@
 """A gang of two GPUs while a neighbour takes the memory of one: the same tokens, steps cut, and what good steps cost.
 
     python benchmarks/without_memory.py --json FILE     # two GPUs
-    python benchmarks/without_memory.py --small         # CPUs and gloo, demo model; nobody takes memory
+    python benchmarks/without_memory.py --small         # CPUs and gloo; the second rank's address space is limited
 
 First long prompts in fp32, alone, then with a neighbour on the second GPU that leaves so many MiB, then alone again.
 Then the 8B Llama shape in bf16 (random weights): milliseconds a step where ranks see to steps without memory, and where
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,10 +28,9 @@ from typing import Any
 import workloads
 from load.ranks import run_together
 
-LEFT_MIB = (400, 120)
+LEFT_MIB, SMALL_LEFT_MIB = (400, 120), (12, 3)
 LONG, PROMPTS, OUT = 3500, 6, 8  # tokens of a prompt, prompts, tokens drawn
 ROUNDS, STEPS = 5, 60
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo-model"
 SHAPES = {
     "tokens": {
         **workloads.CONFIG,
@@ -39,6 +40,16 @@ SHAPES = {
         "num_hidden_layers": 4,
     },
     "time": workloads.CONFIG,
+}
+SMALL = {
+    **workloads.CONFIG,
+    "vocab_size": 4096,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "head_dim": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 2,
 }
 NEIGHBOUR = """
 import sys, torch
@@ -82,11 +93,10 @@ def run_rank(args: argparse.Namespace) -> None:
     folder = Path(args.meet)
     if args.small:
         torch.set_num_threads(1)
-        model = ModelConfig(str(DEMO), "demo", dtype="float32")
     else:
         torch.cuda.set_device(args.rank)
-        dtype = "float32" if args.what == "tokens" else "bfloat16"
-        model = ModelConfig(str(folder), args.what, load_format="dummy", dtype=dtype)
+    dtype = "float32" if args.small or args.what == "tokens" else "bfloat16"
+    model = ModelConfig(str(folder), args.what, load_format="dummy", dtype=dtype)
     groups = connect(
         rank=args.rank, tensor_parallel=2, init_method=f"file://{folder}/meet", backend="gloo" if args.small else "nccl"
     )
@@ -99,9 +109,13 @@ def run_rank(args: argparse.Namespace) -> None:
     device = "cpu" if args.small else "cuda"
     rank = Rank(ReplicaConfig(model, engine, tensor_parallel=2, device=device), rank=args.rank, groups=groups)
 
-    def told(careful: bool) -> None:
+    def told(careful: bool, left: int) -> None:
         rank.runner.passes.careful = careful
-        if not args.small:
+        if args.small:
+            if args.rank:
+                size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (size + (left << 20) if left else -1, -1))
+        else:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
@@ -114,7 +128,7 @@ def run_rank(args: argparse.Namespace) -> None:
 
         def receive() -> Any:
             while isinstance(plan := plain(), StepMasks) and plan.step == TOLD:
-                told(bool(plan.slots[0]))
+                told(bool(plan.slots[0]), plan.slots[1])
             return plan
 
         receiver.receive = receive  # type: ignore[method-assign]
@@ -122,9 +136,9 @@ def run_rank(args: argparse.Namespace) -> None:
     else:
         sender.accept()
 
-        def tell(careful: bool) -> None:
-            sender.send(StepMasks(TOLD, (int(careful),), b""))
-            told(careful)
+        def tell(careful: bool, left: int = 0) -> None:
+            sender.send(StepMasks(TOLD, (int(careful), left), b""))
+            told(careful, left)
 
         executor = GangExecutor(rank.runner, sender)
         found = (tokens if args.what == "tokens" else times)(rank, executor, tell, small=args.small)
@@ -140,7 +154,7 @@ def tokens(rank: Any, executor: Any, tell: Any, *, small: bool) -> dict[str, Any
     from workers.rank import run_to_completion
 
     vocab = rank.vocab_size
-    length = 200 if small else LONG
+    length = 600 if small else LONG
     asked = [
         EngineRequest(
             str(n), tuple((7 * n + 131 * i + i * i) % (vocab - 10) for i in range(length - 17 * n)),
@@ -149,8 +163,8 @@ def tokens(rank: Any, executor: Any, tell: Any, *, small: bool) -> dict[str, Any
         for n in range(PROMPTS)
     ]  # fmt: skip
 
-    def run() -> tuple[dict[str, list[int]], int, float]:
-        tell(careful=True)
+    def run(left: int = 0) -> tuple[dict[str, list[int]], int, float]:
+        tell(careful=True, left=left)
         engine, began = rank.make_engine(executor), time.perf_counter()
         made = run_to_completion(engine, asked)
         engine.check_ledgers()
@@ -159,11 +173,11 @@ def tokens(rank: Any, executor: Any, tell: Any, *, small: bool) -> dict[str, Any
     run()
     expected, uncut, alone = run()
     rows = [{"left_MiB": None, "cut": uncut, "seconds": alone, "equal": True}]
-    for left in LEFT_MIB:
+    for left in SMALL_LEFT_MIB if small else LEFT_MIB:
         tell(careful=True)
         time.sleep(0.5)
         with neighbour(left, really=not small):
-            made, cut, seconds = run()
+            made, cut, seconds = run(left if small else 0)
         rows.append({"left_MiB": left, "cut": cut, "seconds": seconds, "equal": made == expected})
         print(rows[-1], flush=True)
     made, cut, seconds = run()
@@ -234,7 +248,7 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="the demo model, on CPUs")
+    parser.add_argument("--small", action="store_true", help="a small shape, on CPUs")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--what", choices=list(SHAPES), nargs="+", default=list(SHAPES))
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
@@ -244,11 +258,13 @@ def main() -> None:
         (args.what,) = args.what
         run_rank(args)
         return
+    if args.small:  # what is large is mapped and unmapped each time, so that the limit is felt
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
     measured: dict[str, Any] = {}
     for what in args.what:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (folder / "config.json").write_text(json.dumps(SHAPES[what]))
+            (folder / "config.json").write_text(json.dumps(SMALL if args.small else SHAPES[what]))
             command = [sys.executable, __file__, "--what", what, "--meet", name, "--json", f"{name}/figures.json"]
             command += ["--small"] if args.small else []
             codes = run_together([[*command, "--rank", str(rank)] for rank in range(2)])
