@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from workers.api.grammar import GrammarSpec
@@ -10,8 +11,6 @@ from workers.engine.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
-
-    from workers.engine.mask_jobs import Job
 
 _NOT_ALLOWED = "the grammar does not allow what was emitted"
 
@@ -37,7 +36,7 @@ class GrammarState:
         self.stop_ids = tuple(i for i in stop_ids)
         self.count = 0
         self.error: str | None = None
-        self.job: Job | None = None
+        self.job: Future[dict[GrammarState, bytes]] | None = None
         self.is_slow = False
         self._most = 0  # tokens that a mask allowed
         self._max_tokens = max_tokens

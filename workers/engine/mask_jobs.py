@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from workers.engine.grammar import Grammars
@@ -56,10 +56,13 @@ class MaskJobs:
         until = time.perf_counter() + patience
         held = {row.slot: row.state for row in rows if row.state is not None}
         self._begin(rows)
-        jobs = {state.job for state in held.values() if state.job is not None}
-        wait(
-            [row.state.job for row in rows if row.state is not None and row.state.job is not None and not row.can_wait]
-        )
+        jobs, urgent = set(), set()
+        for row in rows:
+            if row.state is not None and row.state.job is not None:
+                jobs.add(row.state.job)
+                if not row.can_wait:
+                    urgent.add(row.state.job)
+        wait(urgent)
         wait(jobs, timeout=max(0.0, until - time.perf_counter()))
         if alone:
             wait(jobs, return_when=FIRST_COMPLETED)
@@ -94,6 +97,3 @@ class MaskJobs:
         for (state, _), mask in zip(rows, masks, strict=True):
             state.guess(int.from_bytes(mask, "little").bit_count(), _FEW * len(mask) * 8)
         return {state: mask for (state, _), mask in zip(rows, masks, strict=True)}
-
-
-Job = Future[dict[GrammarState, bytes]]

@@ -10,14 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
 from workers.api.errors import EngineFault
-
-if TYPE_CHECKING:
-    from workers.parallel.group import Group
 
 BODY = "body"  # the model over a step's tokens
 HEAD = "head"  # this rank's part of the logits of some rows
@@ -28,6 +25,20 @@ _ALIGN = 256  # bytes
 
 Piece = tuple[str, int]  # its name, and how many rows
 T = TypeVar("T")
+
+
+class Gathering(Protocol):
+    """What of a group a rank comes to."""
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of the ranks' `x`, in place."""
+
+    def gather_into(self, room: torch.Tensor, x: torch.Tensor) -> None:
+        """The ranks' `x` behind each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +108,7 @@ class Attendance:
             self._pieces[name] = pieces
         return None
 
-    def reserve(self, most: Sequence[Piece], group: Group, device: torch.device) -> int:
+    def reserve(self, most: Sequence[Piece], group: Gathering, device: torch.device) -> int:
         """Set aside what pieces of `most` rows need; returns the bytes."""
         needed = [
             _aligned(one.bytes) + (one.bytes * group.size if one.gathers else 0)
@@ -111,7 +122,7 @@ class Attendance:
         """A pass begins, or its draws do."""
         self._came = 0
 
-    def complete(self, pieces: Sequence[Piece], group: Group) -> None:
+    def complete(self, pieces: Sequence[Piece], group: Gathering) -> None:
         """Come to those collectives of `pieces`, since `begin`, to which this rank has not come. Needs no memory."""
         whole = [piece.of(rows) for name, rows in pieces for piece in self._pieces[name]]
         if self._came > len(whole):
