@@ -15,7 +15,6 @@ from cluster.names import DISPATCHER, NAMESPACE
 from router.vitals import Vitals, vitals_of
 
 RSS_SLACK = 1.05, 8 << 20  # factor and bytes: allocators keep what they had at their peak
-FILES_SLACK = 4  # Ray opens a connection late now and then; what leaks with streams is one of each, and there are more
 
 
 def dispatcher() -> Any:
@@ -74,8 +73,7 @@ def grown(before: dict[str, Vitals], after: dict[str, Vitals]) -> str:
         now = after.get(name)
         if now is None:
             return f"{name} is gone"
-        counts = now.tasks > then.tasks or now.threads > then.threads
-        counts |= now.files > then.files + FILES_SLACK
+        counts = now.tasks > then.tasks or now.threads > then.threads or now.files > then.files
         counts |= now.answers > then.answers
         if counts or now.resident_bytes > then.resident_bytes * factor + slack:
             return f"{name}: {then} before, {now} after"

@@ -29,14 +29,18 @@ def test_streams_are_exact_and_nothing_is_left_behind(cluster: Any) -> None:
         await run_leavers(client, 0, leavers, at_once=STREAMS, left=left.append)
 
     asyncio.run(load(SECONDS / 5, LEAVERS))  # as many at once as later, so that as much has been allocated
-    cluster.check_ledgers()
-    baseline = vitals(cluster.base_url)
-    asyncio.run(load(SECONDS, LEAVERS))
-    cluster.check_ledgers()
+    held = ""
+    for _ in range(2):  # Ray opens a connection late now and then, once; what leaks with streams leaks each time
+        cluster.check_ledgers()
+        baseline = vitals(cluster.base_url)
+        asyncio.run(load(SECONDS, LEAVERS))
+        cluster.check_ledgers()
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while (held := grown(baseline, vitals(cluster.base_url))) and time.monotonic() < deadline:
+            time.sleep(0.25)
+        if not held:
+            break
     assert len(wrong) > STREAMS
     assert not any(wrong), next(filter(None, wrong))
     assert sum(left) > len(left) / 2, "too few left in the middle: this says nothing about leavers"
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while (held := grown(baseline, vitals(cluster.base_url))) and time.monotonic() < deadline:
-        time.sleep(0.25)
     assert held == ""
