@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PlainValidator
 
 from router.protocol.errors import echo
-from router.protocol.validation import Refused, type_name
+from router.protocol.validation import Refused, mistyped, type_name
 from router.text.templates import SET_BY_SERVER
 
 MAX_STOPS = 4
@@ -29,14 +29,6 @@ class TextPart(BaseModel):
 
     type: Literal["text"]
     text: str
-
-
-def _type(wanted: str, value: object, at: tuple[str | int, ...] = ()) -> Refused:
-    return Refused(
-        f"Invalid type for '{{param}}': expected {wanted}, but got {type_name(value)} instead.",
-        code="invalid_type",
-        at=at,
-    )
 
 
 def _too_many(got: int, limit: int) -> Refused:
@@ -63,7 +55,7 @@ def text_of_parts(value: Any, types: tuple[str, ...] = ("text",), ignored: tuple
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise _type("a string or an array of content parts", value)
+        raise mistyped("a string or an array of content parts", value)
     if not value:
         raise _empty()
     if len(value) > MAX_PARTS:
@@ -71,7 +63,7 @@ def text_of_parts(value: Any, types: tuple[str, ...] = ("text",), ignored: tuple
     texts = []
     for i, part in enumerate(value):
         if not isinstance(part, dict):
-            raise _type("an object", part, (i,))
+            raise mistyped("an object", part, (i,))
         for name in ("type", "text"):
             if name not in part:
                 if name == "text" and part["type"] not in types:
@@ -84,7 +76,7 @@ def text_of_parts(value: Any, types: tuple[str, ...] = ("text",), ignored: tuple
                 at=(i, "type"),
             )
         if not isinstance(part["text"], str):
-            raise _type("a string", part["text"], (i, "text"))
+            raise mistyped("a string", part["text"], (i, "text"))
         for name in part:
             if name not in ("type", "text", *ignored):
                 raise Refused("Unknown parameter: '{param}'.", code="unknown_parameter", at=(i, echo(name)))
@@ -102,13 +94,13 @@ def _stop(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [value]
     elif not isinstance(value, list):
-        raise _type("a string or an array of strings", value)
+        raise mistyped("a string or an array of strings", value)
     if len(value) > MAX_STOPS:
         raise _too_many(len(value), MAX_STOPS)
     for i, text in enumerate(value):
         at = (i,) if len(value) > 1 else ()
         if not isinstance(text, str):
-            raise _type("a string", text, at)
+            raise mistyped("a string", text, at)
         if not text:
             raise Refused("Invalid '{param}': a stop string must not be empty.", at=at)
         if len(text) > MAX_STOP_CHARACTERS:
@@ -125,12 +117,12 @@ def _bad_words(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise _type("an array of strings", value)
+        raise mistyped("an array of strings", value)
     if len(value) > MAX_BAD_WORDS:
         raise _too_many(len(value), MAX_BAD_WORDS)
     for i, word in enumerate(value):
         if not isinstance(word, str):
-            raise _type("a string", word, (i,))
+            raise mistyped("a string", word, (i,))
         if not word:
             raise Refused("Invalid '{param}': a bad word must not be empty.", at=(i,))
         if len(word) > MAX_BAD_WORD_CHARACTERS:
@@ -148,7 +140,7 @@ def _template_variables(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _type("an object", value)
+        raise mistyped("an object", value)
     if len(value) > MAX_TEMPLATE_VARIABLES:
         raise Refused(
             f"Invalid '{{param}}': too many properties. Expected an object with at most {MAX_TEMPLATE_VARIABLES}."
@@ -164,7 +156,7 @@ def _template_variables(value: Any) -> dict[str, Any]:
 def _ids(value: list[Any], at: tuple[str | int, ...] = ()) -> tuple[int, ...]:
     for i, token in enumerate(value):
         if type(token) is not int:
-            raise _type("an integer", token, (*at, i))
+            raise mistyped("an integer", token, (*at, i))
         if token < 0:
             raise Refused(
                 f"Invalid '{{param}}': integer below minimum value. Expected a value >= 0, but got {token} instead.",
@@ -178,7 +170,7 @@ def _token_ids(value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise _type("an array of integers", value)
+        raise mistyped("an array of integers", value)
     return _ids(value)
 
 
@@ -192,12 +184,12 @@ def _texts(value: Any) -> str | tuple[str, ...]:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise _type("a string or an array of strings", value)
+        raise mistyped("a string or an array of strings", value)
     if len(value) > MAX_PROMPTS:
         raise _too_many(len(value), MAX_PROMPTS)
     for i, text in enumerate(value):
         if not isinstance(text, str):
-            raise _type("a string", text, (i,))
+            raise mistyped("a string", text, (i,))
     return tuple(value)
 
 
@@ -206,7 +198,7 @@ def _prompt(value: Any) -> tuple[str | tuple[int, ...], ...]:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list):
-        raise _type("a string or an array", value)
+        raise mistyped("a string or an array", value)
     if not value:
         raise _empty()
     if isinstance(value[0], (int, float)) or value[0] is None:
@@ -217,7 +209,7 @@ def _prompt(value: Any) -> tuple[str | tuple[int, ...], ...]:
     wants_text = isinstance(value[0], str)
     for i, one in enumerate(value):
         if wants_text != isinstance(one, str) or not isinstance(one, (str, list)):
-            raise _type("a string" if wants_text else "an array of integers", one, (i,))
+            raise mistyped("a string" if wants_text else "an array of integers", one, (i,))
         if not one and not wants_text:
             raise _empty((i,))
         prompts.append(one if isinstance(one, str) else _ids(one, (i,)))
@@ -228,7 +220,7 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
     if value is None:
         return ()
     if not isinstance(value, dict):
-        raise _type("an object", value)
+        raise mistyped("an object", value)
     if len(value) > MAX_BIAS_ENTRIES:
         raise Refused(
             f"Invalid '{{param}}': expected at most {MAX_BIAS_ENTRIES} entries, but got {len(value)} instead."

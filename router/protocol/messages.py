@@ -22,7 +22,7 @@ from router.protocol.strict import Harmless, Strict, is_false, is_nothing
 from router.protocol.structured import JsonSchema, Path, ResponseFormat
 from router.protocol.tools import MAX_TOOLS, NamedTool, Tool, named, offered
 from router.protocol.turns import Turns
-from router.protocol.validation import Refused, type_name
+from router.protocol.validation import Refused, mistyped
 
 MIN_BUDGET = 1024  # tokens, as documented there
 _PARTS = ("cache_control", "citations")  # of a part of text; both change nothing of the answer
@@ -116,10 +116,7 @@ _WHOSE = {"tool_result": "user", "tool_use": "assistant", "thinking": "assistant
 
 def _block(value: Any) -> Block:
     if not isinstance(value, dict):
-        raise Refused(
-            f"Invalid type for '{{param}}': expected an object, but got {type_name(value)} instead.",
-            code="invalid_type",
-        )
+        raise mistyped("an object", value)
     kind = value.get("type")
     if kind is None:
         raise Refused("Missing required parameter: '{param}'.", code="missing_required_parameter", at=("type",))
@@ -141,11 +138,7 @@ def _content(value: Any) -> list[Block]:
         return [TextBlock.model_construct(type="text", text=value)]
     if isinstance(value, list):
         return _BLOCK_LIST.validate_python(value)
-    raise Refused(
-        f"Invalid type for '{{param}}': expected a string or an array of content blocks, "
-        f"but got {type_name(value)} instead.",
-        code="invalid_type",
-    )
+    raise mistyped("a string or an array of content blocks", value)
 
 
 class Turn(Strict):

@@ -37,7 +37,7 @@ from router.protocol.tools import (
     offered,
 )
 from router.protocol.turns import Turns
-from router.protocol.validation import Refused, type_name
+from router.protocol.validation import Refused, mistyped
 
 _TYPES = ("input_text", "output_text", "text")
 
@@ -149,10 +149,7 @@ _ITEMS: dict[str | None, type[Item]] = {
 
 def _item(value: Any) -> Item:
     if not isinstance(value, dict):
-        raise Refused(
-            f"Invalid type for '{{param}}': expected an object, but got {type_name(value)} instead.",
-            code="invalid_type",
-        )
+        raise mistyped("an object", value)
     kind = value.get("type")
     if not (kind is None or isinstance(kind, str)) or kind not in _ITEMS:
         raise Refused(_unknown(kind, [name for name in _ITEMS if name]), at=("type",))

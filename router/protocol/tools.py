@@ -12,7 +12,7 @@ from pydantic import Field, PlainValidator, StringConstraints
 from router.protocol.json_entry import BodyNotJson, check_shape
 from router.protocol.strict import Strict
 from router.protocol.structured import AskedGrammar, Path
-from router.protocol.validation import Refused, type_name
+from router.protocol.validation import Refused, mistyped
 from workers.api.grammar import MOST_SOURCE, GrammarKind, GrammarSpec
 
 MAX_TOOLS = 128
@@ -107,10 +107,7 @@ def choice_of(value: Any, read: Callable[[dict[str, Any]], NamedTool]) -> str | 
         return read(value)
     if isinstance(value, str):
         raise Refused("Invalid value: '{param}'. Supported values are: 'none', 'auto', 'required', and an object.")
-    raise Refused(
-        f"Invalid type for '{{param}}': expected a string or an object, but got {type_name(value)} instead.",
-        code="invalid_type",
-    )
+    raise mistyped("a string or an object", value)
 
 
 ToolChoice = Annotated[

@@ -60,6 +60,15 @@ def wrong_type(name: str, wanted: str, value: object) -> str:
     return f"Invalid type for '{name}': expected {wanted}, but got {type_name(value)} instead."
 
 
+def mistyped(wanted: str, value: object, at: tuple[str | int, ...] = ()) -> Refused:
+    """Of a value of another JSON type than `wanted`."""
+    return Refused(
+        f"Invalid type for '{{param}}': expected {wanted}, but got {type_name(value)} instead.",
+        code="invalid_type",
+        at=at,
+    )
+
+
 def type_name(value: object) -> str:
     """A JSON value's type in words."""
     if value is None:
