@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
+from structured_asks import often_preempting
 
 from workers.api.config import EngineConfig, ModelConfig, ReplicaConfig
 from workers.api.grammar import GrammarKind, GrammarSpec
 from workers.api.request import EngineRequest, SamplingParams
 from workers.engine.core import Engine
-from workers.engine.sequence import Sequence
 from workers.execution.gang import GangExecutor, follow
 from workers.parallel.channel import PlanReceiver, PlanSender
 from workers.parallel.group import connect, disconnect
@@ -51,29 +50,13 @@ def config(size: int) -> ReplicaConfig:
     return ReplicaConfig(model, EngineConfig(num_blocks=64, max_num_seqs=4), tensor_parallel=size, device="cpu")
 
 
-def preempt_often(engine: Engine) -> None:
-    """From now on a sequence with a grammar is preempted every third step, if there is one."""
-    scheduler, residents, calls = engine._scheduler, engine.roster.residents, itertools.count()
-    make_room = scheduler._make_room
-
-    def made() -> tuple[list[Sequence], bool]:
-        decodes, preempted = make_room()
-        victims = [s for s in residents.decoding if s.grammar is not None]
-        if next(calls) % 3 or not victims:
-            return decodes, preempted
-        engine.roster.preempt(victims[-1])
-        return list(residents.decoding), True
-
-    scheduler._make_room = made  # type: ignore[method-assign]
-
-
 def answers(engine: Engine) -> tuple[list[Answers], int]:
     """Undisturbed, resumed in the middle, preempted often; and the number of preemptions."""
     whole = run_to_completion(engine, requests())
     halves = {name: len(ids) // 2 for name, ids in whole.items()}
     again = [replace(one, resumed_ids=tuple(whole[one.id][: halves[one.id]])) for one in requests()]
     resumed = run_to_completion(engine, again)
-    preempt_often(engine)
+    engine._scheduler._make_room = often_preempting(engine)  # type: ignore[method-assign]
     preempted = run_to_completion(engine, requests())
     engine.check_ledgers()
     return [whole, {name: whole[name][: halves[name]] + ids for name, ids in resumed.items()}, preempted], (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import re
 import threading
@@ -13,7 +12,7 @@ from dataclasses import replace
 import jsonschema
 import pytest
 from one_process import DEMO, demo_engine
-from structured_asks import END, OBJECT, SCHEMA, TEXT, WORDS, ask
+from structured_asks import END, OBJECT, SCHEMA, TEXT, WORDS, ask, often_preempting
 
 from workers.api.channel import dial
 from workers.api.errors import ConfigError, InvalidRequest
@@ -26,7 +25,6 @@ from workers.engine.grammar import Grammars
 from workers.engine.grammar_state import GrammarState
 from workers.engine.mask_jobs import MaskedRow, MaskJobs
 from workers.engine.plan import StepMasks, StepPlan
-from workers.engine.sequence import Sequence
 from workers.rank import run_to_completion
 from workers.replica import EngineServer
 
@@ -77,18 +75,7 @@ def test_how_steps_run_changes_no_token(how: str, answers: dict[str, list[int]])
 def test_preemption_changes_no_token(
     engine: Engine, answers: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scheduler, residents, calls = engine._scheduler, engine.roster.residents, itertools.count()
-    make_room = scheduler._make_room
-
-    def preempt_often() -> tuple[list[Sequence], bool]:
-        decodes, preempted = make_room()
-        victims = [s for s in residents.decoding if s.grammar is not None]
-        if next(calls) % 3 or not victims:
-            return decodes, preempted
-        engine.roster.preempt(victims[-1])
-        return list(residents.decoding), True
-
-    monkeypatch.setattr(scheduler, "_make_room", preempt_often)
+    monkeypatch.setattr(engine._scheduler, "_make_room", often_preempting(engine))
     before = engine.stats.preemptions
     assert run_to_completion(engine, mixed()) == answers
     assert engine.stats.preemptions > before + 3

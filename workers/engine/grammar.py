@@ -48,6 +48,7 @@ class Grammars:
         self._source = tokenizer
         self.vocab_size = vocab_size
         self.words = -(-vocab_size // 32)
+        self._nothing = bytes(self.words * 4)
         self._compiled: OrderedDict[GrammarSpec, LLMatcher | str] = OrderedDict()
         self._lock = threading.Lock()
         self._at_beginning = lru_cache(MOST_COMPILED)(self._show_at_beginning)  # the first masks of the same grammars
@@ -96,14 +97,15 @@ class Grammars:
         bits = bytearray(wide * len(rows))
         begun = self._follow(rows)
         self._compute(begun, bits, wide, len(rows))
-        masks = [bits[i * wide : i * wide + size] for i in range(len(rows))]  # the model may have fewer tokens
+        whole = memoryview(bits)
+        masks = [whole[i * wide : i * wide + size] for i in range(len(rows))]  # the model may have fewer tokens
         for i, state in begun:
             try:
-                self._finish(memoryview(masks[i]), state)
+                self._finish(masks[i], state)
             except Exception as e:  # whatever the library raises: it ends this request, and no other
                 log.exception("a mask could not be completed")
                 state.error = str(e)
-                masks[i] = bytearray(size)
+                masks[i][:] = self._nothing
         return [
             bytes(mask) if state.has_begun else state.before(size) for mask, (state, _) in zip(masks, rows, strict=True)
         ]
@@ -204,9 +206,8 @@ class Grammars:
 
     def _finish(self, row: memoryview, state: GrammarState) -> None:
         """Stop ids may be drawn where the grammar accepts, and whatever llguidance takes for them may not."""
-        nothing = bytes(len(row))
         if state.error is not None:
-            row[:] = nothing
+            row[:] = self._nothing
             return
         if state.begins and self._vocabulary.at_beginning:
             row[:] = self._at_beginning(bytes(row))
@@ -215,9 +216,9 @@ class Grammars:
             if token < self.vocab_size:
                 row[token >> 3] &= ~(1 << (token & 7)) & 0xFF
         hurried = state.left <= state.spec.wrap_up
-        if accepts and (state.count >= state.min_tokens or hurried or bytes(row) == nothing):
+        if accepts and (state.count >= state.min_tokens or hurried or bytes(row) == self._nothing):
             if hurried:
-                row[:] = nothing
+                row[:] = self._nothing
             for token in state.stop_ids:
                 row[token >> 3] |= 1 << (token & 7)
         elif hurried and state.spec.kind is GrammarKind.JSON_SCHEMA:
