@@ -6,7 +6,7 @@ by the replicas, plus what was executed here since. With raw counters all replic
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
 from collections.abc import Iterable, Iterator
 from math import inf
 
@@ -207,25 +207,27 @@ class StepOrder:
 
 
 class _Live:
-    """The live requests of a tier by arrival."""
+    """The live requests of a tier by when they first came: replays and parts of beam searches arrive late."""
 
     def __init__(self) -> None:
-        self._order: deque[tuple[str, Standing, float]] = deque()
+        self._order: list[tuple[float, int, str, Standing]] = []  # a heap; the number keeps equals in order
         self._ids: set[str] = set()
+        self._added = 0
 
     def add(self, request_id: str, standing: Standing, since: float) -> None:
-        self._order.append((request_id, standing, since))
+        self._added += 1
+        heapq.heappush(self._order, (since, self._added, request_id, standing))
         self._ids.add(request_id)
 
     def discard(self, request_id: str) -> None:
         self._ids.discard(request_id)
 
     def first(self) -> Oldest | None:
-        while self._order and self._order[0][0] not in self._ids:
-            self._order.popleft()
+        while self._order and self._order[0][2] not in self._ids:
+            heapq.heappop(self._order)
         if not self._order:
             return None
-        request_id, standing, since = self._order[0]
+        since, _, request_id, standing = self._order[0]
         return Oldest(standing, since, request_id)
 
 

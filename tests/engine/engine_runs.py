@@ -40,8 +40,9 @@ class Receiver:
     start: dict[str, int] = field(default_factory=dict)
 
     def expect(self, asked: EngineRequest) -> None:
-        self.tokens[asked.id] = []
-        self.start[asked.id] = len(asked.resumed_ids)
+        for name in asked.answer_ids:
+            self.tokens[name] = []
+            self.start[name] = len(asked.resumed_ids)
 
     def take(self, deltas: Iterable[Delta]) -> None:
         for delta in deltas:

@@ -8,6 +8,7 @@ changes the answer. `oracle` computes the same answer from the request alone.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +30,43 @@ def draw(tokens: Sequence[int], sampling: SamplingParams, num_prompt: int) -> in
         while token in sampling.stop_ids:
             token = (token + 1) % VOCAB
     return token
+
+
+def likeliest(tokens: Sequence[int], count: int) -> tuple[tuple[int, float], ...]:
+    """The model's `count` most likely next tokens and their log-probabilities: a pure function of all tokens before."""
+    scores = [byte / 40 for byte in hashlib.blake2b(bytes(tokens), digest_size=VOCAB).digest()]
+    whole = math.log(sum(math.exp(score) for score in scores))
+    ranked = sorted(range(VOCAB), key=lambda token: -scores[token])
+    return tuple((token, scores[token] - whole) for token in ranked[:count])
+
+
+def beam_oracle(
+    request: EngineRequest, context: int, fault: Fault = lambda seed, position: False
+) -> list[tuple[tuple[int, ...], FinishReason]] | None:
+    """The answers of a beam search that runs alone, all to the greatest length; None: it comes to a fault."""
+    asked, prompt = request.sampling, request.prompt_ids
+    assert request.beams is not None
+    width, penalty = request.beams.width, request.beams.length_penalty
+    beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    answers: list[tuple[float, tuple[int, ...], FinishReason]] = []
+    longest = min(asked.max_tokens, context - len(prompt))
+    for length in range(1, longest + 1):
+        if fault(asked.seed, len(prompt) + length - 1):
+            return None
+        found = sorted(
+            (-(total + logprob), parent, token)
+            for parent, (total, ids) in enumerate(beams)
+            for token, logprob in likeliest(prompt + ids, VOCAB)
+            if length > asked.min_tokens or token not in asked.stop_ids
+        )
+        longer = [(-negative, (*beams[parent][1], token)) for negative, parent, token in found]
+        for total, ids in longer[:width]:
+            if ids[-1] in asked.stop_ids or length == longest:
+                reason = FinishReason.STOP if ids[-1] in asked.stop_ids else FinishReason.LENGTH
+                answers.append((total / length**penalty, ids, reason))
+        answers = sorted(answers, key=lambda answer: -answer[0])[:width]
+        beams = [beam for beam in longer if beam[1][-1] not in asked.stop_ids][:width]
+    return [(ids, reason) for _, ids, reason in answers]
 
 
 def oracle(
@@ -171,7 +209,8 @@ class FakeExecutor:
             return SlotResult(slot, (), fault=f"logits at position {end} are not finite")
         token = draw(read, state.sampling, state.num_prompt)
         state.tokens.append(token)
-        logprobs = (TokenLogprobs(token, -1.0, 1),) if state.sampling.logprobs is not None else ()
+        wanted = state.sampling.logprobs
+        logprobs = () if wanted is None else (TokenLogprobs(token, -1.0, 1, likeliest(read, wanted)),)
         return SlotResult(slot, (token,), logprobs)
 
     def _read(self, state: Slot, end: int) -> list[int]:

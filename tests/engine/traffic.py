@@ -13,12 +13,13 @@ import math
 import random
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 from engine_orderings import ByOwner
 from engine_runs import Harness, request
-from fake_executor import VOCAB, oracle
+from fake_executor import VOCAB, beam_oracle, oracle
 
 from router.qos.file import make_qos_config
 from router.qos.policy import Limits
@@ -26,7 +27,7 @@ from router.qos.source import parse_source
 from router.qos.standing import Standing
 from router.qos.steps import StepOrder
 from workers.api.errors import EngineFault
-from workers.api.request import Delta, EngineRequest, FinishReason
+from workers.api.request import BeamParams, Delta, EngineRequest, FinishReason
 
 TIERS = {
     "strict": "user_groups: [a, b]\nuser_group_map: {a: [{id: a1, quota_pct: 3}, {id: a2, quota_pct: 1}], "
@@ -54,7 +55,7 @@ class Policy(StepOrder):
 
     def flow(self, request: EngineRequest) -> Standing:
         found = super().flow(request)
-        self.owners[request.id] = found.account.id
+        self.owners[request.id.partition("~")[0]] = found.account.id  # of a part, the search's
         return found
 
     def check(self, last: dict[str, Delta], executed: int) -> None:
@@ -63,7 +64,7 @@ class Policy(StepOrder):
         assert (ledger.missing, ledger.executed) == (0, executed)
         mine: dict[str, list[int]] = {}
         for name, delta in last.items():
-            sums = mine.setdefault(self.owners[name], [0, 0])
+            sums = mine.setdefault(self.owners[name.partition("/")[0]], [0, 0])
             sums[0] += delta.executed_prefill
             sums[1] += delta.executed_decode
         booked = {key[1]: [t.prefill, t.decode] for key, t in ledger.accounts.items()}
@@ -124,8 +125,15 @@ class Traffic:
             owner=rng.choice(["a1", "a2", "b1", "b2"]),
             salt=rng.choice([b"", b"", b"x"]),
         )
+        if not resumed and rng.random() < 0.12:
+            asked = self.search(asked)
         self.asked[asked.id] = asked
         self.harness.submit(asked)
+
+    def search(self, asked: EngineRequest) -> EngineRequest:
+        """A beam search in its place."""
+        beams = BeamParams(self.rng.choice([1, 2, 3, 5]), self.rng.choice([-1.0, 0.0, 0.7, 1.0, 3.0]))
+        return replace(asked, beams=beams, sampling=replace(asked.sampling, temperature=0.0, choice=0))
 
     def abort(self) -> None:
         if self.asked:
@@ -141,7 +149,7 @@ class Traffic:
         try:
             for _ in range(operations):
                 self.rng.choice([self.arrive, self.step, self.step, self.step, self.step, self.rare])()
-            work = sum(len(a.prompt_ids) + a.sampling.max_tokens for a in self.asked.values())
+            work = sum(len(a.prompt_ids) + a.sampling.max_tokens * len(a.answer_ids) for a in self.asked.values())
             for _ in range(40 + 20 * work):
                 if not self.harness.engine.has_work:
                     break
@@ -166,6 +174,9 @@ class Traffic:
         harness.check_idle()
         engine = harness.engine
         for asked in self.asked.values():
+            if asked.beams is not None:
+                self.check_search(asked)
+                continue
             tokens, reason = oracle(asked, engine.max_model_len, harness.fault)
             last, got = receiver.last[asked.id], receiver.tokens[asked.id]
             if last.finish is FinishReason.ABORT or last.error in ("dead", "told to"):
@@ -183,29 +194,50 @@ class Traffic:
         if isinstance(self.ordering, Policy) and not self.failed:
             self.ordering.check(receiver.last, engine.stats.executed)
         elif isinstance(self.ordering, ByOwner):
+            charged: dict[str, Counter[str]] = defaultdict(Counter)
             for name, (prefill, decode, _, _) in self.ordering.charges.items():
-                last = receiver.last[name]
-                assert (prefill, decode) == (last.executed_prefill, last.executed_decode)
+                charged[name.partition("~")[0]].update(prefill=prefill, decode=decode)
+            for name, counts in charged.items():
+                last = receiver.last[self.asked[name].answer_ids[0]]
+                assert (counts["prefill"], counts["decode"]) == (last.executed_prefill, last.executed_decode)
             assert self.ordering.executed_tokens == engine.stats.executed
         elif self.ordering is None:
             pool_tokens = harness.num_blocks * harness.block_size
             assert self.most_preempted <= 2 + math.log2(pool_tokens / max(harness.watermark, 1) + 1)
 
+    def check_search(self, asked: EngineRequest) -> None:
+        """All answers at once, or none; the first bears the counts."""
+        harness, receiver, names = self.harness, self.harness.receiver, asked.answer_ids
+        found = [(tuple(receiver.tokens[name]), receiver.last[name].finish) for name in names]
+        first, *others = (receiver.last[name] for name in names)
+        assert not any(d.executed_prefill or d.executed_decode or d.cached_tokens for d in others)
+        if first.finish is FinishReason.ABORT or first.error in ("dead", "told to"):
+            assert set(found) == {((), first.finish)}
+            return
+        answers = beam_oracle(asked, harness.engine.max_model_len, harness.fault)
+        if answers is None:
+            assert set(found) == {((), FinishReason.ERROR)} or first.finish is not FinishReason.ERROR
+            return
+        assert found == answers
+        assert first.cached_tokens + first.executed_prefill == len(asked.prompt_ids)
+
 
 def reached(traffic: Traffic) -> set[str]:
     """Which kinds of event the run had."""
-    stats, last = traffic.harness.engine.stats, traffic.harness.receiver.last.values()
+    stats, last = traffic.harness.engine.stats, traffic.harness.receiver.last
+    ends = last.values()
     kinds = {
         "preemption": stats.preemptions > 0,
         "preempted more than once": traffic.most_preempted > 1,
         "prefix hit": stats.prefix_hits > 0,
         "copied back": traffic.harness.engine.roster.host.copied_in > 0,
         "step-ahead discard": stats.overhead > 0,
-        "request fault": any(d.finish is FinishReason.ERROR and "not finite" in (d.error or "") for d in last),
+        "request fault": any(d.finish is FinishReason.ERROR and "not finite" in (d.error or "") for d in ends),
         "engine fault": traffic.failed,
         "resumed": any(a.resumed_ids for a in traffic.asked.values()),
+        "beam search": any(a.beams and last[a.answer_ids[0]].token_ids for a in traffic.asked.values()),
     }
-    kinds |= {f"finish {reason}": any(d.finish is reason for d in last) for reason in FinishReason}
+    kinds |= {f"finish {reason}": any(d.finish is reason for d in ends) for reason in FinishReason}
     return {name for name, seen in kinds.items() if seen}
 
 
@@ -221,6 +253,7 @@ def run_seeds(seeds: Iterable[int]) -> Counter[str]:
         counts["runs"] += 1
         counts["requests"] += len(traffic.asked)
         counts["terminal deltas"] += len(traffic.harness.receiver.last)
+        counts["answers"] += sum(len(asked.answer_ids) for asked in traffic.asked.values())
         counts["steps"] += traffic.harness.engine.stats.steps
         counts.update(reached(traffic))
     return counts

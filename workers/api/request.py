@@ -1,6 +1,7 @@
 """What an engine is asked (`EngineRequest`) and what it answers (`Delta`). One request is one sequence.
 
-A chat with n choices is n engine requests under one lease; prefix caching shares their prompt.
+A chat with n choices is n engine requests under one lease; prefix caching shares their prompt. A beam search is one
+request with several answers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from workers.api.grammar import GrammarSpec
 
+MAX_BEAMS = 32  # of one search: the host ranks the square of them every step
 INVALID = "invalid: "  # how `Delta.error` starts when the request itself is at fault: no replica would take it
 
 
@@ -50,6 +52,16 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class BeamParams:
+    """A search for the `width` most likely answers, in place of a draw. Of its `SamplingParams` only the limits, the
+    stop ids and the log-probabilities count. `length_penalty` above 0 is for long answers, below for short ones.
+    """
+
+    width: int
+    length_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class MediaSegment:
     """A span of the prompt that stands for an image: positions [start, start + length), and its content hash."""
 
@@ -77,11 +89,17 @@ class EngineRequest:
     adapter: str | None = None
     media: tuple[MediaSegment, ...] = ()
     grammar: GrammarSpec | None = None  # what the answer must look like; `min_tokens` yields where it can only stop
+    beams: BeamParams | None = None  # then it has several answers, and all of them come at its end
 
     @property
     def known_ids(self) -> tuple[int, ...]:
         """Prompt and resumed tokens: all that is known at the start."""
         return self.prompt_ids + self.resumed_ids
+
+    @property
+    def answer_ids(self) -> tuple[str, ...]:
+        """The ids that its deltas bear: its own, or one for each answer of a beam search, that of the best first."""
+        return (self.id,) if self.beams is None else tuple([f"{self.id}/{i}" for i in range(self.beams.width)])
 
 
 @dataclass(frozen=True, slots=True)

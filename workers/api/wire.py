@@ -23,7 +23,7 @@ from workers.api.ordering import ServiceReport, ServiceSync
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
 from workers.api.request import Delta, EngineRequest
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 MAX_FRAME_BYTES = 64 << 20
 _LENGTH = struct.Struct("<I")
 _AS_THEY_ARE = (None, ())  # whatever the type of their field

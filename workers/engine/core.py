@@ -15,6 +15,7 @@ from workers.api.errors import EngineFault, InvalidRequest
 from workers.api.ordering import Ordering
 from workers.api.replica import CacheNews, LoadReport
 from workers.api.request import Delta, EngineRequest, FinishReason
+from workers.engine.beams import BeamSearches
 from workers.engine.commit import Committer
 from workers.engine.cost import StepCost
 from workers.engine.grammar import Grammars
@@ -80,6 +81,7 @@ class Engine:
             self._cost = StepCost()
             self._scheduler = TurnScheduler(self.roster, config.max_num_batched_tokens, watermark, ordering, self._cost)
         self._committer = Committer(self.roster)
+        self._beams = BeamSearches(self.roster, self.max_model_len)
         self._executor = executor
         self._vocab_size = vocab_size
         self.grammars = grammars
@@ -97,19 +99,28 @@ class Engine:
         """
         if self._failure is not None:
             raise EngineFault(self._failure)
-        if request.id in self.roster.live:
+        if request.id in self.roster.live or request.id in self._beams:
             raise InvalidRequest(f"request id {request.id[:64]!r} is in use", param="id")
         validate(request, self.max_model_len, self._vocab_size)
         grammar = self._grammar_of(request)
-        sequence = Sequence(request, self._arrivals, self.max_model_len, self.roster.flow(request), grammar)
+        arrival, since = self._arrivals, self._clock() - request.age
         self._arrivals += 1
-        self.roster.add(sequence, self._clock() - request.age)
+        if request.beams is not None:
+            self._beams.begin(request, arrival, since)
+            return
+        sequence = Sequence(request, arrival, self.max_model_len, self.roster.flow(request), grammar)
+        self.roster.add(sequence, since)
 
     def abort(self, request_id: str) -> None:
-        """The request's blocks and slot are free; the next `step` hands out its last delta. Unknown ids are ignored."""
+        """The request's blocks and slot are free; the next `step` hands out its last delta. Unknown ids are ignored.
+
+        Of a beam search, the ids of its answers stand for it.
+        """
         sequence = self.roster.live.get(request_id)
         if sequence is not None:
             self._outbox.append(self.roster.finish(sequence, FinishReason.ABORT))
+        elif request_id in self._beams:
+            self._outbox += self._beams.end(request_id, FinishReason.ABORT)
 
     @property
     def has_work(self) -> bool:
@@ -136,6 +147,7 @@ class Engine:
         """Every live request has ended with FinishReason.ERROR; returns their terminal deltas, after those not yet
         handed out. An engine that had not failed stays usable.
         """
+        self._outbox += self._beams.fail_all(message)
         for sequence in list(self.roster.live.values()):
             self._outbox.append(self.roster.finish(sequence, FinishReason.ERROR, error=message))
         return self._hand_out()
@@ -160,7 +172,7 @@ class Engine:
             prefix_queries=stats.prefix_queries,
             prefix_hits=stats.prefix_hits,
             executed_tokens=stats.executed,
-            requests=stats.requests(len(roster.live)),
+            requests=stats.requests(roster.num_requests),
             steps_cut=stats.steps_cut,
             planned_prefill=0 if under_way is None else under_way.num_tokens - under_way.num_decodes,
             planned_decode=0 if under_way is None else under_way.num_decodes,
@@ -201,7 +213,8 @@ class Engine:
             asked = self._clock()
             result = previous.handle.result()
             waited = self._clock() - asked
-            self._outbox.extend(self._committer.commit(previous.step, result, previous.put_off))
+            deltas = self._committer.commit(previous.step, result, previous.put_off)
+            self._outbox += self._beams.take(deltas) if self._beams else deltas
             if self._cost is not None:
                 step = previous.step
                 prefill = step.num_tokens - step.num_decodes

@@ -36,8 +36,11 @@ def check_blocks(roster: Roster) -> None:
 def check_requests(roster: Roster) -> None:
     """accepted == completed + aborted + failed + live; the live are waiting or resident, once; work adds up."""
     residents, stats, live = roster.residents, roster.stats, roster.live
-    counts = stats.requests(len(live))
+    counts = stats.requests(roster.num_requests)
     assert counts.balanced, f"request ledger: {counts}"
+    parts = sum(s.is_part for s in live.values())
+    assert roster.parts == parts, f"{roster.parts} parts of beam searches, counted {parts}"
+    assert (roster.searches > 0) == (parts > 0), f"{roster.searches} beam searches have {parts} parts"
     waiting, resident = list(roster.queue), list(residents)
     assert len(waiting) == len(roster.queue), f"{len(waiting)} wait, the queue says {len(roster.queue)}"
     where = Counter(s.id for s in (*waiting, *resident))

@@ -47,6 +47,12 @@ class Roster:
         self.backlog = 0  # known tokens that are not planned, of waiting and part-done sequences
         self.in_flight = 0  # steps planned and not committed
         self.grammars = 0  # live requests that have one
+        self.searches = self.parts = 0  # live beam searches, and the live sequences that are parts of them
+
+    @property
+    def num_requests(self) -> int:
+        """How many are live; a beam search is one."""
+        return len(self.live) - self.parts + self.searches
 
     def flow(self, request: EngineRequest) -> Flow:
         """Where the request belongs."""
@@ -55,7 +61,8 @@ class Roster:
     def add(self, sequence: Sequence, since: float) -> None:
         """An accepted request waits; it first came at `since`."""
         self.live[sequence.id] = sequence
-        self.stats.accepted += 1
+        self.parts += sequence.is_part
+        self.stats.accepted += not sequence.is_part
         self.grammars += sequence.grammar is not None
         self._wait(sequence)
         if self.ordering is not None:
@@ -73,7 +80,7 @@ class Roster:
         new = self.residents.enter(sequence, hits, self.cache)
         found, prompt = sequence.planned, sequence.num_prompt
         self.backlog -= found
-        if self.cache.enabled and not sequence.preemptions:
+        if self.cache.enabled and not sequence.preemptions and not (sequence.is_part and sequence.request.resumed_ids):
             self.stats.prefix_queries += len(sequence.token_ids)
             self.stats.prefix_hits += found
             self.stats.host_hits += (self.host.copied_in - copied) * self.block_size
@@ -133,7 +140,9 @@ class Roster:
         self.queue.forget(flow)
         del self.live[sequence.id]
         self.grammars -= sequence.grammar is not None
-        self.stats.count_finish(reason)
+        self.parts -= sequence.is_part
+        if not sequence.is_part:
+            self.stats.count_finish(reason)
         return Delta(
             request_id=sequence.id,
             position=sequence.num_emitted - len(token_ids),

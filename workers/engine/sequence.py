@@ -40,6 +40,7 @@ class Sequence:
         "grammar",
         "hashes",
         "id",
+        "is_part",
         "limit",
         "num_prompt",
         "phase",
@@ -54,12 +55,20 @@ class Sequence:
     )
 
     def __init__(
-        self, request: EngineRequest, arrival: int, context: int, flow: Flow, grammar: GrammarState | None = None
+        self,
+        request: EngineRequest,
+        arrival: int,
+        context: int,
+        flow: Flow,
+        grammar: GrammarState | None = None,
+        *,
+        is_part: bool = False,
     ) -> None:
         self.id = request.id
         self.request = request
         self.flow = flow
         self.grammar = grammar
+        self.is_part = is_part  # of a beam search, which is what the counts of requests know
         self.arrival = arrival  # grows from request to request
         self.num_prompt = len(request.prompt_ids)
         self.limit = min(self.num_prompt + request.sampling.max_tokens, context)  # tokens it can ever have
@@ -101,7 +110,8 @@ class Sequence:
         return f"Sequence({self.id!r}, {self.phase.value}, known={len(self.token_ids)}, planned={self.planned})"
 
 
-_Waiting = tuple[int, Sequence]  # (arrival, sequence): the preempted came before all that are still fresh
+# (arrival, number of the push, sequence): the preempted came before all that are still fresh
+_Waiting = tuple[int, int, Sequence]
 
 
 class Flow:
@@ -121,8 +131,8 @@ class Flow:
         """Who is admitted next: the first that came."""
         waiting = self.waiting
         while waiting:
-            if waiting[0][1].phase is Phase.WAITING:
-                return waiting[0][1]
+            if waiting[0][2].phase is Phase.WAITING:
+                return waiting[0][2]
             heapq.heappop(waiting)
             self.dead -= 1
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from workers.api.errors import ContextLengthExceeded, InvalidRequest
-from workers.api.request import EngineRequest, FinishReason
+from workers.api.request import MAX_BEAMS, BeamParams, EngineRequest, FinishReason, SamplingParams
 from workers.engine.sequence import Sequence
 
 MAX_TOKEN_ID = 2**31  # what a rank's int32 tensors hold
@@ -58,6 +58,27 @@ def validate(request: EngineRequest, context: int, vocab_size: int | None) -> No
     _check_ids([token for word in sampling.bad_words for token in word], limit, "bad_words")
     if not all(sampling.bad_words):
         raise InvalidRequest("a bad word has no tokens", param="bad_words")
+    if request.beams is not None:
+        _check_beams(request, request.beams, limit)
+
+
+def _check_beams(request: EngineRequest, beams: BeamParams, vocab_size: int) -> None:
+    """Raises InvalidRequest unless the search has all its answers, and all that is asked has a say in them."""
+    sampling = request.sampling
+    plain = SamplingParams(
+        sampling.max_tokens,
+        seed=sampling.seed,
+        temperature=0.0,
+        stop_ids=sampling.stop_ids,
+        min_tokens=sampling.min_tokens,
+        logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
+    )
+    if sampling != plain or request.grammar is not None or request.resumed_ids:
+        raise InvalidRequest("a beam search takes limits and stop ids only", param="use_beam_search")
+    most = min(MAX_BEAMS, vocab_size - len(set(sampling.stop_ids)))
+    if not 1 <= beams.width <= most:
+        raise InvalidRequest(f"a beam search has 1 to {most} beams, got {beams.width}", param="n")
 
 
 def _check_ids(ids: Iterable[int], limit: int, param: str) -> None:
