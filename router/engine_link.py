@@ -103,9 +103,8 @@ class EngineLink:
         if self._channel is None or not self._channel.is_open:
             raise ReplicaLost(f"the connection to replica {self.info.id} is closed")
         self._channel.send(Submit(tuple(requests)))  # first: it raises WireError when they are too large for a frame
-        stream = Stream(self, [r.id for r in requests], sink)
-        for request in requests:
-            self._streams[request.id] = stream
+        stream = Stream(self, [name for r in requests for name in r.answer_ids], sink)
+        self._streams |= dict.fromkeys(stream.open_ids, stream)
         return stream
 
     def drop(self, request_ids: set[str]) -> None:

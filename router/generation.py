@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from router.dispatch.lease import Granted, LeaseLost
 from workers.api.grammar import GrammarSpec
-from workers.api.request import Delta, SamplingParams
+from workers.api.request import BeamParams, Delta, SamplingParams
 
 
 @dataclass(slots=True)
@@ -59,6 +59,7 @@ class GenerationRequest:
     salt: bytes = b""
     adapter: str | None = None
     grammar: GrammarSpec | None = None  # of every choice
+    beams: BeamParams | None = None  # the choices are its answers, the best first, in place of draws
     handover: Handover | None = None  # of the first lease; None: there is none yet
     trace: Trace = field(default_factory=Trace, compare=False)
 

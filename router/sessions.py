@@ -93,10 +93,19 @@ class _Run:
     def unfinished(self) -> list[int]:
         return [i for i, c in enumerate(self.choices) if c.finish is None]
 
-    def engine_request(self, i: int, age: float) -> EngineRequest:
+    def engine_requests(self, age: float) -> dict[str, tuple[EngineRequest, int]]:
+        """By the ids of their deltas: what is to be run, and which choice it is for."""
+        r = self.request
+        if r.beams is None:
+            found = [(i, self._engine_request(f"{r.id}/{i}#{self.attempt}", i, age)) for i in self.unfinished]
+            return {asked.id: (asked, i) for i, asked in found}
+        search = self._engine_request(f"{r.id}#{self.attempt}", 0, age)
+        return {name: (search, i) for i, name in enumerate(search.answer_ids)}
+
+    def _engine_request(self, name: str, i: int, age: float) -> EngineRequest:
         r, choice = self.request, self.choices[i]
         return EngineRequest(
-            id=f"{r.id}/{i}#{self.attempt}",
+            id=name,
             prompt_ids=r.prompt_ids,
             sampling=choice.sampling,
             resumed_ids=tuple(choice.emitted),
@@ -106,6 +115,7 @@ class _Run:
             salt=r.salt,
             adapter=r.adapter,
             grammar=r.grammar,
+            beams=r.beams,
         )
 
 
@@ -284,14 +294,16 @@ class Sessions:
         if attempt.loss is not None:
             raise attempt.loss_error(attempt.loss)
         age = attempt.waited + monotonic() - attempt.granted_at
-        requests = {i: run.engine_request(i, age) for i in run.unfinished}
-        attempt.numbers = {r.id: i for i, r in requests.items()}
-        attempt.starts = {i: len(r.resumed_ids) for i, r in requests.items()}
-        attempt.unbilled = set(requests)
+        asked = run.engine_requests(age)
+        attempt.numbers = {name: i for name, (_, i) in asked.items()}
+        attempt.starts = {i: len(request.resumed_ids) for request, i in asked.values()}
+        attempt.unbilled = set(attempt.starts)
 
         def take(deltas: tuple[Delta, ...]) -> bool:
-            if not attempt.first_seconds:
-                attempt.first_seconds = run.request.trace.first_seconds = monotonic() - attempt.granted_at
+            if not run.request.trace.first_seconds:
+                run.request.trace.first_seconds = monotonic() - attempt.granted_at
+                if run.request.beams is None:  # whose first tokens come with its last
+                    attempt.first_seconds = run.request.trace.first_seconds
             batch, fault = self._new(run, attempt, deltas)
             if batch:
                 run.hand(batch)
@@ -299,7 +311,7 @@ class Sessions:
                 raise fault
             return run.wanted and run.left > 0
 
-        return link.submit(list(requests.values()), take)
+        return link.submit(list({request.id: request for request, _ in asked.values()}.values()), take)
 
     @staticmethod
     def _new(run: _Run, attempt: _Attempt, deltas: tuple[Delta, ...]) -> tuple[Batch, _BadReplica | None]:

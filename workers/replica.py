@@ -140,21 +140,22 @@ class EngineServer:
                     self._engine.abort(request_id)
             else:
                 for request in message.requests:
-                    if refusal := self._submit(request, channel):
-                        rejected.append(refusal)
+                    rejected += self._submit(request, channel)
         if rejected:
             self._hand_out(rejected)
 
-    def _submit(self, request: EngineRequest, channel: Channel) -> Delta | None:
-        if request.id in self._owner:  # an id is unique for ever: this is a defect of the sender
+    def _submit(self, request: EngineRequest, channel: Channel) -> list[Delta]:
+        """The request is the engine's; or its last deltas, where that does not take it."""
+        ids = request.answer_ids
+        if not self._owner.keys().isdisjoint(ids):  # an id is unique for ever: this is a defect of the sender
             self._loop.call_soon_threadsafe(channel.close, f"request id {request.id} is live already")
-            return None
-        self._owner[request.id] = channel
+            return []
+        self._owner |= dict.fromkeys(ids, channel)
         try:
             self._engine.submit(request)
         except ContextLengthExceeded as e:
             if request.resumed_ids:  # it came from a replica with more room: here it has all that it can get
-                return Delta(request.id, len(request.resumed_ids), finish=FinishReason.LENGTH)
+                return [Delta(request.id, len(request.resumed_ids), finish=FinishReason.LENGTH)]
             return self._refusal(request, INVALID + str(e))
         except RequestError as e:
             return self._refusal(request, INVALID + str(e))
@@ -163,11 +164,12 @@ class EngineServer:
         except Exception as e:
             log.exception("request %s was not taken", request.id)  # its failure stays with it
             return self._refusal(request, f"the engine could not take it: {type(e).__name__}")
-        return None
+        return []
 
     @staticmethod
-    def _refusal(request: EngineRequest, error: str) -> Delta:
-        return Delta(request.id, len(request.resumed_ids), finish=FinishReason.ERROR, error=error)
+    def _refusal(request: EngineRequest, error: str) -> list[Delta]:
+        start = len(request.resumed_ids)
+        return [Delta(name, start, finish=FinishReason.ERROR, error=error) for name in request.answer_ids]
 
     def _hand_out(self, deltas: list[Delta]) -> None:
         by_channel: dict[Channel, list[Delta]] = {}

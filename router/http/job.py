@@ -66,8 +66,9 @@ class Job:
         at = cached = 0
         for request in self.requests:
             # The prompt is billed once: what its least lucky choice found in the cache was there before all of them.
+            # Of a beam search, which looks once, the first choice tells.
             n = len(request.samplings)
-            cached += min(c.cached_tokens for c in self.choices[at : at + n])
+            cached += min(c.cached_tokens for c in self.choices[at : at + (n if request.beams is None else 1)])
             at += n
         made, thought = (sum(c.token_count for c in self.choices), sum(c.reasoning_tokens for c in self.choices))
         return Usage(self.prompt_tokens, made, cached, thought)
@@ -325,6 +326,7 @@ class JobMaker:
                     grammar=None
                     if asked is None
                     else asked.within(max_tokens, parsing.begins_after if parsing else ""),
+                    beams=body.beams,
                 )
             )
             for sampling in params:

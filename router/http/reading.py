@@ -106,7 +106,7 @@ class Reading:
             for c in job.choices
         ]
         if job.shown is not None:
-            kept, answers = best(answers, n, job.shown)
+            kept, answers = best(answers, n, job.shown, ranked=job.requests[0].beams is not None)
         if not job.logprobs:
             answers = [replace(a, tokens=None) for a in answers]
         return Answer(tuple(answers), tuple(tuple(ids[i][: job.choices[i].token_count]) for i in kept), self.usage())

@@ -30,12 +30,6 @@ _BOTH: dict[str, tuple[Harmless, str]] = {
     "guided_decoding_backend": (_is_text, "it is a string"),  # there is one
     "return_mm_kwargs": (_is_boolean, "it is true or false"),
     "detokenize": (lambda v: v is None or v is True, "'return_token_ids' shows ids beside the text"),
-    "use_beam_search": (
-        is_false,
-        "sequences here do not fork, so that each beam's last block would be computed again for every token; 'best_of' "
-        "of /v1/completions gives the likeliest of several answers",
-    ),
-    "length_penalty": (_one_of(1), "it is for beam search, which is not done"),
     "logprob_token_ids": (is_nothing, "log-probabilities are of the likeliest tokens"),
     "logits_processors": (
         is_nothing,

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
+from router.protocol.beams import MAX_LENGTH_PENALTY, asked_beams, check_beams
 from router.protocol.extras import CHAT_EXTRAS, COMPLETION_EXTRAS, WHY
 from router.protocol.fields import (
     AllowedIds,
@@ -39,6 +40,7 @@ from router.protocol.structured import (
 )
 from router.protocol.tools import MAX_TOOLS, Tool, ToolCall, ToolChoice, Tools, check_choice, required_grammar
 from router.protocol.validation import Refused
+from workers.api.request import BeamParams
 
 MAX_MESSAGES = 2048
 MAX_N = 128
@@ -188,6 +190,8 @@ class Common(GuidedFields):
     request_id: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9._-]{1,128}$")] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT)] | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None  # the least goes first
+    use_beam_search: bool | None = None  # with as many beams as choices
+    length_penalty: Annotated[float, Field(ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)] | None = None
 
     def place(self, at: Path) -> Path:
         """Where what stands at `at` here stands in the body that this was made from."""
@@ -212,6 +216,11 @@ class Common(GuidedFields):
     def asked_choices(self) -> int:
         """Answers made for each prompt; no fewer than are shown."""
         return self.n or 1
+
+    @property
+    def beams(self) -> BeamParams | None:
+        """The search that stands in the place of draws, if one does."""
+        return asked_beams(self)
 
     @property
     def usage_in_chunks(self) -> bool:
@@ -252,6 +261,7 @@ class Common(GuidedFields):
                 f"but got {self.min_tokens} instead.",
                 at=("min_tokens",),
             )
+        check_beams(self)
         return self
 
 

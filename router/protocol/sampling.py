@@ -115,7 +115,7 @@ def samplings(
             code="array_above_max_length",
         )
     n, top = body.asked_choices, body.asked_logprobs
-    if top is None and n > (body.n or 1):
+    if top is None and n > (body.n or 1) and body.beams is None:
         top = 0  # by which the best are told
     if top is not None and n * max_tokens * (top + 1) > limits.max_logprobs:
         raise InvalidRequest(
@@ -134,13 +134,14 @@ def samplings(
     # A grammar lets the end come where it accepts, and only there.
     ends = () if body.ignore_eos and body.asked_grammar is None else model.eos_ids
     stop_ids = (*ends, *body.stop_token_ids)
+    draws = body.beams is None  # else, as at temperature 0, what filters draws has no say
     return tuple(
         SamplingParams(
             max_tokens=max_tokens,
-            temperature=1.0 if body.temperature is None else float(body.temperature),
-            top_k=max(0, body.top_k or 0),
-            top_p=1.0 if body.top_p is None else float(body.top_p),
-            min_p=float(body.min_p or 0.0),
+            temperature=(1.0 if body.temperature is None else float(body.temperature)) if draws else 0.0,
+            top_k=max(0, body.top_k or 0) if draws else 0,
+            top_p=1.0 if body.top_p is None or not draws else float(body.top_p),
+            min_p=float(body.min_p or 0.0) if draws else 0.0,
             presence_penalty=float(body.presence_penalty or 0.0),
             frequency_penalty=float(body.frequency_penalty or 0.0),
             repetition_penalty=1.0 if body.repetition_penalty is None else float(body.repetition_penalty),

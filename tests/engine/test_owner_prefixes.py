@@ -28,7 +28,7 @@ class InProcess:
 
     async def generate(self, request: GenerationRequest, sink: Sink) -> None:
         choices = [_Choice(s) for s in request.samplings]
-        asked = _Run(request, choices, 0.0, len(choices), sink).engine_request(0, 0.0)
+        ((asked, _),) = _Run(request, choices, 0.0, len(choices), sink).engine_requests(0.0).values()
         self.harness.submit(asked)
         self.harness.drain()
         tokens, last = self.harness.receiver.tokens[asked.id], self.harness.receiver.last[asked.id]

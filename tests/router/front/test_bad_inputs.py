@@ -157,7 +157,6 @@ PRESENCE = [
             "stream_interval": 2,
             "watermarking": True, "routed_experts_prompt_start": 1, "return_token_offsets": True, "echo": True,
             "add_special_tokens": True, "return_prompt_text": True, "detokenize": False, "best_of": 2,
-            "use_beam_search": True, "length_penalty": 0.5,
             "spaces_between_special_tokens": 1, "session_id": 1, "guided_decoding_backend": 1, "return_mm_kwargs": "x",
         }.items()
     ),
@@ -196,7 +195,25 @@ PRESENCE = [
     bad("guided nonsense", {"guided_regex": "("}, "invalid_value", "guided_regex"),
     bad("guided schema", {"guided_json": {"properties": {"a": {"not": {}}}}}, "invalid_value",
         "guided_json.properties.a"),
-    bad("not done: beams", {"use_beam_search": True}, "unsupported_parameter", "use_beam_search", path=COMPLETION),
+    good("a beam search", {
+        "use_beam_search": True, "n": 4, "temperature": 0, "length_penalty": -0.5, "top_p": 0.5, "seed": 1, "stop": [],
+        "presence_penalty": 0, "repetition_penalty": 1.0, "logit_bias": {}, "min_tokens": 2, "ignore_eos": True,
+    }),
+    good("the best of a beam search", {"use_beam_search": True, "n": 2, "best_of": 6, "echo": True}, path=COMPLETION),
+    *(bad(f"a beam search with {name}", {"use_beam_search": True, name: value}, "invalid_value", name)
+      for name, value in {
+        "temperature": 0.7, "presence_penalty": 0.1, "frequency_penalty": -1, "repetition_penalty": 1.1,
+        "logit_bias": {"1": 1}, "allowed_token_ids": [1, 2], "bad_words": ["x"], "stop": "x",
+    }.items()),
+    bad("a beam search with a grammar", {"use_beam_search": True, "guided_regex": "a"}, "invalid_value",
+        "use_beam_search"),
+    bad("33 beams", {"use_beam_search": True, "n": 33}, "integer_above_max_value", "n"),
+    bad("a penalty without a search", {"length_penalty": 0.5}, "invalid_value", "length_penalty"),
+    *(bad(f"length_penalty {v!r}", {"use_beam_search": True, "length_penalty": v}, code, "length_penalty")
+      for v, code in ((11, "decimal_above_max_value"), (-10.5, "decimal_below_min_value"), ("1", "invalid_type"),
+                      (True, "invalid_type"))),
+    *(bad(f"use_beam_search {v!r}", {"use_beam_search": v}, "invalid_type", "use_beam_search")
+      for v in (1, "true", [])),
     bad("a suffix for a model that fills nothing in", {"suffix": "x"}, "invalid_value", "suffix", path=COMPLETION),
     good("completion values that ask for nothing", {"best_of": 1, "suffix": None, "use_beam_search": False},
          path=COMPLETION),

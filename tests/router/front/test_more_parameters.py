@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from router.http.app import create_app
 from router.http.config import FrontConfig, ServedModel
 from router.text.tokenizer import Tokenizer
-from workers.api.request import TokenLogprobs
+from workers.api.request import BeamParams, TokenLogprobs
 
 from .fakes import ANSWER, SPECIALS, FakeGenerator, FakeStatus, encode_chat, make_backend
 from .test_bad_inputs import CHAT, COMPLETION
@@ -75,6 +75,18 @@ async def test_best_of_shows_the_likeliest(graded):
         shown = await post(client, COMPLETION, **{**body, "echo": False}, logprobs=0)
         assert [set(c["logprobs"]["token_logprobs"]) for c in shown["choices"]] == [{-0.1}, {-0.3}] * 2
         assert [s.choice for s in generator.requests[0].samplings] == [0, 1, 2, 3]
+
+
+async def test_of_best_of_the_first_are_shown_whatever_their_means(graded):
+    generator, app = graded
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+        body = {"prompt": ["hello", "the end"], "best_of": 4, "n": 2, "max_tokens": 3, "logprobs": 0}
+        by_mean = await post(client, COMPLETION, **body)
+        searched = await post(client, COMPLETION, **body, use_beam_search=True)
+    assert generator.requests[-1].beams == BeamParams(4)
+    first = [choice["logprobs"]["token_logprobs"][0] for choice in searched["choices"]]
+    assert first != [choice["logprobs"]["token_logprobs"][0] for choice in by_mean["choices"]]
+    assert searched["usage"]["completion_tokens"] == 2 * 4 * 3
 
 
 async def test_a_chat_shows_its_prompts_log_probabilities(client, generator):

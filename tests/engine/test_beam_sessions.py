@@ -1,0 +1,81 @@
+"""Beam searches through the whole path: ingress, dispatcher, and engines whose steps the policy orders."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from cluster_site import MODEL, Site, until
+from fake_executor import VOCAB, beam_oracle
+
+from router.generation import ChoiceDelta, GenerationRequest
+from workers.api.request import BeamParams, Delta, EngineRequest, FinishReason, SamplingParams
+
+TIERS = """
+user_groups: [Platinum, Bronze]
+user_group_map:
+  Platinum: [{id: vip, quota_pct: 100}]
+  Bronze: [{id: crowd, quota_pct: 100}]
+"""
+CONTEXT = 256
+
+
+def search(name: str, width: int = 3, output: int = 12, owner: str = "vip") -> GenerationRequest:
+    ids = tuple((sum(map(ord, name)) * 7 + i * 5) % VOCAB for i in range(14))
+    samplings = tuple(
+        SamplingParams(output, temperature=0.0, choice=choice, stop_ids=(3, 11)) for choice in range(width)
+    )
+    return GenerationRequest(name, MODEL, ids, samplings, owner=owner, beams=BeamParams(width))
+
+
+async def answers(site: Site, request: GenerationRequest) -> list[Delta]:
+    found: dict[int, Delta] = {}
+
+    def take(batch: tuple[ChoiceDelta, ...]) -> bool:
+        for choice, delta in batch:
+            assert choice not in found, "an answer came twice"
+            found[choice] = delta
+        return True
+
+    await site.sessions.generate(request, take)
+    return [found[choice] for choice in range(len(request.samplings))]
+
+
+def expected(request: GenerationRequest) -> list[tuple[tuple[int, ...], FinishReason]] | None:
+    return beam_oracle(EngineRequest("o", request.prompt_ids, request.samplings[0], beams=request.beams), CONTEXT)
+
+
+async def test_searches_of_two_tiers_beside_a_crowd() -> None:
+    async with Site(TIERS, replicas=2, num_blocks=24) as site:
+        asked = [search(f"s{i}", width=1 + i % 4, owner=("vip", "crowd")[i % 2]) for i in range(8)]
+        crowd = [asyncio.ensure_future(site.ask(f"c{i}", "crowd", output=30)) for i in range(12)]
+        found = await asyncio.gather(*(answers(site, request) for request in asked))
+        assert [len(tokens) for tokens in await asyncio.gather(*crowd)] == [30] * 12
+    for request, deltas in zip(asked, found, strict=True):
+        assert [(delta.token_ids, delta.finish) for delta in deltas] == expected(request)
+        assert deltas[0].executed_prefill + deltas[0].cached_tokens == len(request.prompt_ids)
+
+
+async def test_a_search_whose_link_breaks_is_done_again() -> None:
+    async with Site(TIERS) as site:
+        request, engine = search("long", output=200), site.running[0].harness.engine
+        asked = asyncio.ensure_future(answers(site, request))
+        await until(lambda: engine.stats.decode > 20)
+        for link in site.sessions.links.open_links:
+            link.close("cut by a test")
+        assert [(delta.token_ids, delta.finish) for delta in await asked] == expected(request)
+        assert (site.sessions.replays, request.trace.replays) == (1, 1)
+        counts = engine.load().requests
+        assert (counts.accepted, counts.aborted, counts.completed) == (2, 1, 1)
+
+
+async def test_who_goes_away_leaves_nothing_behind() -> None:
+    async with Site(TIERS) as site:
+        engine = site.running[0].harness.engine
+        asked = asyncio.ensure_future(answers(site, search("gone", output=200)))
+        await until(lambda: engine.stats.decode > 20)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        await until(lambda: engine.load().requests.aborted == 1)
+        assert engine.load().requests.running == 0
