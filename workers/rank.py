@@ -361,7 +361,7 @@ def run_to_completion(engine: Engine, requests: Iterable[EngineRequest]) -> dict
     tokens: dict[str, list[int]] = {}
     errors: list[str] = []
     for request in requests:
-        tokens[request.id] = []
+        tokens |= {name: [] for name in request.answer_ids}
         engine.submit(request)
     while engine.has_work:
         for delta in engine.step():

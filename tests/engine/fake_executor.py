@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from workers.api.errors import EngineFault
 from workers.api.request import EngineRequest, FinishReason, SamplingParams, TokenLogprobs
@@ -144,6 +144,17 @@ class FakeExecutor:
             self.store[block] = list(self.host[host])
 
     def _change(self, plan: StepPlan) -> None:
+        assert len({one.slot for one in plan.continued}) == len(plan.continued), "a slot goes on in two ways"
+        for one in plan.continued:
+            source = self.slots[one.source]
+            assert one.start <= source.computed, f"{one} goes on behind what is computed"
+            assert one.source == one.slot or one.start % self.block_size == 0, f"{one} shares a block that is not full"
+            self.slots[one.slot] = replace(
+                self.slots[one.slot],
+                tokens=source.tokens[: one.start] + list(one.token_ids),
+                blocks=source.blocks[: -(-one.start // self.block_size)],
+                computed=one.start,
+            )
         assert len(set(plan.removed)) == len(plan.removed)
         for slot in plan.removed:
             del self.slots[slot]  # KeyError: it was empty

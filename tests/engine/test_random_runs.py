@@ -35,7 +35,14 @@ def test_the_seeded_runs_reach_what_they_are_for() -> None:
         "step-ahead discard",
         "request fault",
     )
-    kinds += ("engine fault", "resumed", "beam search", *(f"finish {reason}" for reason in FinishReason))
+    kinds += (
+        "engine fault",
+        "resumed",
+        "beam search",
+        "beam goes on",
+        "beam taken over",
+        *(f"finish {reason}" for reason in FinishReason),
+    )
     assert {kind: counts[kind] for kind in kinds if counts[kind] < 2} == {}
 
 

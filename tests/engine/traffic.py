@@ -226,6 +226,7 @@ def reached(traffic: Traffic) -> set[str]:
     """Which kinds of event the run had."""
     stats, last = traffic.harness.engine.stats, traffic.harness.receiver.last
     ends = last.values()
+    continued = [one for plan in traffic.harness.executor.plans for one in plan.continued]
     kinds = {
         "preemption": stats.preemptions > 0,
         "preempted more than once": traffic.most_preempted > 1,
@@ -235,6 +236,8 @@ def reached(traffic: Traffic) -> set[str]:
         "request fault": any(d.finish is FinishReason.ERROR and "not finite" in (d.error or "") for d in ends),
         "engine fault": traffic.failed,
         "resumed": any(a.resumed_ids for a in traffic.asked.values()),
+        "beam goes on": any(one.source == one.slot for one in continued),
+        "beam taken over": any(one.source != one.slot for one in continued),
         "beam search": any(a.beams and last[a.answer_ids[0]].token_ids for a in traffic.asked.values()),
     }
     kinds |= {f"finish {reason}": any(d.finish is reason for d in ends) for reason in FinishReason}

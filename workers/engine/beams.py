@@ -1,9 +1,11 @@
-"""Beam searches in the engine: for each beam a sequence that draws one token, then the search says which go on.
+"""Beam searches in the engine: a sequence for each beam; when all have drawn, the search says what they go on with.
 
-Between two tokens a beam holds no slot and no block. What the prefix cache has of it, all full blocks but for the
-evicted ones, is found again when its next sequence is admitted: so nothing here can block, or be blocked by, others,
-and a search yields to them like any request. What is run again of the last, not yet full, block is overhead. The
-sequences of a search come when it came: nobody who came later goes ahead of them.
+A beam that is continued keeps its sequence, with slot and blocks; one that is continued twice is also taken over by a
+sequence whose own beam is given up: they share the full blocks, and the last one is run again, which is overhead.
+
+A search yields to others like any request. While one of its sequences waits for a slot or a block, those that have
+drawn hold none: they would be in its way. What comes after them is admitted anew, and finds most of it in the prefix
+cache. The sequences of a search come when it came: nobody who came later goes ahead of them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ class _Search:
     """A live one. `tops`: what its running beams drew, by their sequences; None: not yet."""
 
     request: EngineRequest
-    arrival: int
+    arrival: int  # of its first sequence
     since: float
     beams: BeamSearch
     sampling: SamplingParams  # of each sequence, but for its limit
@@ -68,27 +70,22 @@ class BeamSearches:
             self._by_id[name] = search
         self._roster.searches += 1
         self._roster.stats.accepted += 1
-        self._add(search, (), [])
+        search.tops[self._add(search, (), [])] = None
 
     def take(self, deltas: Iterable[Delta]) -> Iterator[Delta]:
         """`deltas` of a step, with what its searches have found in place of what their sequences drew."""
+        parts = self._parts.copy()  # a search may end in the middle of the step's deltas
         for delta in deltas:
-            part = self._parts.pop(delta.request_id, None)
+            part = parts.get(delta.request_id)
             if part is None:
                 yield delta
-            else:
+            elif delta.request_id in self._parts:
                 yield from self._take(*part, delta)
 
     def end(self, request_id: str, reason: FinishReason, error: str | None = None) -> list[Delta]:
         """The search, by any of its ids, is over without an answer; returns its last deltas."""
         search = self._by_id[request_id]
-        for sequence in search.tops:
-            if sequence.id not in self._parts:
-                continue
-            if sequence.phase is not Phase.FINISHED:  # else its last delta comes yet, in the same step
-                del self._parts[sequence.id]
-                self._roster.finish(sequence, reason)
-            search.account(sequence)
+        self._release(search, reason)
         return self._over(search, [Delta(name, 0, finish=reason, error=error) for name in search.request.answer_ids])
 
     def fail_all(self, message: str) -> list[Delta]:
@@ -101,37 +98,73 @@ class BeamSearches:
     def _take(self, search: _Search, sequence: Sequence, delta: Delta) -> list[Delta]:
         if search.request.id not in self._by_id:  # it ended with another one in the same step
             return []
-        search.account(sequence)
-        if delta.error is not None or delta.finish is not FinishReason.LENGTH:
-            return self.end(search.request.id, delta.finish or FinishReason.ERROR, delta.error)
+        if delta.finish is not None:
+            return self.end(search.request.id, delta.finish, delta.error)
         search.prompt_logprobs = search.prompt_logprobs or delta.prompt_logprobs
         search.tops[sequence] = delta.logprobs[0].top
         tops = [top for top in search.tops.values() if top is not None]
-        if len(tops) < len(search.tops):
-            return []
-        search.beams.advance(tops)
-        if search.beams.is_over:
+        if len(tops) == len(search.tops):
+            search.beams.advance(tops)
+            if not search.beams.is_over:
+                self._go_on(search)
+                return []
+            self._release(search, FinishReason.STOP)
             return self._over(search, self._answers(search))
-        parents = list(search.tops)
-        search.tops = {}
-        for beam in search.beams.running:
-            self._add(search, beam.token_ids, parents[beam.parent].hashes)
+        if any(top is None and s.phase is not Phase.ENDING for s, top in search.tops.items()):
+            self._release(search, FinishReason.STOP, only_drawn=True)
         return []
 
-    def _add(self, search: _Search, emitted: tuple[int, ...], hashes: list[bytes]) -> None:
+    def _go_on(self, search: _Search) -> None:
+        """Each running beam has a sequence that has all its tokens but the last planned, or waits."""
+        before, search.tops = list(search.tops), {}
+        parents = {before[beam.parent] for beam in search.beams.running}
+        free = [s for s in before if s.id in self._parts and s not in parents]
+        stay: list[tuple[Sequence, int]] = []
+        for beam in search.beams.running:
+            parent, token = before[beam.parent], beam.token_ids[-1]
+            if parent.id in self._parts and parent not in search.tops:
+                sequence = parent
+                stay.append((parent, token))
+            elif parent.id in self._parts and free:
+                sequence = free.pop()
+                self._roster.go_on(sequence, parent, token)
+            else:
+                sequence = self._add(search, beam.token_ids, parent.hashes)
+            search.tops[sequence] = None
+        for sequence, token in stay:  # after those that go on as they did
+            self._roster.go_on(sequence, sequence, token)
+        for sequence in free:
+            self._finish(search, sequence, FinishReason.STOP)
+
+    def _release(self, search: _Search, reason: FinishReason, *, only_drawn: bool = False) -> None:
+        """Its sequences hold nothing; or those that have drawn."""
+        for sequence, top in search.tops.items():
+            if sequence.id in self._parts and (top is not None or not only_drawn):
+                self._finish(search, sequence, reason)
+
+    def _finish(self, search: _Search, sequence: Sequence, reason: FinishReason) -> None:
+        del self._parts[sequence.id]
+        if sequence.phase is not Phase.FINISHED:  # else by a fault
+            self._roster.finish(sequence, reason)
+        search.account(sequence)
+
+    def _add(self, search: _Search, emitted: tuple[int, ...], hashes: list[bytes]) -> Sequence:
+        """A sequence more waits."""
         request = replace(
             search.request,
             id=f"{search.request.id}~{search.sequences}",
-            sampling=replace(search.sampling, max_tokens=len(emitted) + 1),
+            sampling=search.sampling,
             resumed_ids=emitted,
             beams=None,
         )
-        sequence = Sequence(request, search.arrival, self._context, self._roster.flow(request), is_part=True)
+        arrival = search.arrival + search.sequences
+        sequence = Sequence(request, arrival, self._context, self._roster.flow(request), is_part=True)
+        sequence.limit = len(sequence.token_ids) + 1
         sequence.hashes = hashes.copy()
         search.sequences += 1
-        search.tops[sequence] = None
         self._parts[sequence.id] = search, sequence
         self._roster.add(sequence, search.since)
+        return sequence
 
     @staticmethod
     def _answers(search: _Search) -> list[Delta]:

@@ -126,6 +126,8 @@ class Committer:
         if answer.fault is not None:
             roster.cache.forget(sequence)
             return roster.finish(sequence, FinishReason.ERROR, error=_why(sequence, answer.fault))
+        if sequence.is_part:  # its search says what it goes on with
+            return _delta(sequence.id, sequence.num_emitted, drawn, answer.logprobs)
         for taken, token in enumerate(drawn, 1):
             sequence.token_ids.append(token)
             if sequence.phase is Phase.WAITING:  # preempted while this was in flight

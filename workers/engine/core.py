@@ -31,6 +31,7 @@ from workers.engine.turn_scheduler import TurnScheduler
 
 _PATIENCE = 0.5  # of a step's time: so long masks cost nothing, since the device is at its forward pass
 _LEAST_PATIENCE = 5e-4  # seconds
+_BETWEEN_ARRIVALS = 1 << 32  # numbers for all sequences that a beam search may ever have
 
 
 @dataclass(slots=True)
@@ -104,7 +105,7 @@ class Engine:
         validate(request, self.max_model_len, self._vocab_size)
         grammar = self._grammar_of(request)
         arrival, since = self._arrivals, self._clock() - request.age
-        self._arrivals += 1
+        self._arrivals += _BETWEEN_ARRIVALS
         if request.beams is not None:
             self._beams.begin(request, arrival, since)
             return

@@ -46,8 +46,22 @@ class ScheduledSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class ContinuedSequence:
+    """The sequence in `slot` goes on otherwise than its rank has drawn. Its first `start` tokens, and the blocks that
+    hold them, are those of the sequence in `source` (the same, or one with the same parameters); it gives up its other
+    blocks. `token_ids` stand at positions `start`, `start` + 1, ..., and nothing is known behind them.
+    """
+
+    slot: int
+    source: int
+    start: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. `removed` slots are emptied first, then `added` ones filled (a slot may be in both), then all run.
+    """One step. First are the sequences that are `continued`, whatever their order: what one takes over of another
+    stays there. Then `removed` slots are emptied, then `added` ones filled (a slot may be in both), then all run.
 
     `scheduled` holds the sequences with count == 1 first, then the longer ones. With `masked` slots all draws wait for
     the step's `StepMasks`. Before anything runs, the content of blocks is copied: `copies_out` are (device block, host
@@ -61,6 +75,7 @@ class StepPlan:
     masked: tuple[int, ...] = ()
     copies_out: tuple[tuple[int, int], ...] = ()
     copies_in: tuple[tuple[int, int], ...] = ()
+    continued: tuple[ContinuedSequence, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -14,7 +14,7 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._flows: dict[Handle, Flow] = {}
-        self._size = self._pushes = 0
+        self._size = 0
 
     def __len__(self) -> int:
         return self._size
@@ -22,7 +22,7 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[Sequence]:
         """All waiting sequences, in no order."""
         for flow in self._flows.values():
-            yield from (s for *_, s in flow.waiting if s.phase is Phase.WAITING)
+            yield from (s for _, s in flow.waiting if s.phase is Phase.WAITING)
 
     @property
     def flows(self) -> Iterator[Flow]:
@@ -38,8 +38,7 @@ class WaitingQueue:
 
     def push(self, sequence: Sequence) -> None:
         """It waits, in its flow by arrival; so one that was preempted is at the head again."""
-        self._pushes += 1
-        heapq.heappush(sequence.flow.waiting, (sequence.arrival, self._pushes, sequence))
+        heapq.heappush(sequence.flow.waiting, (sequence.arrival, sequence))
         self._size += 1
 
     def pop(self, flow: Flow) -> Sequence:
@@ -57,7 +56,7 @@ class WaitingQueue:
         flow = sequence.flow
         flow.dead += 1
         if flow.dead * 2 > len(flow.waiting):  # so that a stuck queue does not hold on to the dead
-            flow.waiting = [w for w in flow.waiting if w[2].phase is Phase.WAITING]
+            flow.waiting = [w for w in flow.waiting if w[1].phase is Phase.WAITING]
             heapq.heapify(flow.waiting)
             flow.dead = 0
 

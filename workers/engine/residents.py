@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from workers.engine.block_pool import BlockPool
-from workers.engine.plan import NewSequence
+from workers.engine.plan import ContinuedSequence, NewSequence
 from workers.engine.prefix_cache import PrefixCache
 from workers.engine.sequence import Phase, Sequence
 
@@ -27,6 +27,7 @@ class Residents:
         self._block_size = block_size
         self._slots = list(range(max_num_seqs - 1, -1, -1))
         self._removed: list[int] = []
+        self._continued: dict[Sequence, ContinuedSequence] = {}
 
     def __len__(self) -> int:
         return self.max_num_seqs - len(self._slots)
@@ -78,6 +79,30 @@ class Residents:
         sequence.blocks.extend(blocks)
         return blocks
 
+    def go_on(self, sequence: Sequence, source: Sequence, token: int) -> None:
+        """Instead of with the token that it drew, `sequence` goes on as `source`, of the same length, did, and with
+        `token`. Of another one's last block, if that is not full, all is run again. Neither has gone on since its draw.
+        """
+        is_other, size = sequence is not source, self._block_size
+        if is_other:
+            full = source.planned // size
+            common = next((i for i in range(full) if sequence.blocks[i] != source.blocks[i]), full)
+            for block in source.blocks[common:full]:
+                self._pool.share(block)
+            self._pool.release(reversed(sequence.blocks[common:]))
+            sequence.blocks[common:] = source.blocks[common:full]
+            sequence.token_ids[sequence.num_prompt :] = source.token_ids[source.num_prompt :]
+            sequence.hashes = source.hashes[:full]
+            sequence.registered = full
+            self.kv_tokens -= sequence.planned - full * size
+            sequence.planned = full * size
+        start = sequence.planned
+        sequence.token_ids.append(token)
+        sequence.limit += 1
+        tail = tuple(sequence.token_ids[start:])
+        self._continued[sequence] = ContinuedSequence(sequence.slot, source.slot, start, tail)
+        self.move(sequence, Phase.PREFILL)
+
     def put_back(self, sequence: Sequence) -> None:
         """The last position of a decode is not planned any more; its block stays."""
         sequence.planned -= 1
@@ -94,6 +119,7 @@ class Residents:
     def leave(self, sequence: Sequence) -> None:
         """It gives back slot and blocks (its registered ones stay cached); the caller sets the new phase."""
         del self._by_phase[sequence.phase][sequence]
+        self._continued.pop(sequence, None)
         self._pool.release(reversed(sequence.blocks))
         self._removed.append(sequence.slot)
         self._slots.append(sequence.slot)
@@ -101,6 +127,12 @@ class Residents:
         sequence.blocks = []
         sequence.slot = -1
         sequence.planned = 0
+
+    def take_continued(self) -> tuple[ContinuedSequence, ...]:
+        """Those that `go_on` since the last plan and are still here, for the next one."""
+        continued = tuple(self._continued.values())
+        self._continued.clear()
+        return continued
 
     def take_removed(self) -> tuple[int, ...]:
         """Slots emptied since the last plan, for the next one."""

@@ -111,6 +111,11 @@ class Roster:
         self.residents.put_back(sequence)
         self.stats.put_off += 1
 
+    def go_on(self, sequence: Sequence, source: Sequence, token: int) -> None:
+        """A part of a beam search, whose draw is known, goes on: see `Residents.go_on`."""
+        self.residents.go_on(sequence, source, token)
+        self.backlog += len(sequence.token_ids) - sequence.planned
+
     def finish(
         self,
         sequence: Sequence,

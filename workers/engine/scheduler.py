@@ -102,7 +102,8 @@ class Scheduler:
             return None
         masked = _masked(sequences, decodes) if self._roster.grammars else ()
         removed, copies = self._residents.take_removed(), self._roster.host.take_copies()
-        plan = StepPlan(self._next_step, removed, tuple(added), tuple(decodes), masked, *copies)
+        continued = self._residents.take_continued()
+        plan = StepPlan(self._next_step, removed, tuple(added), tuple(decodes), masked, *copies, continued)
         self._next_step += 1
         self._roster.in_flight += 1
         return PlannedStep(plan, num_tokens, num_decodes, tuple(sequences), Expected(), kv_tokens, pairs)

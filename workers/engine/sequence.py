@@ -69,7 +69,7 @@ class Sequence:
         self.flow = flow
         self.grammar = grammar
         self.is_part = is_part  # of a beam search, which is what the counts of requests know
-        self.arrival = arrival  # grows from request to request
+        self.arrival = arrival  # nobody else's; grows from request to request
         self.num_prompt = len(request.prompt_ids)
         self.limit = min(self.num_prompt + request.sampling.max_tokens, context)  # tokens it can ever have
         self.stop_ids = frozenset(request.sampling.stop_ids)
@@ -110,8 +110,7 @@ class Sequence:
         return f"Sequence({self.id!r}, {self.phase.value}, known={len(self.token_ids)}, planned={self.planned})"
 
 
-# (arrival, number of the push, sequence): the preempted came before all that are still fresh
-_Waiting = tuple[int, int, Sequence]
+_Waiting = tuple[int, Sequence]  # (arrival, sequence): the preempted came before all that are still fresh
 
 
 class Flow:
@@ -131,8 +130,8 @@ class Flow:
         """Who is admitted next: the first that came."""
         waiting = self.waiting
         while waiting:
-            if waiting[0][2].phase is Phase.WAITING:
-                return waiting[0][2]
+            if waiting[0][1].phase is Phase.WAITING:
+                return waiting[0][1]
             heapq.heappop(waiting)
             self.dead -= 1
         return None

@@ -251,7 +251,14 @@ class BatchState:
     def _apply(self, plan: StepPlan) -> Changes | None:
         """Changes on the host; on CUDA the device's tables need the returned ones too."""
         tokens: list[tuple[int, tuple[int, ...]]] = []
-        blocks: list[tuple[int, tuple[int, ...]]] = []
+        blocks: list[tuple[int, Sequence[int] | Array]] = []
+        for one in plan.continued:
+            self._held[one.slot] = held = -(-one.start // self.block_size)
+            tokens.append((one.slot * self.width + one.start, one.token_ids))
+            if one.source != one.slot:
+                table = self._tables[one.source, :held]
+                self._tables[one.slot, :held] = table
+                blocks.append((one.slot * self.max_blocks, table.copy()))
         for slot in plan.removed:
             self._held[slot] = 0
         for new in plan.added:
@@ -292,7 +299,7 @@ class BatchState:
         self.block_table.view(-1).index_copy_(0, block_at, block_ids)
 
 
-def _pairs(runs: list[tuple[int, tuple[int, ...]]]) -> tuple[Array, Array]:
+def _pairs(runs: Sequence[tuple[int, Sequence[int] | Array]]) -> tuple[Array, Array]:
     """Flat places int64 and values int32 of runs that begin at the given places."""
     if not runs:
         return np.zeros(0, np.int64), np.zeros(0, np.int32)
