@@ -125,6 +125,7 @@ class FakeExecutor:
         assert plan.step == len(self.plans), f"step {plan.step} after {len(self.plans) - 1}"
         assert len(self.plans) - self.awaited < self.depth, "too many steps in flight"
         self.plans.append(plan)
+        self._continue(plan)
         self._copy(plan)
         self._change(plan)
         self._check_shape(plan)
@@ -133,6 +134,18 @@ class FakeExecutor:
         self._check_shared()
         results = [self._draw(run.slot) for run in plan.scheduled if run.emit]
         return FakeHandle(self, StepResult(plan.step, tuple(results), 0.001))
+
+    def _continue(self, plan: StepPlan) -> None:
+        assert len({one.slot for one in plan.continued}) == len(plan.continued), "a slot goes on in two ways"
+        for one in plan.continued:
+            state, source = self.slots[one.slot], self.slots[one.source]
+            assert one.position == source.computed == state.computed, f"{one} goes on elsewhere than it stands"
+            assert len(state.blocks) == len(source.blocks) == -(-one.position // self.block_size)
+            full = one.position // self.block_size
+            if one.source != one.slot and full < len(state.blocks):
+                self.store[state.blocks[full]] = list(self.store[source.blocks[full]])
+            tokens = [*source.tokens[: one.position], one.token_id]
+            self.slots[one.slot] = replace(state, tokens=tokens, blocks=source.blocks[:full] + state.blocks[full:])
 
     def _copy(self, plan: StepPlan) -> None:
         assert len({host for _, host in plan.copies_out}) == len(plan.copies_out), "a host block is written twice"
@@ -144,17 +157,6 @@ class FakeExecutor:
             self.store[block] = list(self.host[host])
 
     def _change(self, plan: StepPlan) -> None:
-        assert len({one.slot for one in plan.continued}) == len(plan.continued), "a slot goes on in two ways"
-        for one in plan.continued:
-            source = self.slots[one.source]
-            assert one.start <= source.computed, f"{one} goes on behind what is computed"
-            assert one.source == one.slot or one.start % self.block_size == 0, f"{one} shares a block that is not full"
-            self.slots[one.slot] = replace(
-                self.slots[one.slot],
-                tokens=source.tokens[: one.start] + list(one.token_ids),
-                blocks=source.blocks[: -(-one.start // self.block_size)],
-                computed=one.start,
-            )
         assert len(set(plan.removed)) == len(plan.removed)
         for slot in plan.removed:
             del self.slots[slot]  # KeyError: it was empty

@@ -1,7 +1,7 @@
 """Beam searches in the engine: a sequence for each beam; when all have drawn, the search says what they go on with.
 
 A beam that is continued keeps its sequence, with slot and blocks; one that is continued twice is also taken over by a
-sequence whose own beam is given up: they share the full blocks, and the last one is run again, which is overhead.
+sequence whose own beam is given up: they share its full blocks, and the last one is copied.
 
 A search yields to others like any request. While one of its sequences waits for a slot or a block, those that have
 drawn hold none: they would be in its way. What comes after them is admitted anew, and finds most of it in the prefix

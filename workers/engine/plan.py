@@ -47,15 +47,15 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class ContinuedSequence:
-    """The sequence in `slot` goes on otherwise than its rank has drawn. Its first `start` tokens, and the blocks that
-    hold them, are those of the sequence in `source` (the same, or one with the same parameters); it gives up its other
-    blocks. `token_ids` stand at positions `start`, `start` + 1, ..., and nothing is known behind them.
+    """The sequence in `slot` goes on with `token_id` at `position`, whatever its rank has drawn there. Before it stands
+    what stands before that position in `source` (the same slot, or one of the same parameters and as many blocks): it
+    shares the full blocks of that, and what is in the last one, if it is not full, is copied to its own last one.
     """
 
     slot: int
     source: int
-    start: int
-    token_ids: tuple[int, ...]
+    position: int
+    token_id: int
 
 
 @dataclass(frozen=True, slots=True)

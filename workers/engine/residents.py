@@ -80,27 +80,22 @@ class Residents:
         return blocks
 
     def go_on(self, sequence: Sequence, source: Sequence, token: int) -> None:
-        """Instead of with the token that it drew, `sequence` goes on as `source`, of the same length, did, and with
-        `token`. Of another one's last block, if that is not full, all is run again. Neither has gone on since its draw.
+        """Instead of with the token that it drew, `sequence` goes on with `token` behind all that `source`, of the same
+        length, has. Neither has gone on since its draw.
         """
-        is_other, size = sequence is not source, self._block_size
-        if is_other:
-            full = source.planned // size
+        if sequence is not source:
+            full = source.planned // self._block_size
             common = next((i for i in range(full) if sequence.blocks[i] != source.blocks[i]), full)
             for block in source.blocks[common:full]:
                 self._pool.share(block)
-            self._pool.release(reversed(sequence.blocks[common:]))
-            sequence.blocks[common:] = source.blocks[common:full]
+            self._pool.release(reversed(sequence.blocks[common:full]))
+            sequence.blocks[common:full] = source.blocks[common:full]
             sequence.token_ids[sequence.num_prompt :] = source.token_ids[source.num_prompt :]
             sequence.hashes = source.hashes[:full]
             sequence.registered = full
-            self.kv_tokens -= sequence.planned - full * size
-            sequence.planned = full * size
-        start = sequence.planned
         sequence.token_ids.append(token)
         sequence.limit += 1
-        tail = tuple(sequence.token_ids[start:])
-        self._continued[sequence] = ContinuedSequence(sequence.slot, source.slot, start, tail)
+        self._continued[sequence] = ContinuedSequence(sequence.slot, source.slot, sequence.planned, token)
         self.move(sequence, Phase.PREFILL)
 
     def put_back(self, sequence: Sequence) -> None:

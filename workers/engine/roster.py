@@ -114,7 +114,7 @@ class Roster:
     def go_on(self, sequence: Sequence, source: Sequence, token: int) -> None:
         """A part of a beam search, whose draw is known, goes on: see `Residents.go_on`."""
         self.residents.go_on(sequence, source, token)
-        self.backlog += len(sequence.token_ids) - sequence.planned
+        self.backlog += 1
 
     def finish(
         self,

@@ -38,22 +38,43 @@ def count_blocks(specs: Sequence[KVCacheSpec], engine: EngineConfig, max_model_l
 
 
 def allocate(specs: Sequence[KVCacheSpec], num_blocks: int, block_size: int, device: torch.device) -> list[LayerCache]:
-    """Keys and values [N, S, K, D] for each layer, not initialized. Raises OutOfMemory."""
+    """Keys and values [N, S, K, D] for each layer, not initialized; in one piece for layers that share a spec.
+
+    Raises OutOfMemory.
+    """
     layers: dict[int, LayerCache] = {}
     for spec in specs:
         if spec.latent_size or spec.scale_bytes:
             raise ConfigError("latent and quantized KV caches are not supported yet")
-        shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_size)
-        dtype = getattr(torch, spec.dtype)
-        for layer in spec.layers:
-            try:
-                layers[layer] = LayerCache(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
-            except (torch.OutOfMemoryError, RuntimeError) as e:
-                total = readable(num_blocks * block_bytes(specs, block_size))
-                raise OutOfMemory(
-                    f"{num_blocks} KV blocks take {total}, which cannot be allocated on {device}; {len(layers)} of "
-                    f"{sum(len(s.layers) for s in specs)} layers did fit"
-                ) from e
+        shape = (2, len(spec.layers), num_blocks, block_size, spec.num_kv_heads, spec.head_size)
+        try:
+            keys, values = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=device)
+        except (torch.OutOfMemoryError, RuntimeError) as e:
+            total = readable(num_blocks * block_bytes(specs, block_size))
+            raise OutOfMemory(
+                f"{num_blocks} KV blocks take {total}, which cannot be allocated on {device}; {len(layers)} of "
+                f"{sum(len(s.layers) for s in specs)} layers did fit"
+            ) from e
+        layers |= {layer: LayerCache(keys[i], values[i]) for i, layer in enumerate(spec.layers)}
     if sorted(layers) != list(range(len(layers))):
         raise ConfigError(f"the model's cache specs name layers {sorted(layers)}, not 0 to {len(layers) - 1}")
     return [layers[i] for i in range(len(layers))]
+
+
+class BlockCopies:
+    """Copies blocks of `caches` to other ones, in all layers; those in one piece of memory take one copy."""
+
+    def __init__(self, caches: Sequence[LayerCache]) -> None:
+        pieces: dict[int, torch.Tensor] = {}
+        for tensor in (t for cache in caches for t in (cache.key, cache.value)):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in pieces:
+                whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage)
+                pieces[storage.data_ptr()] = whole.view(-1, *tensor.shape)  # [tensors in this piece, N, S, K, D]
+        self._pieces = list(pieces.values())
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Each (from, to), in this order. On CUDA it is queued on the current stream, and takes no memory."""
+        for source, target in pairs:
+            for piece in self._pieces:
+                piece[:, target].copy_(piece[:, source])

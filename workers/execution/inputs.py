@@ -150,6 +150,15 @@ class BatchState:
         if flat.changes is not None:
             self._change(*self._uploader.upload(flat.changes))
 
+    def block_copies(self, plan: StepPlan) -> list[tuple[int, int]]:
+        """What of which block is copied to which other one for a plan that has not been applied yet."""
+        return [
+            (int(self._tables[one.source, one.position // self.block_size]),
+             int(self._tables[one.slot, one.position // self.block_size]))
+            for one in plan.continued
+            if one.source != one.slot and one.position % self.block_size
+        ]  # fmt: skip
+
     def order(self, plan: StepPlan) -> list[ScheduledSequence]:
         """What the plan runs, in an order in which it may be run in parts."""
         return independent_order(plan.scheduled, self._tables, self.block_size)
@@ -253,12 +262,11 @@ class BatchState:
         tokens: list[tuple[int, tuple[int, ...]]] = []
         blocks: list[tuple[int, Sequence[int] | Array]] = []
         for one in plan.continued:
-            self._held[one.slot] = held = -(-one.start // self.block_size)
-            tokens.append((one.slot * self.width + one.start, one.token_ids))
+            tokens.append((one.slot * self.width + one.position, (one.token_id,)))
             if one.source != one.slot:
-                table = self._tables[one.source, :held]
-                self._tables[one.slot, :held] = table
-                blocks.append((one.slot * self.max_blocks, table.copy()))
+                shared = self._tables[one.source, : one.position // self.block_size].copy()
+                self._tables[one.slot, : len(shared)] = shared
+                blocks.append((one.slot * self.max_blocks, shared))
         for slot in plan.removed:
             self._held[slot] = 0
         for new in plan.added:

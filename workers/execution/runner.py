@@ -27,6 +27,7 @@ import torch
 from workers.api.errors import EchelonError, EngineFault, OutOfMemory
 from workers.context import LayerCache
 from workers.engine.plan import ScheduledSequence, SlotResult, StepHandle, StepMasks, StepPlan, StepResult
+from workers.execution.cache import BlockCopies
 from workers.execution.graphs import StepGraphs
 from workers.execution.halving import halves, in_step_order, is_out_of_memory, rows_of
 from workers.execution.inputs import BatchState
@@ -66,7 +67,7 @@ class Runner:
     ) -> None:
         self.passes = Passes(model, caches, state, group or Group("tp"), collect=collect, careful=halves)
         self.caches, self.state, self.rank, self.device = self.passes.caches, state, rank, state.device
-        self._swap = swap
+        self._swap, self._copies = swap, BlockCopies(self.caches)
         self._lost: dict[int, str] = {}  # slots whose sequence had no memory, until they are somebody else's
         self._waiting: Waiting | None = None  # submitted last, and for masks
         self._open: Launched | None = None  # the one whose vote is not counted yet
@@ -215,6 +216,8 @@ class Runner:
     def _begin(self, plan: StepPlan) -> Begun:
         """Queue the step on the device until its draws: copies of blocks, inputs and forward pass."""
         started = time.perf_counter()
+        if plan.continued:
+            self._copies.copy(self.state.block_copies(plan))
         if plan.copies_out or plan.copies_in:
             if self._swap is None:
                 raise EngineFault("the plan copies blocks to or from the host, where there are none")
