@@ -243,12 +243,6 @@ class Common(GuidedFields):
                 code=None,
                 at=("stream_options",),
             )
-        if self.stream and self.return_token_ids:
-            raise Refused(
-                "Unsupported parameter: '{param}' is for whole answers; '/tokenize' tells the prompt's ids.",
-                code="unsupported_parameter",
-                at=("return_token_ids",),
-            )
         if self.stream and self.asked_prompt_logprobs is not None and self.asked_choices > 1:
             raise Refused(
                 "Unsupported parameter: in a stream log-probabilities of the prompt come with n = 1 only.",

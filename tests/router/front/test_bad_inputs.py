@@ -184,7 +184,8 @@ PRESENCE = [
         ("x", "invalid_type", "documents"), ([1], "invalid_type", "documents[0]"),
         ([{"a": 1}], "invalid_type", "documents[0].a"), ([{}] * 257, "array_above_max_length", "documents"),
     )),
-    bad("ids in a stream", {"return_token_ids": True, "stream": True}, "unsupported_parameter", "return_token_ids"),
+    *(bad(f"return_token_ids {v!r}", {"return_token_ids": v}, "invalid_type", "return_token_ids")
+      for v in (1, "true", [], {})),
     bad("effort", {"reasoning_effort": "much"}, "invalid_value", "reasoning_effort"),
     bad("side", {"truncation_side": "middle"}, "invalid_value", "truncation_side"),
     bad("two guides", {"guided_regex": "a", "guided_choice": ["b"]}, "invalid_value", "guided_regex"),
