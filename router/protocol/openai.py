@@ -22,6 +22,7 @@ from router.protocol.fields import (
     Content,
     Documents,
     LogitBias,
+    LogprobIds,
     Penalty,
     Prompt,
     Stop,
@@ -181,6 +182,7 @@ class Common(GuidedFields):
     return_token_ids: bool | None = None  # of prompts and answers
     return_tokens_as_token_ids: bool | None = None  # where log-probabilities name tokens
     allowed_token_ids: AllowedIds = ()  # () = all
+    logprob_token_ids: LogprobIds = ()  # whose log-probabilities are shown; () = the likeliest
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     bad_words: BadWords = ()
@@ -237,6 +239,8 @@ class Common(GuidedFields):
     def _agree(self) -> Self:
         if self.asked_grammar is not None and self.allowed_token_ids:
             raise Refused("'{param}' and structured output exclude each other.", at=("allowed_token_ids",))
+        if self.logprob_token_ids and self.asked_logprobs is None:
+            raise Refused("'{param}' is only allowed when 'logprobs' is enabled.", at=("logprob_token_ids",))
         if self.stream_options is not None and not self.stream:
             raise Refused(
                 "The 'stream_options' parameter is only allowed when 'stream' is enabled.",

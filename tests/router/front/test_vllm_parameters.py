@@ -1,7 +1,8 @@
 """What vLLM's users send besides: stop strings that stay, ids, names of tokens, guided fields, thoughts, documents.
 
-Mutants seen to fail: the stop string cut although asked for; tokens called as they read; `documents` whose special
-strings are special; thoughts shown; a `guided_` field that is dropped; `right` that keeps the end.
+Mutants seen to fail: ids shown that were drawn behind a stop string; ids taken by an event of the prompt's, or by a
+later one than their text's; the stop string cut although asked for; tokens called as they read; `documents` whose
+special strings are special; thoughts shown; a `guided_` field that is dropped; `right` that keeps the end.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ STREAMS = [
     (COMPLETION, {"prompt": "hello", "echo": True, "logprobs": 0}),
     (COMPLETION, {"prompt": "x", "min_tokens": 9, "stop": ["wör"], "max_tokens": 12}),
     (COMPLETION, {"prompt": "x", "skip_special_tokens": False}),
+    (COMPLETION, {"prompt": "x", "use_beam_search": True, "n": 2}),
 ]
 
 
@@ -142,9 +144,34 @@ async def test_a_long_prompt_is_no_reason_to_give_its_reader_up(model_folder, ge
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
         body = {"prompt": ids, "max_tokens": 5, "prompt_logprobs": 0, "return_token_ids": True}
         events = await post(client, COMPLETION, **body, stream=True)
-    assert events[0]["choices"][0]["prompt_token_ids"] == ids
-    assert len(events[1]["choices"][0]["prompt_logprobs"]) == len(ids)
+    first, scores, *_ = (e["choices"][0] for e in events)
+    assert (first["prompt_token_ids"], first["token_ids"], scores["token_ids"]) == (ids, [], [])
+    assert len(scores["prompt_logprobs"]) == len(ids)
     assert len(shown_ids(events)) == 5
+
+
+async def test_named_tokens_are_shown_after_the_drawn_one(client, generator, tokenizer):
+    ids = tokenizer.encode(ANSWER)[:4]
+    names = [259, ids[0], 40]
+    body = {"max_tokens": 4, "logprob_token_ids": [*names, 40], "return_tokens_as_token_ids": True}
+
+    def expected(drawn):
+        return {f"token_id:{i}": -0.5 if i == drawn else -i / 9 for i in [drawn, *names]}
+
+    for more in ({"top_logprobs": 5}, {}):
+        chat = await post(client, CHAT, **HI, **body, logprobs=True, n=2, **more)
+        for choice in chat["choices"]:
+            shown = [[(t["token"], t["logprob"]) for t in one["top_logprobs"]] for one in choice["logprobs"]["content"]]
+            assert shown == [list(expected(i).items()) for i in ids]
+    asked = generator.requests[-1].samplings
+    assert [(s.logprobs, s.logprob_ids) for s in asked] == [(0, tuple(names))] * 2
+    whole = await post(client, COMPLETION, prompt="hello", echo=True, **body, logprobs=2)
+    shown = whole["choices"][0]["logprobs"]["top_logprobs"]
+    assert shown[-4:] == [expected(i) for i in ids]
+    assert [len(one) for one in shown[1:-4]] == [2] * (len(generator.requests[-1].prompt_ids) - 1)
+    events = await post(client, COMPLETION, prompt="x", **body, logprobs=0, stream=True)
+    streamed = [e["choices"][0]["logprobs"] for e in events]
+    assert [t for p in streamed if p for t in p["top_logprobs"]] == [expected(i) for i in ids]
 
 
 CALL = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
@@ -163,7 +190,9 @@ async def test_ids_of_answers_in_parts(tools_client, generator, steps, options):
             assert [shown_ids(events, i) for i in (0, 1)] == [c["token_ids"] for c in whole["choices"]]
             calls = [c for e in events for c in e["choices"] if "tool_calls" in c["delta"]]
             assert {c["index"] for c in calls} == {0, 1}
-            assert all("token_ids" in c for c in calls)
+            if steps == 400:  # all in one step: the first event of several brings all
+                firsts = [next(c for e in events[2:] for c in e["choices"] if c["index"] == i) for i in (0, 1)]
+                assert [c["token_ids"] for c in firsts] == [c["token_ids"] for c in whole["choices"]]
 
 
 async def test_tokens_are_called_by_their_ids(client, tokenizer):
@@ -281,7 +310,7 @@ def test_the_schema_names_them(app):
     paths = app.openapi()["paths"]
     for path in (CHAT, COMPLETION):
         schema = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        names = {"priority", "guided_json", "include_stop_str_in_output", "return_token_ids", "truncation_side"}
+        names = {"priority", "guided_json", "include_stop_str_in_output", "return_token_ids", "logprob_token_ids"}
         assert names <= set(schema["properties"])
 
 
