@@ -342,7 +342,7 @@ class Rank:
         blocks = tuple(range(min(-(-(count + 1) // size), self.num_blocks)))
         plain = SamplingParams(max_tokens=2, temperature=0.0)
         drawn = replace(plain, temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1, logit_bias=((0, 1.0),),
-                        logprobs=2, seed=0)  # fmt: skip
+                        logprobs=2, logprob_ids=(0,), seed=0)  # fmt: skip
         for params, masked in ((drawn, True), (plain, False)):
             added = NewSequence(0, (0,) * count, count, params, blocks, masked=masked)
             slots = (0,) if masked else ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from router.parsers.pieces import CallBegins, Parser, Pieces, Reasoning
 from router.protocol.answers import ShownToken
 from router.text.detokenizer import Detokenizer
@@ -156,3 +158,23 @@ class Choice:
             count += 1
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         return [ShownToken(t.logprobs, t.offset + self._offset) for t in taken]
+
+
+class IdsChoice(Choice):
+    """A choice whose ids are shown as they come."""
+
+    def __init__(self, index: int, detokenizer: Detokenizer, **how: Any) -> None:
+        super().__init__(index, detokenizer, **how)
+        self._ids: list[int] = []
+
+    def push(self, delta: Delta) -> str:
+        """See `Choice`."""
+        before = self.token_count
+        text = super().push(delta)
+        self._ids += delta.token_ids[: self.token_count - before]
+        return text
+
+    def take_ids(self) -> list[int]:
+        """What it emitted since the last call, all that was counted and no more."""
+        taken, self._ids = self._ids, []
+        return taken

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from router.generation import GenerationRequest, Generator
-from router.http.choice import Choice
+from router.http.choice import Choice, IdsChoice
 from router.http.config import FrontConfig, ServedModel
 from router.http.conversation import conversation_of
 from router.http.identity import Identity
@@ -25,6 +25,7 @@ from router.protocol.openai import ChatBody, Common, CompletionBody
 from router.protocol.response_events import ResponsesFormat
 from router.protocol.responses import ResponsesBody
 from router.protocol.sampling import check_ids, check_products, room, samplings
+from router.protocol.token_ids import IdsFormat
 from router.protocol.validation import path
 from router.request_context import unique_id
 from router.text.grammars import GrammarChecks
@@ -300,6 +301,8 @@ class JobMaker:
         limits, facts, n = self._config.limits, model.facts, body.asked_choices
         bad_words = await self._bad_words(body, model)
         asked = body.asked_grammar
+        if body.stream and body.return_token_ids:
+            kind = IdsChoice
         requests: list[GenerationRequest] = []
         choices: list[Choice] = []
         for ids, echoed in zip(prompts, echoes, strict=True):
@@ -368,8 +371,12 @@ class JobMaker:
         )
 
 
-def _finished(job: Job, body: Common, form: ChatFormat | CompletionFormat) -> Job:
+def _finished(job: Job, body: Common, plain: ChatFormat | CompletionFormat) -> Job:
     """`job` with what its stream shows besides text."""
+    form: ChatFormat | CompletionFormat | IdsFormat = plain
+    take = [choice.take_ids for choice in job.choices if isinstance(choice, IdsChoice)]
+    if take:
+        form = job.format = IdsFormat(plain, take)
     if body.asked_prompt_logprobs is not None:
         job.prompt_event = form.prompt
     if body.stream_options is not None and body.stream_options.continuous_usage_stats:

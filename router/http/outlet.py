@@ -104,17 +104,21 @@ class EventStream:
         self._write: Callable[[str], bool] | None = None  # while nobody waits for the client
         self._held: list[str] = []
         self._size = 0
+        self._begun = False
         self._filled = asyncio.Event()  # there is something for `relay`
 
     def put(self, events: str) -> None:
-        """Send `events`, soon or later. Raises EngineFault for a reader that is too far behind."""
+        """Send `events`, soon or later. Raises EngineFault for a reader that is too far behind.
+
+        It is not while nothing has been sent, nor by one piece: what shows a prompt may be long.
+        """
         self._held.append(events)
         self._size += len(events)
         if self._write is None:
             self._filled.set()
         elif len(self._held) == 1:
             self._turn.add(self)
-        if self._size > MOST_HELD:
+        if self._size > MOST_HELD and self._begun and self._size - max(map(len, self._held)) > MOST_HELD:
             raise EngineFault(f"the reader of this stream is {self._size} bytes behind")
 
     def write(self) -> None:
@@ -134,6 +138,7 @@ class EventStream:
 
     async def relay(self, work: asyncio.Future[None]) -> None:
         """The answer has begun: send what is put until `work` is done."""
+        self._begun = True
         self.straight = straight_write(self._scope) is not None
         work.add_done_callback(self._wake)
         try:

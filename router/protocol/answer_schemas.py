@@ -64,12 +64,13 @@ class AnswerMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """One of the answers."""
+    """One of the answers; `token_ids` where `return_token_ids` asks for them."""
 
     index: int
     message: AnswerMessage
     finish_reason: str
     logprobs: dict[str, Any] | None = None
+    token_ids: list[int] | None = None
 
 
 class ChatAnswer(BaseModel):
@@ -81,15 +82,18 @@ class ChatAnswer(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: UsageBody
+    prompt_token_ids: list[int] | None = None
 
 
 class TextChoice(BaseModel):
-    """One of the continuations."""
+    """One of the continuations; ids where `return_token_ids` asks for them."""
 
     index: int
     text: str
     finish_reason: str
     logprobs: dict[str, Any] | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class CompletionAnswer(BaseModel):

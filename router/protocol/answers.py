@@ -145,6 +145,14 @@ class _Envelope:
     def usage(self, usage: Usage) -> str:
         return f"{self._bare}{dumps(usage.as_json())}}}\n\n"
 
+    def in_choice(self, event: str, name: str, ids: Sequence[int]) -> str:
+        """`event`, with ids in its choice."""
+        return f'{event[: -len(self._tail)]},"{name}":{dumps(ids)}{self._tail}'
+
+    def beside_choices(self, event: str, name: str, ids: Sequence[int]) -> str:
+        """`event`, with ids of its own."""
+        return f'{event[: -len(self._tail)]}}}],"{name}":{dumps(ids)}{self._tail[2:]}'
+
 
 class _Heads(dict[int, str]):
     """What stands before the new text of choice i; made once a choice."""
@@ -195,6 +203,14 @@ class ChatFormat(_Events):
         shown = dumps(prompt_scores(scores, self.prompt_top or 0, self._token_bytes))
         fields = f'"delta":{{}},"logprobs":null,"finish_reason":null,"prompt_logprobs":{shown}'
         return f"{self._head}{index},{fields}{self._tail}"
+
+    def with_ids(self, event: str, ids: Sequence[int]) -> str:
+        """`event`, with ids of the answer."""
+        return self._envelope.in_choice(event, "token_ids", ids)
+
+    def with_prompt_ids(self, index: int, event: str) -> str:
+        """The first event of a choice, with the prompt's ids if it is the first of all."""
+        return event if index else self._envelope.beside_choices(event, "prompt_token_ids", self.prompt_ids or ())
 
     def parts(self, index: int, pieces: Sequence[Piece], tokens: Sequence[ShownToken] | None) -> str:
         """Content, reasoning, tool calls and their arguments as they grow."""
@@ -304,8 +320,17 @@ class CompletionFormat(_Events):
 
     def opening(self, index: int) -> str:
         """The echoed prompt, unless it waits for its log-probabilities."""
-        waits = self.prompt_shown is not None or not self._echoes[index]
-        return "" if waits else self.text(index, self._echoes[index], None)
+        echo = "" if self.prompt_shown is not None else self._echoes[index]
+        return self.text(index, echo, None) if echo or self.prompt_ids is not None else ""
+
+    def with_ids(self, event: str, ids: Sequence[int]) -> str:
+        """`event`, with ids of the answer."""
+        return self._envelope.in_choice(event, "token_ids", ids)
+
+    def with_prompt_ids(self, index: int, event: str) -> str:
+        """The first event of a choice, with its prompt's ids."""
+        assert self.prompt_ids is not None, "nobody asked for the prompt's ids"
+        return self._envelope.in_choice(event, "prompt_token_ids", self.prompt_ids[index])
 
     def prompt(self, index: int, scores: Sequence[TokenLogprobs]) -> str:
         """The echo, and the log-probabilities of the prompt."""

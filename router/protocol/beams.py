@@ -10,7 +10,8 @@ from workers.api.request import MAX_BEAMS, BeamParams
 
 MAX_LENGTH_PENALTY = 10.0
 DEFAULT_LENGTH_PENALTY = 1.0
-# Fields that change which tokens are likely, or stop at text: the search knows the model's own numbers, and tokens.
+# Fields that change which tokens are likely, stop at text, or name tokens: the search knows the likeliest ones, as the
+# model has them.
 _NO_SAY = (
     ("presence_penalty", 0),
     ("frequency_penalty", 0),
@@ -19,6 +20,7 @@ _NO_SAY = (
     ("allowed_token_ids", ()),
     ("bad_words", ()),
     ("stop", ()),
+    ("logprob_token_ids", ()),
 )
 
 

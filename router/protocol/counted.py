@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from router.parsers.pieces import Piece
 from router.protocol.answers import ChatFormat, CompletionFormat, ShownToken, Usage
 from router.protocol.sse import dumps
+from router.protocol.token_ids import IdsFormat
 
 _OPEN = '"usage":null}\n\n'  # how the events of a stream that tells its usage at its end are closed
 
@@ -14,7 +15,7 @@ _OPEN = '"usage":null}\n\n'  # how the events of a stream that tells its usage a
 class CountedFormat:
     """`form`, whose events end with an open usage, with that usage filled in. Tokens are those of all choices."""
 
-    def __init__(self, form: ChatFormat | CompletionFormat) -> None:
+    def __init__(self, form: ChatFormat | CompletionFormat | IdsFormat) -> None:
         self._form = form
         self._usage: Callable[[], Usage] = lambda: Usage(0, 0, 0)
         self.content_type, self.done = form.content_type, form.done
@@ -40,7 +41,7 @@ class CountedFormat:
 
     def parts(self, index: int, pieces: Sequence[Piece], tokens: Sequence[ShownToken] | None) -> str:
         """See `PartsFormat`."""
-        assert isinstance(self._form, ChatFormat), "only chats are parsed"
+        assert not isinstance(self._form, CompletionFormat), "only chats are parsed"
         events = self._form.parts(index, pieces, tokens).split("\n\n")
         return "".join([self.counted(f"{event}\n\n") for event in events[:-1]])
 

@@ -30,7 +30,6 @@ _BOTH: dict[str, tuple[Harmless, str]] = {
     "guided_decoding_backend": (_is_text, "it is a string"),  # there is one
     "return_mm_kwargs": (_is_boolean, "it is true or false"),
     "detokenize": (lambda v: v is None or v is True, "'return_token_ids' shows ids beside the text"),
-    "logprob_token_ids": (is_nothing, "log-probabilities are of the likeliest tokens"),
     "logits_processors": (
         is_nothing,
         "requests bring no code: there are 'logit_bias', 'bad_words', 'allowed_token_ids' and 'structured_outputs'",

@@ -19,6 +19,7 @@ MAX_TEMPLATE_VARIABLES = 64
 MAX_DOCUMENTS = 256
 MAX_TEMPLATE_CHARACTERS = 1 << 16
 MAX_BIAS_ENTRIES = 1024
+MAX_LOGPROB_IDS = 128
 MAX_PROMPTS = 1024
 MAX_PARTS = 1024
 _ID = re.compile(r"0|[1-9][0-9]{0,11}")
@@ -180,6 +181,12 @@ def _allowed_ids(value: Any) -> tuple[int, ...]:
     return _token_ids(value)
 
 
+def _logprob_ids(value: Any) -> tuple[int, ...]:
+    if isinstance(value, list) and len(value) > MAX_LOGPROB_IDS:
+        raise _too_many(len(value), MAX_LOGPROB_IDS)
+    return tuple(dict.fromkeys(_allowed_ids(value)))
+
+
 def _texts(value: Any) -> str | tuple[str, ...]:
     if isinstance(value, str):
         return value
@@ -248,6 +255,7 @@ Content = Annotated[str, PlainValidator(_content, json_schema_input_type=str | l
 Stop = Annotated[tuple[str, ...], PlainValidator(_stop, json_schema_input_type=str | list[str] | None)]
 TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids, json_schema_input_type=list[int] | None)]
 AllowedIds = Annotated[tuple[int, ...], PlainValidator(_allowed_ids, json_schema_input_type=list[int] | None)]
+LogprobIds = Annotated[tuple[int, ...], PlainValidator(_logprob_ids, json_schema_input_type=list[int] | None)]
 Texts = Annotated[str | tuple[str, ...], PlainValidator(_texts, json_schema_input_type=str | list[str])]
 Prompt = Annotated[
     tuple[str | tuple[int, ...], ...],

@@ -22,6 +22,7 @@ from router.protocol.fields import (
     Content,
     Documents,
     LogitBias,
+    LogprobIds,
     Penalty,
     Prompt,
     Stop,
@@ -181,6 +182,7 @@ class Common(GuidedFields):
     return_token_ids: bool | None = None  # of prompts and answers
     return_tokens_as_token_ids: bool | None = None  # where log-probabilities name tokens
     allowed_token_ids: AllowedIds = ()  # () = all
+    logprob_token_ids: LogprobIds = ()  # whose log-probabilities are shown; () = the likeliest
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     bad_words: BadWords = ()
@@ -237,17 +239,13 @@ class Common(GuidedFields):
     def _agree(self) -> Self:
         if self.asked_grammar is not None and self.allowed_token_ids:
             raise Refused("'{param}' and structured output exclude each other.", at=("allowed_token_ids",))
+        if self.logprob_token_ids and self.asked_logprobs is None:
+            raise Refused("'{param}' is only allowed when 'logprobs' is enabled.", at=("logprob_token_ids",))
         if self.stream_options is not None and not self.stream:
             raise Refused(
                 "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
                 code=None,
                 at=("stream_options",),
-            )
-        if self.stream and self.return_token_ids:
-            raise Refused(
-                "Unsupported parameter: '{param}' is for whole answers; '/tokenize' tells the prompt's ids.",
-                code="unsupported_parameter",
-                at=("return_token_ids",),
             )
         if self.stream and self.asked_prompt_logprobs is not None and self.asked_choices > 1:
             raise Refused(

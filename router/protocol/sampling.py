@@ -107,6 +107,7 @@ def samplings(
     check_ids(body.stop_token_ids, model.vocab_size, "stop_token_ids")
     check_ids(body.allowed_token_ids, model.vocab_size, "allowed_token_ids")
     check_ids(tuple(i for i, _ in body.logit_bias), model.vocab_size, "logit_bias")
+    check_ids(body.logprob_token_ids, model.vocab_size, "logprob_token_ids")
     if len(body.stop_token_ids) > limits.max_stop_ids:
         raise InvalidRequest(
             f"Invalid 'stop_token_ids': array too long. Expected an array with maximum length {limits.max_stop_ids}, "
@@ -117,10 +118,13 @@ def samplings(
     n, top = body.asked_choices, body.asked_logprobs
     if top is None and n > (body.n or 1) and body.beams is None:
         top = 0  # by which the best are told
-    if top is not None and n * max_tokens * (top + 1) > limits.max_logprobs:
+    if body.logprob_token_ids:
+        top = 0  # they stand in the place of the likeliest
+    shown = max(top or 0, len(body.logprob_token_ids))
+    if top is not None and n * max_tokens * (shown + 1) > limits.max_logprobs:
         raise InvalidRequest(
             f"Invalid 'logprobs': n x max_tokens x alternatives is over {limits.max_logprobs}; ask for fewer.",
-            param="top_logprobs" if "top_logprobs" in body.model_fields_set else "logprobs",
+            param=next((p for p in ("logprob_token_ids", "top_logprobs") if p in body.model_fields_set), "logprobs"),
             code="invalid_value",
         )
     of_prompt = body.asked_prompt_logprobs
@@ -154,6 +158,7 @@ def samplings(
             logprobs=top,
             prompt_logprobs=None if choice else of_prompt,
             bad_words=bad_words,
+            logprob_ids=body.logprob_token_ids,
         )
         for choice in range(n)
     )

@@ -25,7 +25,7 @@ VARIED: tuple[dict[str, Any], ...] = (
     {"temperature": 2.2},
     {"temperature": 2.0, "top_p": 0.9},
     {"temperature": 2.5, "top_k": 20},
-    {"temperature": 2.2, "min_p": 0.05, "logprobs": 0},
+    {"temperature": 2.2, "min_p": 0.05, "logprobs": 0, "logprob_ids": (900, 5, EOS)},
     {"temperature": 2.1, "presence_penalty": 0.7, "frequency_penalty": 0.4},
     {"temperature": 2.3, "repetition_penalty": 1.3, "top_k": 50, "top_p": 0.95},
     {"temperature": 3.5, "choice": 0, "logprobs": 3},  # three choices of one prompt

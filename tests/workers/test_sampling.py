@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import added, plan_logits, prompt, rank_of, request, run
+from thread_ranks import on_ranks
+from tiny import added, plan_logits, prompt, rank_of, reference, request, run
 
 from workers.api.philox import exponential
 from workers.api.request import SamplingParams
 from workers.engine.plan import StepPlan, StepResult
 from workers.execution.inputs import BatchState
 from workers.execution.sampler import sample
+from workers.parallel.group import Groups
 from workers.rank import Rank, run_to_completion
 
 
@@ -173,6 +175,22 @@ def test_logprobs_are_of_the_unfiltered_distribution(bench: Bench) -> None:
     assert out.logprobs.top_ids[0].tolist() == want[0].topk(4).indices.tolist()
 
 
+def test_named_tokens_are_scored_in_their_rows(bench: Bench) -> None:
+    asked = [(7, 49, 0), (), (3,), tuple(range(50))]
+    out = bench.draw(
+        params(temperature=0.5, top_k=3, seed=1, logprobs=0, logprob_ids=asked[0]),
+        params(),
+        params(logprobs=2),
+        params(logprobs=0, logprob_ids=asked[2], allowed_ids=(4,)),
+        params(logprobs=0, logprob_ids=(*asked[3], 50, 10**6)),  # no logits stand for the last two
+    )
+    want = bench.logits.log_softmax(-1)
+    rows = [0] * 3 + [3] + [4] * 50
+    torch.testing.assert_close(out.logprobs.named, want[rows, [i for ids in asked for i in ids]])
+    assert out.logprobs.top_ids[1].tolist() == want[2].topk(2).indices.tolist()
+    assert bench.draw(params(logprobs=1)).logprobs.named is None
+
+
 def sampled(seed: int) -> dict[str, Any]:
     return {"temperature": 0.9, "top_p": 0.95, "seed": seed, "max_tokens": 12}
 
@@ -213,3 +231,33 @@ def test_logprobs_through_the_runner_belong_to_their_slots() -> None:
     assert logprob.rank == 1
     assert logprob.top[0][0] == logprob.token_id
     assert [v for _, v in logprob.top] == pytest.approx(want.topk(3).values.tolist(), abs=1e-4)
+
+
+def test_named_tokens_through_two_ranks_follow_the_drawn_one() -> None:
+    ids = prompt(12)
+    drawn = int(plan_logits(rank_of("llama"), StepPlan(1, (), (added(0, ids),), (run(0, 0, 12),)))[11].argmax())
+    names = (300, 5, drawn, 17)
+
+    def work(number: int, groups: Groups) -> list[StepResult]:
+        own = rank_of("llama", rank=number, groups=groups, num_blocks=8)
+        new = (
+            added(5, ids, blocks=(1,), logprobs=0, logprob_ids=names),
+            added(2, ids[:7], blocks=(2,), logprobs=2),
+            added(3, ids[:9], blocks=(3,), logprobs=4, logprob_ids=(8,)),
+        )
+        plans = (
+            StepPlan(1, (), new, (run(5, 0, 12), run(2, 0, 7), run(3, 0, 9))),
+            StepPlan(2, (5,), (added(5, ids, blocks=(1,), logprobs=1),), (run(5, 0, 12),)),
+        )
+        return [step(own, plan) for plan in plans]
+
+    (first, later), _ = on_ranks(2, work)
+    with torch.inference_mode():
+        want = reference("llama")(torch.tensor([ids])).logits[0].log_softmax(-1)
+    five, two, three = (one.logprobs[0] for one in first.slots)
+    assert [token for token, _ in five.top] == [drawn, 300, 5, 17]
+    assert [token for token, _ in later.slots[0].logprobs[0].top] == [drawn]  # another sequence in that slot
+    assert [token for token, _ in two.top] == want[6].topk(2).indices.tolist()
+    assert [token for token, _ in three.top] == [three.token_id, 8]
+    for row, one in ((11, five), (6, two), (8, three)):
+        assert [p for _, p in one.top] == pytest.approx([float(want[row, i]) for i, _ in one.top], abs=1e-4)

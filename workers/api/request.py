@@ -49,6 +49,7 @@ class SamplingParams:
     logprobs: int | None = None  # None = none; k = the drawn token's and the k most likely ones'
     prompt_logprobs: int | None = None  # the same of the prompt's tokens; nothing of it is then taken from the cache
     bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of ids that are never emitted; the prompt does not count
+    logprob_ids: tuple[int, ...] = ()  # with `logprobs`: shown after the drawn token, in the place of the likeliest
 
 
 @dataclass(frozen=True, slots=True)

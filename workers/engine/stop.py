@@ -56,6 +56,7 @@ def validate(request: EngineRequest, context: int, vocab_size: int | None) -> No
     _check_ids(sampling.allowed_ids, limit, "allowed_token_ids")
     _check_ids([token for token, _ in sampling.logit_bias], limit, "logit_bias")
     _check_ids([token for word in sampling.bad_words for token in word], limit, "bad_words")
+    _check_ids(sampling.logprob_ids, limit, "logprob_token_ids")
     if not all(sampling.bad_words):
         raise InvalidRequest("a bad word has no tokens", param="bad_words")
     if request.beams is not None:

@@ -155,12 +155,12 @@ class Passes:
     def _to_host(self, sampled: Sampled) -> Sampled:
         if self.state.device.type == "cpu":
             return sampled
-        extra = sampled.logprobs
-        bring = self._bring
-        return Sampled(
-            bring(sampled.tokens),
-            None if extra is None else Logprobs(*map(bring, (extra.chosen, extra.rank, extra.top, extra.top_ids))),
-        )
+        extra, bring = sampled.logprobs, self._bring
+        if extra is None:
+            return Sampled(bring(sampled.tokens))
+        named = None if extra.named is None else bring(extra.named)
+        chosen, rank, top, top_ids = map(bring, (extra.chosen, extra.rank, extra.top, extra.top_ids))
+        return Sampled(bring(sampled.tokens), Logprobs(chosen, rank, top, top_ids, named))
 
     def _bring(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy to the host, under way; on the CPU the tensor itself."""

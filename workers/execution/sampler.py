@@ -20,6 +20,7 @@ from workers.execution.sampling_state import (
     Allowed,
     Draws,
     Filters,
+    NamedIds,
     Penalties,
     SamplingBatch,
     WantedLogprobs,
@@ -35,12 +36,13 @@ FAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """For the rows of a `WantedLogprobs`: chosen [n] fp32, rank [n], top values and ids [n, most]."""
+    """For the rows of a `WantedLogprobs`: chosen [n] fp32, rank [n], top values and ids [n, most]; named [m] fp32."""
 
     chosen: torch.Tensor
     rank: torch.Tensor
     top: torch.Tensor
     top_ids: torch.Tensor
+    named: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +120,18 @@ def _filter(work: torch.Tensor, f: Filters) -> None:
     work.index_copy_(0, f.rows, rows.masked_fill_(kept.isneginf(), -torch.inf))
 
 
-def score(logits: torch.Tensor, tokens: torch.Tensor, top: int) -> Logprobs:
-    """Of `tokens` [n] under logits [n, V], with the `top` most likely ones."""
+def score(logits: torch.Tensor, tokens: torch.Tensor, top: int, named: NamedIds | None = None) -> Logprobs:
+    """Of `tokens` [n] under logits [n, V], with the `top` most likely ones, and of those that are `named`."""
     logprobs = logits.float().log_softmax(dim=-1)
     chosen = logprobs.gather(1, tokens.unsqueeze(1))
     rank = (logprobs > chosen).sum(dim=-1) + 1
     found, ids = logprobs.topk(min(top, logits.shape[1]), dim=-1)
-    return Logprobs(chosen.squeeze(1), rank, found, ids)
+    of_named = None if named is None else logprobs[named.index, named.ids]
+    return Logprobs(chosen.squeeze(1), rank, found, ids, of_named)
 
 
 def _logprobs(logits: torch.Tensor, drawn: torch.Tensor, wanted: WantedLogprobs | None) -> Logprobs | None:
     if wanted is None:
         return None
     # A fault's are not looked at.
-    return score(logits[wanted.rows], drawn[wanted.rows].clamp(min=0), max(wanted.counts))
+    return score(logits[wanted.rows], drawn[wanted.rows].clamp(min=0), max(wanted.counts), wanted.named)

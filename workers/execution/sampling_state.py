@@ -85,12 +85,22 @@ class Masks:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedIds:
+    """Tokens whose log-probabilities are wanted: at (index into the rows that report some, id). `host` has a row's."""
+
+    index: torch.Tensor
+    ids: torch.Tensor
+    host: dict[int, Array]
+
+
+@dataclass(frozen=True, slots=True)
 class WantedLogprobs:
-    """Rows that report log-probabilities, and how many of the most likely tokens each."""
+    """Rows that report log-probabilities, and how many of the most likely tokens each; `named`: of which others."""
 
     rows: torch.Tensor
     host_rows: tuple[int, ...]
     counts: tuple[int, ...]
+    named: NamedIds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +160,7 @@ class SamplingState:
         self._plain = np.ones(max_num_seqs, np.bool_)
         self._masked = np.zeros(max_num_seqs, np.bool_)  # every draw is under a mask
         self._bad_words: dict[int, WordList] = {}
+        self._named: dict[int, Array] = {}
         self._scored: set[int] = set()  # slots of which log-probabilities of the prompt are still to come
 
     def add(
@@ -164,6 +175,10 @@ class SamplingState:
         self._bad_words.pop(slot, None)
         if params.bad_words:
             self._bad_words[slot] = WordList(params.bad_words, self._vocab_size)
+        self._named.pop(slot, None)
+        if params.logprob_ids:
+            ids = np.array(params.logprob_ids, np.int64)
+            self._named[slot] = ids[(ids >= 0) & (ids < self._vocab_size)]
         self._plain[slot] = not (
             params.temperature > 0
             or params.bad_words
@@ -214,6 +229,8 @@ class SamplingState:
         }
         wanted = [(i, p.logprobs) for i, p in rows if p.logprobs is not None]
         wanted_place = give(np.array([i for i, _ in wanted], np.int64)) if wanted else 0
+        named = {n: self._named[slot] for n, (i, _) in enumerate(wanted) if (slot := int(slots[i])) in self._named}
+        index, ids = _give_names(named, give) if named else (0, 0)
         longest = int(positions.max())
 
         def finish(tensors: Sequence[torch.Tensor]) -> SamplingBatch:
@@ -224,7 +241,10 @@ class SamplingState:
                     stages[key] = _KINDS[key](*(tensors[i] for i in place), **extra)
             if wanted:
                 stages["logprobs"] = WantedLogprobs(
-                    tensors[wanted_place], tuple(i for i, _ in wanted), tuple(k for _, k in wanted)
+                    tensors[wanted_place],
+                    tuple(i for i, _ in wanted),
+                    tuple(k for _, k in wanted),
+                    NamedIds(tensors[index], tensors[ids], named) if named else None,
                 )
             return SamplingBatch(**stages)
 
@@ -307,6 +327,11 @@ class SamplingState:
             give(np.repeat(np.arange(len(lists)), [len(ids) for ids in lists])),
             give(np.concatenate(lists)),
         ]
+
+
+def _give_names(named: dict[int, Array], give: Give) -> tuple[int, int]:
+    lengths = [len(ids) for ids in named.values()]
+    return give(np.repeat(np.array(list(named), np.int64), lengths)), give(np.concatenate(list(named.values())))
 
 
 def _penalized(p: SamplingParams) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
@@ -150,7 +150,15 @@ def _read_logprobs(tokens: list[int], values: Logprobs, wanted: WantedLogprobs) 
     """By row of the step."""
     chosen, rank = values.chosen.tolist(), values.rank.tolist()
     top, top_ids = values.top.tolist(), values.top_ids.tolist()
-    return {
+    found = {
         row: TokenLogprobs(tokens[row], chosen[n], rank[n], tuple(zip(top_ids[n][:count], top[n][:count], strict=True)))
         for n, (row, count) in enumerate(zip(wanted.host_rows, wanted.counts, strict=True))
     }
+    if values.named is not None and wanted.named is not None:
+        of_named, at = values.named.tolist(), 0
+        for n, ids in wanted.named.host.items():
+            row, end = wanted.host_rows[n], at + len(ids)
+            # The drawn token stands first, and once.
+            shown = {tokens[row]: chosen[n]} | dict(zip(ids.tolist(), of_named[at:end], strict=True))
+            found[row], at = replace(found[row], top=tuple(shown.items())), end
+    return found

@@ -173,7 +173,7 @@ class FakeGenerator:
                     f"{request.id}/{sampling.choice}",
                     at,
                     tuple(ids),
-                    self._logprobs(ids, sampling.logprobs),
+                    self._logprobs(ids, sampling.logprobs, sampling.logprob_ids),
                     finish=None if self.drop_finish else finish,
                     cached_tokens=self.cached if finish else 0,
                     prompt_logprobs=() if at else self._logprobs(request.prompt_ids[1:], sampling.prompt_logprobs),
@@ -187,9 +187,11 @@ class FakeGenerator:
             yield tuple(batch)
 
     @staticmethod
-    def _logprobs(ids, wanted):
+    def _logprobs(ids, wanted, named=()):
         if wanted is None:
             return ()
+        if named:
+            return tuple(TokenLogprobs(i, -0.5, 1, ((i, -0.5), *((k, -k / 9) for k in named if k != i))) for i in ids)
         return tuple(TokenLogprobs(i, -0.5, 1, tuple(((i + k) % 300, -0.5 - k) for k in range(wanted))) for i in ids)
 
 

@@ -1,7 +1,8 @@
 """What vLLM's users send besides: stop strings that stay, ids, names of tokens, guided fields, thoughts, documents.
 
-Mutants seen to fail: the stop string cut although asked for; tokens called as they read; `documents` whose special
-strings are special; thoughts shown; a `guided_` field that is dropped; `right` that keeps the end.
+Mutants seen to fail: ids shown that were drawn behind a stop string; ids taken by an event of the prompt's, or by a
+later one than their text's; the stop string cut although asked for; tokens called as they read; `documents` whose
+special strings are special; thoughts shown; a `guided_` field that is dropped; `right` that keeps the end.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import httpx
 import pytest
 
+from router.http import outlet
 from router.http.app import create_app
 from router.http.config import FrontConfig, ServedModel
 from router.text.chat_form import ChatForm
@@ -78,6 +80,119 @@ async def test_ids_are_shown_beside_the_text(client, generator, tokenizer):
     plain = await post(client, CHAT, **HI, max_tokens=3)
     assert "prompt_token_ids" not in plain
     assert "token_ids" not in plain["choices"][0]
+
+
+def shown_ids(events, index=0):
+    return [i for e in events for c in e["choices"] if c["index"] == index for i in c["token_ids"]]
+
+
+STREAMS = [
+    (CHAT, {"n": 3}),
+    (CHAT, {"stop": ["wör"], "n": 2}),
+    (CHAT, {"stop": ["wör"], "include_stop_str_in_output": True}),
+    (CHAT, {"stop": ["zz"], "logprobs": True, "top_logprobs": 1}),
+    (CHAT, {"prompt_logprobs": 0, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
+    (CHAT, {"ignore_eos": True, "max_tokens": 7}),
+    (COMPLETION, {"prompt": ["hello", "the end"], "n": 2, "stream_options": {"include_usage": True}}),
+    (COMPLETION, {"prompt": "x", "echo": True, "stop": ["d", "你好 "]}),
+    (COMPLETION, {"prompt": "hello", "echo": True, "logprobs": 0}),
+    (COMPLETION, {"prompt": "x", "min_tokens": 9, "stop": ["wör"], "max_tokens": 12}),
+    (COMPLETION, {"prompt": "x", "skip_special_tokens": False}),
+    (COMPLETION, {"prompt": "x", "use_beam_search": True, "n": 2}),
+]
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize(("path", "asked"), STREAMS)
+async def test_a_streams_ids_are_those_of_the_whole_answer(client, generator, path, asked, seed):
+    generator.seed = seed
+    body = {**(HI if path == CHAT else {}), "max_tokens": 99, "return_token_ids": True, **asked}
+    whole = await post(client, path, **{**body, "stream_options": None})
+    events = await post(client, path, **body, stream=True)
+    plain = await post(client, path, **{**body, "return_token_ids": None}, stream=True)
+    for choice in whole["choices"]:
+        index = choice["index"]
+        assert shown_ids(events, index) == choice["token_ids"]
+        mine, theirs = ([c for e in all_ for c in e["choices"] if c["index"] == index] for all_ in (events, plain))
+        assert "".join(map(text_of, mine)) == text_of(choice) == "".join(map(text_of, theirs))
+        if path == COMPLETION:
+            assert mine[0]["prompt_token_ids"] == choice["prompt_token_ids"]
+            assert not [c for c in mine[1:] if "prompt_token_ids" in c]
+    if path == CHAT:
+        assert [e.get("prompt_token_ids") for e in events] == [whole["prompt_token_ids"]] + [None] * (len(events) - 1)
+        assert len(events) == len(plain)
+    assert not [c for e in plain for c in e["choices"] if "token_ids" in c]
+    if "include_usage" in body.get("stream_options", {}):
+        assert events[-1]["usage"] == whole["usage"] == plain[-1]["usage"]
+
+
+async def test_an_event_shows_the_ids_of_its_text(client, tokenizer):
+    """A character of several tokens comes with all of them, what ends the answer with the last event."""
+    events = await post(client, CHAT, **HI, max_tokens=99, return_token_ids=True, stream=True)
+    first, *texts, last = [e["choices"][0] for e in events]
+    assert first["token_ids"] == []
+    assert [tokenizer.decode(c["token_ids"]) for c in texts] == [text_of(c) for c in texts]
+    assert max(len(c["token_ids"]) for c in texts) > 1
+    assert last["token_ids"] == [tokenizer.eos_ids[0]]
+
+
+async def test_a_long_prompt_is_no_reason_to_give_its_reader_up(model_folder, generator, status, monkeypatch):
+    monkeypatch.setattr(outlet, "MOST_HELD", 4096)
+    own = ServedModel("m", Tokenizer.from_folder(model_folder, trust_template=True), 1 << 12)
+    app = create_app(FrontConfig(), [own], generator, status)
+    ids = [259] * 2000  # over that as they are written
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+        body = {"prompt": ids, "max_tokens": 5, "prompt_logprobs": 0, "return_token_ids": True}
+        events = await post(client, COMPLETION, **body, stream=True)
+    first, scores, *_ = (e["choices"][0] for e in events)
+    assert (first["prompt_token_ids"], first["token_ids"], scores["token_ids"]) == (ids, [], [])
+    assert len(scores["prompt_logprobs"]) == len(ids)
+    assert len(shown_ids(events)) == 5
+
+
+async def test_named_tokens_are_shown_after_the_drawn_one(client, generator, tokenizer):
+    ids = tokenizer.encode(ANSWER)[:4]
+    names = [259, ids[0], 40]
+    body = {"max_tokens": 4, "logprob_token_ids": [*names, 40], "return_tokens_as_token_ids": True}
+
+    def expected(drawn):
+        return {f"token_id:{i}": -0.5 if i == drawn else -i / 9 for i in [drawn, *names]}
+
+    for more in ({"top_logprobs": 5}, {}):
+        chat = await post(client, CHAT, **HI, **body, logprobs=True, n=2, **more)
+        for choice in chat["choices"]:
+            shown = [[(t["token"], t["logprob"]) for t in one["top_logprobs"]] for one in choice["logprobs"]["content"]]
+            assert shown == [list(expected(i).items()) for i in ids]
+    asked = generator.requests[-1].samplings
+    assert [(s.logprobs, s.logprob_ids) for s in asked] == [(0, tuple(names))] * 2
+    whole = await post(client, COMPLETION, prompt="hello", echo=True, **body, logprobs=2)
+    shown = whole["choices"][0]["logprobs"]["top_logprobs"]
+    assert shown[-4:] == [expected(i) for i in ids]
+    assert [len(one) for one in shown[1:-4]] == [2] * (len(generator.requests[-1].prompt_ids) - 1)
+    events = await post(client, COMPLETION, prompt="x", **body, logprobs=0, stream=True)
+    streamed = [e["choices"][0]["logprobs"] for e in events]
+    assert [t for p in streamed if p for t in p["top_logprobs"]] == [expected(i) for i in ids]
+
+
+CALL = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("steps", [1, 7, 400])
+@pytest.mark.parametrize("options", [None, {"include_usage": True, "continuous_usage_stats": True}])
+async def test_ids_of_answers_in_parts(tools_client, generator, steps, options):
+    generator.answer, generator.tokens_a_step = f"<think>\nHm, 你好.\n</think>\n\nSee. {CALL}", steps
+    tool = {"type": "function", "function": {"name": "time"}}
+    body = {**HI, "tools": [tool], "n": 2, "max_tokens": 400, "return_token_ids": True}
+    async with tools_client(reasoning_parser="qwen3") as client:
+        for more in ({}, {"include_reasoning": False}):
+            whole = await post(client, CHAT, **body, **more)
+            events = await post(client, CHAT, **body, **more, stream=True, stream_options=options)
+            assert [shown_ids(events, i) for i in (0, 1)] == [c["token_ids"] for c in whole["choices"]]
+            calls = [c for e in events for c in e["choices"] if "tool_calls" in c["delta"]]
+            assert {c["index"] for c in calls} == {0, 1}
+            if steps == 400:  # all in one step: the first event of several brings all
+                firsts = [next(c for e in events[2:] for c in e["choices"] if c["index"] == i) for i in (0, 1)]
+                assert [c["token_ids"] for c in firsts] == [c["token_ids"] for c in whole["choices"]]
 
 
 async def test_tokens_are_called_by_their_ids(client, tokenizer):
@@ -195,7 +310,7 @@ def test_the_schema_names_them(app):
     paths = app.openapi()["paths"]
     for path in (CHAT, COMPLETION):
         schema = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        names = {"priority", "guided_json", "include_stop_str_in_output", "return_token_ids", "truncation_side"}
+        names = {"priority", "guided_json", "include_stop_str_in_output", "return_token_ids", "logprob_token_ids"}
         assert names <= set(schema["properties"])
 
 
