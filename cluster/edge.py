@@ -38,6 +38,8 @@ DROPPED_HEADERS = (
 # Since TLS 1.2: forward secrecy and authenticated encryption only. TLS 1.3 has nothing else.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 BUFFER_BYTES = 16 << 10  # of a body, that HAProxy waits for
+# An HAProxy whose successor has taken over ends with its last stream; one that hangs in it, after so many seconds.
+LONGEST_STREAM = 86_400
 
 
 class UnfitConfiguration(Exception):
@@ -141,6 +143,7 @@ def _replace(lines: list[str], pattern: str, by: str, *, times: int = 1) -> None
 def _edit_global(lines: list[str], settings: EdgeSettings) -> None:
     _replace(lines, r"(stats socket \S+) mode 666 (level admin.*)", r"\1 mode 600 \2")
     _replace(lines, r"maxconn \d+", f"maxconn {settings.max_connections + OWN_CONNECTIONS}")
+    _replace(lines, r"hard-stop-after \d+s", f"hard-stop-after {LONGEST_STREAM}s")
 
 
 def _edit_defaults(lines: list[str], settings: EdgeSettings) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
+from router.dispatch.least_first import LeastFirst
 from router.dispatch.rounds import (
     BeginRound,
     Begun,
@@ -68,6 +69,8 @@ class KeptHistories:
         self._owners: dict[str, dict[int, _Session]] = {}  # sessions: the longest idle first
         self._bytes: dict[str, int] = {}  # by owner
         self._busy: dict[tuple[str, int], _Session] = {}  # those with a round
+        self._ends: LeastFirst[tuple[str, int]] = LeastFirst()  # by `until`: all others, and some of those
+        self._largest: LeastFirst[str] = LeastFirst()  # owners by bytes, the most first
         self._evicted = dict.fromkeys(Evicted, 0)
         self._held = 0  # sessions that have a history
         self.bytes = 0
@@ -117,16 +120,18 @@ class KeptHistories:
         """`client` came back, or we did: the newer of both histories counts."""
         session = self._session(known.owner, known.session)
         if session is None:
+            if not (known.revision or known.number):
+                return []  # it was forgotten before it was ever known
             session = self._add(known.owner, known.session)
         if session.revision < known.revision:
             self._write(known.owner, known.session, session, known.history, known.revision)
-            session.until = self._clock() + known.ttl
-            self._shrink()
+            self._keep(known.owner, known.session, session, known.ttl)
         if session.client == client and session.number != known.number:
             return self._free(known.owner, known.session, session, known.ttl)
         if known.number and session.client in (None, client) and session.revision == known.revision:
             session.client, session.number, session.gone_at = client, known.number, None
             self._busy[known.owner, known.session] = session
+        self._shrink()
         return []
 
     def cancel(self, client: str, asked: CancelRound) -> Told:
@@ -149,8 +154,8 @@ class KeptHistories:
     def tick(self) -> Told:
         """What follows from time alone."""
         now = self._clock()
-        for owner, sessions in list(self._owners.items()):
-            for number in [n for n, s in sessions.items() if s.client is None and s.until <= now]:
+        for owner, number in self._ends.take(now):
+            if (owner, number) not in self._busy:  # else it is kept on when the round is over
                 self._remove(owner, number, Evicted.EXPIRED)
         told: Told = []
         for (owner, number), session in list(self._busy.items()):
@@ -178,6 +183,7 @@ class KeptHistories:
 
     def _remove(self, owner: str, number: int, why: Evicted | None = None) -> None:
         session = self._owners[owner].pop(number)
+        self._ends.drop((owner, number))
         self._count(owner, -session.bytes)
         if session.history:
             self._held -= 1
@@ -185,10 +191,12 @@ class KeptHistories:
                 self._evicted[why] += 1
         if not self._owners[owner]:
             del self._owners[owner], self._bytes[owner]
+            self._largest.drop(owner)
 
     def _count(self, owner: str, change: int) -> None:
         self.bytes += change
-        self._bytes[owner] = self._bytes.get(owner, 0) + change
+        held = self._bytes[owner] = self._bytes.get(owner, 0) + change
+        self._largest.put(owner, -held)
 
     def _write(self, owner: str, number: int, session: _Session, history: bytes, revision: int) -> None:
         if len(history) > MAX_HISTORY_BYTES:
@@ -202,8 +210,12 @@ class KeptHistories:
     def _forget(self, asked: BeginRound, session: _Session | None) -> RoundBegun:
         if session is not None:  # what is left of it says so to fronts that remember it
             self._write(asked.owner, asked.session, session, b"", session.revision + 1)
-            session.until = self._clock() + asked.ttl
+            self._keep(asked.owner, asked.session, session, asked.ttl)
         return _verdict(asked, Begun.FORGOTTEN, session)
+
+    def _keep(self, owner: str, number: int, session: _Session, ttl: float) -> None:
+        session.until = self._clock() + ttl
+        self._ends.put((owner, number), session.until)
 
     def _free(self, owner: str, number: int, session: _Session, ttl: float | None) -> Told:
         """No round runs there any more; `ttl` None: it is as it was before."""
@@ -211,12 +223,14 @@ class KeptHistories:
         begins, session.begins, session.cancels = session.begins, [], []
         session.client = session.gone_at = None
         del self._busy[owner, number]
-        sessions = self._owners[owner]
-        if ttl is not None:
-            session.until = self._clock() + ttl
-            sessions[number] = sessions.pop(number)  # it was used last
         if not session.revision:
             self._remove(owner, number)  # its first round came to nothing
+        elif ttl is None:
+            self._ends.put((owner, number), session.until)
+        else:
+            self._keep(owner, number, session, ttl)
+            sessions = self._owners[owner]
+            sessions[number] = sessions.pop(number)  # it was used last
         self._shrink()
         for client, asked, _ in begins:
             told += self.begin(client, asked)
@@ -230,14 +244,16 @@ class KeptHistories:
         return len(sessions) <= most
 
     def _shrink(self) -> None:
-        while self.bytes > self._max_bytes:
-            for owner in sorted(self._bytes, key=self._bytes.__getitem__, reverse=True):
-                idle = next((n for n, s in self._owners[owner].items() if s.client is None), None)
-                if idle is not None:
-                    self._remove(owner, idle, Evicted.MEMORY)
-                    break
+        passed: list[str] = []  # owners whose rounds all run
+        while self.bytes > self._max_bytes and (owner := self._largest.first()) is not None:
+            idle = next((n for n, s in self._owners[owner].items() if s.client is None), None)
+            if idle is None:
+                passed.append(owner)
+                self._largest.drop(owner)
             else:
-                return
+                self._remove(owner, idle, Evicted.MEMORY)
+        for owner in passed:
+            self._largest.put(owner, -self._bytes[owner])
 
 
 def _verdict(asked: BeginRound, verdict: Begun, session: _Session | None = None) -> RoundBegun:

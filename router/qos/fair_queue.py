@@ -16,7 +16,7 @@ from router.qos.config import QosConfig, Tier
 from router.qos.members import Members, Place
 from router.qos.outlook import Errors, Outlook, Pace
 from router.qos.policy import Limits, Policy
-from router.qos.queue import Seat, TierState
+from router.qos.queue import Seat, TierState, counted
 from router.qos.standing import Standing
 from router.qos.watch import Reading, Watch
 from workers.api.ordering import Charge
@@ -72,6 +72,7 @@ class FairQueue(Generic[Item]):
         self._describe, self._clock, self._limit = describe, clock, limit
         self._waiting: dict[str, _Entry[Item]] = {}
         self._aside: dict[str, _Entry[Item]] = {}
+        self._of_tier: dict[str, dict[str, _Entry[Item]]] = {}  # both, by tier, in the order they were queued
         self._leased: dict[str, tuple[Standing, float]] = {}
         self._leased_units: dict[Standing, float] = {}  # of the leases that stand, in units
         self._members: dict[Standing, Members] = {}
@@ -79,7 +80,6 @@ class FairQueue(Generic[Item]):
             str, list[tuple[tuple[float, int], str]]
         ] = {}  # by tier with a max_wait: all that wait, a heap
         self._lanes: dict[str, str] = {}  # by tier: the overdue request that holds a lease
-        self._tier_count: dict[str, int] = {}
         self._user_count: dict[tuple[str, str], int] = {}  # by (tier, user)
         self._pushed = 0
         self._pace = Pace()
@@ -118,7 +118,7 @@ class FairQueue(Generic[Item]):
         tier = self.policy.config.account(facts.user, facts.tier).tier
         if self._user_count.get((tier.name, facts.user), 0) >= tier.max_queued_per_user:
             return f"{tier.max_queued_per_user} of your requests wait already"
-        if self._tier_count.get(tier.name, 0) >= tier.max_queued:
+        if len(self._of_tier.get(tier.name, ())) >= tier.max_queued:
             return f"{tier.max_queued} requests wait in tier {tier.name} already"
         if len(self._waiting) >= self._limit and self._to_shed(tier) is None:
             return f"{len(self._waiting)} requests wait already"
@@ -141,6 +141,7 @@ class FairQueue(Generic[Item]):
         self._pushed += 1
         place = (facts.arrived, self._pushed)
         entry = self._waiting[item_id] = _Entry(item, facts, standing, place, queued=self._clock())
+        self._of_tier.setdefault(standing.account.tier.name, {})[item_id] = entry
         self.policy.queued(standing)
         self._enter(item_id, entry)
         if len(self._members) <= _FEW or self._pushed % _SAMPLE == 0:
@@ -151,6 +152,7 @@ class FairQueue(Generic[Item]):
         entry = self._waiting.pop(item_id, None)
         if entry is None:
             return None
+        del self._of_tier[entry.standing.account.tier.name][item_id]
         self._leave(item_id, entry)
         self.policy.withdrawn(entry.standing)
         self._look_whether_empty(entry.standing)
@@ -162,7 +164,7 @@ class FairQueue(Generic[Item]):
         standing, tier = entry.standing, entry.standing.account.tier
         if tier.max_wait is not None:
             self._take_oldest_place(item_id, entry)
-        del self._waiting[item_id]
+        del self._waiting[item_id], self._of_tier[tier.name][item_id]
         self._leave(item_id, entry, units=entry.facts.units)
         self.policy.admitted(standing)
         self._look_whether_empty(standing)
@@ -283,30 +285,23 @@ class FairQueue(Generic[Item]):
         now = self._clock()
         if now - self._looked_at >= _LOOK_SECONDS:
             self._looked_at = now
-            waiting = [s.account for s, members in self._members.items() if members]
-            self._readings = self._watch.look(now, waiting, self.steps)
-        oldest: dict[str, float] = {}
-        left = sum(1 for n in self._tier_count.values() if n)
-        for entry in self._waiting.values():  # in the order they were queued
-            name = entry.standing.account.tier.name
-            if name not in oldest:
-                oldest[name] = now - entry.facts.arrived
-                if len(oldest) == left:
-                    break
+            accounts = [s.account for s, members in self._members.items() if members]
+            self._readings = self._watch.look(now, accounts, self.steps)
         states, above = [], 0
         for tier in self.policy.config.tiers:
-            count = self._tier_count.get(tier.name, 0)
-            above += count
+            waiting = self._of_tier.get(tier.name, {})
+            oldest = next((now - entry.facts.arrived for entry in waiting.values()), 0.0)
+            above += len(waiting)
             outlook = self._expected(above + 1, tier, 1.0) if above else Outlook(1, 0.0, 0.0, 0.0)
             reading = self._readings.get(tier.name, Reading())
-            states.append(TierState(tier.name, count, oldest.get(tier.name, 0.0), outlook, reading))
+            states.append(TierState(tier.name, len(waiting), oldest, outlook, reading))
         return states
 
     def ahead(self, item: Item) -> int:
         """What waits in its tier and in those above."""
         facts = self._describe(item)
         rank = self.policy.config.account(facts.user, facts.tier).tier.rank
-        return sum(n for name, n in self._tier_count.items() if self._rank(name) <= rank)
+        return sum(len(self._of_tier.get(t.name, ())) for t in self.policy.config.tiers if t.rank <= rank)
 
     def seat(self, item: Item) -> Seat:
         """Its account's."""
@@ -323,7 +318,7 @@ class FairQueue(Generic[Item]):
 
     def replace(self, config: QosConfig) -> None:
         """`config` holds from now on, for what waits too. Service and virtual times stand; nothing is dropped."""
-        entries = list(self._waiting.items())
+        entries = sorted(self._waiting.items(), key=lambda entry: entry[1].queued)  # some may have been set aside
         for item_id, entry in entries:
             self._leave(item_id, entry)
             entry.standing.queued -= 1
@@ -343,6 +338,9 @@ class FairQueue(Generic[Item]):
             entry.standing = standing
             self.policy.queued(standing)
             self._enter(item_id, entry)
+        self._of_tier.clear()
+        for item_id, entry in entries:
+            self._of_tier.setdefault(entry.standing.account.tier.name, {})[item_id] = entry
         self._watch.restart((standing.account, units) for standing, units in self._leased.values())
 
     # inside
@@ -356,20 +354,11 @@ class FairQueue(Generic[Item]):
         members.push(facts.user, item_id, Place(not facts.accepted, facts.priority, facts.arrived), facts.sub)
         if tier.max_wait is not None:
             heapq.heappush(self._oldest.setdefault(tier.name, []), (entry.place, item_id))
-        self._count(tier, facts.user, 1)
+        counted(self._user_count, (tier.name, facts.user), 1)
 
     def _leave(self, item_id: str, entry: _Entry[Item], units: float = 0.0) -> None:
         self._members[entry.standing].remove(item_id, units)
-        self._count(entry.standing.account.tier, entry.facts.user, -1)
-
-    def _count(self, tier: Tier, user: str, change: int) -> None:
-        self._tier_count[tier.name] = self._tier_count.get(tier.name, 0) + change
-        key = (tier.name, user)
-        left = self._user_count.get(key, 0) + change
-        if left:
-            self._user_count[key] = left
-        else:
-            del self._user_count[key]
+        counted(self._user_count, (entry.standing.account.tier.name, entry.facts.user), -1)
 
     def _lease(self, item_id: str, standing: Standing, units: float, *, in_turn: bool) -> None:
         self._leased[item_id] = (standing, units)
@@ -419,13 +408,11 @@ class FairQueue(Generic[Item]):
 
     def _to_shed(self, newcomer: Tier) -> str | None:
         """The youngest request of the lowest tier below `newcomer`."""
-        lowest = max((self._rank(name) for name, n in self._tier_count.items() if n), default=-1)
-        if lowest <= newcomer.rank:
+        lowest = next((t for t in reversed(self.policy.config.tiers) if self._of_tier.get(t.name)), newcomer)
+        if lowest.rank <= newcomer.rank:
             return None
-        for item_id, entry in reversed(self._waiting.items()):
-            if entry.standing.account.tier.rank == lowest and not entry.facts.accepted:
-                return item_id
-        return None
+        youngest_first = reversed(self._of_tier[lowest.name].items())
+        return next((item_id for item_id, entry in youngest_first if not entry.facts.accepted), None)
 
     def _position(self, item_id: str) -> int:
         """How many will have been released with it, if nobody else comes: of its tier as quotas go, of others all."""
@@ -443,9 +430,6 @@ class FairQueue(Generic[Item]):
                     if other is not standing:
                         position += min(other.queued, mine * other.weight / standing.weight)
         return round(position)
-
-    def _rank(self, tier: str) -> int:
-        return next((t.rank for t in self.policy.config.tiers if t.name == tier), -1)
 
     def _expected(self, position: int, tier: Tier, seconds: float) -> Outlook:
         errors = self._errors.setdefault(tier.name, Errors())

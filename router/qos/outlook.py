@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from dataclasses import dataclass
 
@@ -61,9 +60,10 @@ class Errors:
         """For one that is to wait `predicted` seconds by its position; the interval holds 90 % of those like it."""
         if len(self._seen) < 4 or predicted <= 0.0:
             return Outlook(position, 0.0, predicted, 4.0 * predicted)
-        latest_first = reversed(self._seen)  # which are taken where several are as like
-        near = heapq.nsmallest(_NEAR, latest_first, key=lambda s: max(s[0] / predicted, predicted / s[0]))
-        ratios = sorted(ratio for _, ratio in near)
+        latest_first = list(reversed(self._seen))  # which are taken where several are as like
+        unlike = [seen / predicted if seen > predicted else predicted / seen for seen, _ in latest_first]
+        near = sorted(range(len(unlike)), key=unlike.__getitem__)[:_NEAR]
+        ratios = sorted([latest_first[n][1] for n in near])
         last = len(ratios) - 1
         low, middle, high = (ratios[round(q * last)] for q in (0.05, 0.5, 0.95))
         return Outlook(position, predicted * low / _UNLIKE, predicted * middle, predicted * high * _UNLIKE)

@@ -51,7 +51,7 @@ def test_recorded_configurations_are_edited(name: str) -> None:
     assert not any("errorfile" in line or "3600s" in line or "mode 666" in line for line in lines)
     kept = lines_of(recorded(name, **VALUES))
     lost = [line for line in kept if line not in lines]
-    assert len(lost) == 11, lost  # each of them is one that was to be replaced
+    assert len(lost) == 12, lost  # each of them is one that was to be replaced
 
 
 def test_editing_twice_is_editing_once() -> None:

@@ -2,12 +2,14 @@
 
 Mutants seen to fail: a revision unread at the end; a lost front's round for ever; who holds the least giving room; what
 a front remembers not told, or told over what is newer; a round begun for somebody who left that runs for ever; what was
-forgotten counted as held, or as evicted.
+forgotten counted as held, or as evicted; a look at every session a tick, or at every owner when there is no room; a
+session that expires under its round, or never after it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import dataclass, field
 
 import pytest
@@ -224,6 +226,130 @@ def test_a_front_that_comes_back_holds_its_round() -> None:
     table.kept.client_gone("i")
     assert table.kept.hold("i", HoldRound("o", 1, 2, b"two", TTL, 0)) == []  # it ended while it was away
     assert (table.has(), table.kept.running) == (b"two", 0)
+
+
+def test_a_round_outlives_its_sessions_time() -> None:
+    table = Table()
+    table.say(b"one")
+    table.begin("i")
+    table.clock.now += TTL
+    assert (table.kept.tick(), len(table.kept)) == ([], 1)
+    table.kept.client_gone("i")
+    table.clock.now += 5.0
+    assert (table.kept.tick(), len(table.kept)) == ([], 1)  # the round is given up, and what was before it
+    assert (table.kept.tick(), len(table.kept)) == ([], 0)  # has had its time
+
+
+class Seconds(float):
+    """Of a clock; counts how often times are compared."""
+
+    compared = 0
+
+    def __lt__(self, other: float) -> bool:
+        Seconds.compared += 1
+        return float(self) < float(other)
+
+    def __le__(self, other: float) -> bool:
+        Seconds.compared += 1
+        return float(self) <= float(other)
+
+    def __add__(self, other: float) -> Seconds:
+        return Seconds(float(self) + other)
+
+
+class Owner(str):
+    """Counts how often one is looked up."""
+
+    __slots__ = ()
+    looked_up = 0
+
+    def __hash__(self) -> int:
+        Owner.looked_up += 1
+        return super().__hash__()
+
+
+def test_a_tick_looks_at_what_has_expired_alone() -> None:
+    table = Table(most=1000)
+    table.clock.now = Seconds(0.0)
+    for session in range(1000):
+        table.say(b"x", session, owner=f"o{session % 10}")
+        table.clock.now += 1 / 16
+    table.say(b"x", 0, owner="o0")  # the oldest is the latest now
+    table.clock.now = Seconds(TTL + 99 / 16)
+    Seconds.compared = 0
+    table.kept.tick()
+    assert len(table.kept) == 901
+    assert Seconds.compared < 99 * 30  # twice the depth of the heap
+    assert table.has(0, "o0") == b"x"
+    assert table.has(99, "o9") == b""
+    Seconds.compared = 0
+    table.kept.tick()
+    assert (len(table.kept), Seconds.compared) == (901, 1)
+
+
+def test_room_is_made_without_a_look_at_all_owners() -> None:
+    table = Table(max_bytes=1000 * (ENTRY_BYTES + 100))
+    for number in range(1000):
+        table.say(b"x" * 100, owner=Owner(f"o{number}"))
+    Owner.looked_up = 0
+    table.begin(owner=Owner("o500"))  # who holds the most once his round is over, and none before
+    for number in range(10):
+        table.say(b"x" * 90, owner=Owner(f"n{number}"))
+    table.end(b"x" * 1000, 1, owner=Owner("o500"))
+    assert Owner.looked_up < 1000
+    assert table.kept.bytes <= table.max_bytes
+    assert table.has(owner="o500") == b""
+    assert table.has(owner="n9") == b"x" * 90
+
+
+def test_what_is_held_without_room_for_it() -> None:
+    table = Table(max_bytes=ENTRY_BYTES + 100)
+    table.kept.hold("i", HoldRound("o", 1, 1, b"x" * 101, TTL, 7))
+    assert table.kept.running == 1
+    table.kept.hold("i", HoldRound("o", 2, 1, b"x" * 101, TTL, 0))
+    assert (table.has(2), table.kept.running) == (b"", 1)
+    table.kept.client_gone("i")
+    table.clock.now += 5.0
+    table.kept.tick()
+    assert (len(table.kept), table.kept.bytes) == (0, 0)
+
+
+def test_what_was_forgotten_before_it_was_known_is_not_held() -> None:
+    table = Table()
+    table.kept.hold("i", HoldRound("o", 1, 0, b"", TTL, 0))
+    assert len(table.kept) == 0
+
+
+def test_anything_in_any_order() -> None:
+    rng, table = random.Random(0), Table(most=4, max_bytes=12 * (ENTRY_BYTES + 50), patience=0.3)
+    expired = running = 0
+    for _ in range(5000):
+        front, owner, session = rng.choice("ij"), rng.choice("abcde"), rng.randrange(6)
+        history = b"x" * rng.randrange(100)
+        match rng.randrange(7):
+            case 0 | 1:
+                table.begin(front, session, owner, forget=rng.random() < 0.2)
+            case 2 | 3:
+                table.end(history if rng.random() < 0.8 else b"", rng.randrange(4), front, session, owner)
+            case 4:
+                known = HoldRound(owner, session, rng.randrange(4), history, rng.uniform(1, TTL), rng.choice((0, 7)))
+                table.kept.hold(front, known)
+            case 5:
+                table.kept.client_gone(front)
+            case _:
+                table.clock.now += rng.choice((0.1, 1.0, 10.0))
+                table.kept.tick()
+                table.kept.tick()  # what a front that is gone has left may have had its time
+                sessions = [(o, n, s) for o, of in table.kept._owners.items() for n, s in of.items()]
+                assert all(s.until > table.clock.now for _, _, s in sessions if s.client is None)
+                assert {(o, n) for o, n, s in sessions if s.client} == table.kept._busy.keys()
+                assert sum(s.bytes for _, _, s in sessions) == table.kept.bytes == sum(table.kept._bytes.values())
+                begun = ENTRY_BYTES * table.kept.running  # room is made when a round ends
+                assert table.kept.bytes <= table.max_bytes + begun or all(s.client for _, _, s in sessions)
+                running = max(running, table.kept.running)
+                expired = dict(table.kept.counts.evicted)["expired"]
+    assert expired > 20
+    assert running > 5
 
 
 class Fronts:
