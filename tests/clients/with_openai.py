@@ -31,6 +31,11 @@ with client.chat.completions.stream(model=MODEL, messages=MESSAGES, temperature=
 
 best = client.completions.create(model=MODEL, prompt="3 + 4 =", n=2, best_of=4, max_tokens=5, seed=1)
 assert [c.index for c in best.choices] == [0, 1]
+search = {"use_beam_search": True, "ignore_eos": True}
+beams = client.completions.create(model=MODEL, prompt="3 + 4 =", n=3, max_tokens=8, logprobs=0, extra_body=search)
+sums = [sum(c.logprobs.token_logprobs) for c in beams.choices]
+assert len({c.text for c in beams.choices}) == 3
+assert sums == sorted(sums, reverse=True)
 echo = client.completions.create(model=MODEL, prompt="3 + 4", echo=True, logprobs=1, max_tokens=2, temperature=0)
 assert echo.choices[0].logprobs.token_logprobs[0] is None
 first = text.split()[0]
@@ -52,7 +57,13 @@ async def many() -> None:
 
 
 asyncio.run(many())
-what = ["models", "chat, streams and their accumulator", "log-probabilities", "best_of, echo, bad_words", "errors"]
+what = [
+    "models",
+    "chat, streams and their accumulator",
+    "log-probabilities",
+    "best_of, beam search, echo, bad_words",
+    "errors",
+]
 if hasattr(client, "responses"):
     answer = client.responses.create(model=MODEL, input=QUESTION, temperature=0, store=False)
     assert answer.output_text == text
