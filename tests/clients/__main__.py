@@ -109,6 +109,8 @@ def main() -> int:
     options = parser.parse_args()
     install()
     scripts = sorted(p for p in HERE.glob("with_*") if not options.only or any(o in p.name for o in options.only))
+    if not scripts:
+        parser.error(f"no script is called so; there are {', '.join(sorted(p.name for p in HERE.glob('with_*')))}")
     rows = []
     with contextlib.nullcontext(options.url) if options.url else server(options.port) as url:
         for script in scripts:
