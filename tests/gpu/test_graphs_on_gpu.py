@@ -136,11 +136,13 @@ def test_asked_again_and_replayed_out_of_the_prefix_cache(replays: list[tuple[in
     serve(engine, asked)
     again = serve(engine, asked)
     assert differing(again, launched()) == {}
-    assert all(again[one.id].cached_tokens >= len(one.prompt_ids) - 16 for one in asked)
+    assert all(again[one.answer_ids[0]].cached_tokens >= len(one.prompt_ids) - 16 for one in asked)
     resumed: list[EngineRequest] = replayed(asked, launched())
     rest = serve(engine, resumed)
     for one in resumed:
         begun = len(one.resumed_ids)
+        if not begun:  # a search
+            continue
         rest[one.id].tokens = launched()[one.id].tokens[:begun] + rest[one.id].tokens
         rest[one.id].logprobs = launched()[one.id].logprobs[:begun] + rest[one.id].logprobs
     assert differing(rest, launched()) == {}

@@ -1,7 +1,7 @@
 """Requests to the demo model for the tests of exactness, and how an engine is made to answer them.
 
 For each prompt a greedy request, for every third one a sampled one too; the sampling parameters go round, so that each
-filter, penalty and bias is met alone and with others.
+filter, penalty and bias is met alone and with others. For every tenth one a beam search.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from demo_reference import EOS, MAX_NEW, answers, prompts
 
-from workers.api.request import Delta, EngineRequest, FinishReason, SamplingParams, TokenLogprobs
+from workers.api.request import BeamParams, Delta, EngineRequest, FinishReason, SamplingParams, TokenLogprobs
 from workers.engine.core import Engine
 from workers.engine.sequence import Sequence
 
 SAMPLED = 12  # tokens at most
-EVERY = 3
+EVERY, SEARCHES_EVERY = 3, 10
 # Hot, since the model is sure of most tokens.
 VARIED: tuple[dict[str, Any], ...] = (
     {"temperature": 2.2},
@@ -71,10 +71,22 @@ def sampled(index: int, max_tokens: int = SAMPLED) -> EngineRequest:
     return EngineRequest(f"s{index}", prompts()[asked], SamplingParams(**fields))
 
 
+def search(index: int, max_tokens: int = SAMPLED) -> EngineRequest:
+    """The three likeliest answers to prompt `index`."""
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_ids=(EOS,), logprobs=1)
+    return EngineRequest(f"b{index}", prompts()[index], sampling, beams=BeamParams(3))
+
+
 def requests(count: int) -> list[EngineRequest]:
-    """Greedy ones for the first `count` prompts, sampled ones for every third of them, mixed."""
-    pairs = ((greedy(i), sampled(i)) if i % EVERY == 0 else (greedy(i),) for i in range(count))
-    return list(itertools.chain.from_iterable(pairs))
+    """Greedy ones for the first `count` prompts, sampled ones and searches for some of them, mixed."""
+    asked: list[EngineRequest] = []
+    for i in range(count):
+        asked.append(greedy(i))
+        if i % EVERY == 0:
+            asked.append(sampled(i))
+        if i % SEARCHES_EVERY == 5:
+            asked.append(search(i))
+    return asked
 
 
 def differing(got: dict[str, Answer], expected: dict[str, Answer], start: int = 0) -> dict[str, Any]:
@@ -129,14 +141,14 @@ def preempt_often(engine: Engine, every: int) -> None:
 
 
 def serve(engine: Engine, asked: Iterable[EngineRequest], a_step: int | None = None) -> dict[str, Answer]:
-    """Answers by request id. All are submitted first, or `a_step` of them before each step. Ledgers are checked."""
+    """Answers by their ids. All are submitted first, or `a_step` of them before each step. Ledgers are checked."""
     got: dict[str, Answer] = {}
     waiting = list(asked)
-    start = {one.id: len(one.resumed_ids) for one in waiting}
+    start = {name: len(one.resumed_ids) for one in waiting for name in one.answer_ids}
 
     def submit(count: int | None) -> None:
         for one in waiting[:count]:
-            got[one.id] = Answer()
+            got.update((name, Answer()) for name in one.answer_ids)
             engine.submit(one)
         del waiting[:count]
 
@@ -162,5 +174,10 @@ def serve_alone(engine: Engine, asked: Iterable[EngineRequest]) -> dict[str, Ans
 
 
 def replayed(asked: Iterable[EngineRequest], whole: dict[str, Answer]) -> list[EngineRequest]:
-    """The requests as after a death halfway: what was emitted comes with them."""
-    return [replace(one, resumed_ids=tuple(whole[one.id].tokens[: len(whole[one.id].tokens) // 2])) for one in asked]
+    """The requests as after a death halfway: what was emitted comes with them; of a search, nothing was."""
+
+    def half(one: EngineRequest) -> EngineRequest:
+        tokens = whole[one.id].tokens
+        return replace(one, resumed_ids=tuple(tokens[: len(tokens) // 2]))
+
+    return [half(one) if one.beams is None else one for one in asked]
