@@ -426,9 +426,7 @@ class FairQueue(Generic[Item]):
             if number < standing.band:
                 position += band.queued
             elif number == standing.band:
-                for other in band.waiters():
-                    if other is not standing:
-                        position += min(other.queued, mine * other.weight / standing.weight)
+                position += band.ahead(standing, mine)
         return round(position)
 
     def _expected(self, position: int, tier: Tier, seconds: float) -> Outlook:

@@ -11,12 +11,13 @@ not use. After Demers et al., SIGCOMM'89 and Sheng et al., VTC, OSDI'24; pacing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from router.qos.config import Account, QosConfig, Tier
 from router.qos.floors import Floors
 from router.qos.ledger import Ledger, Prices
+from router.qos.queue import counted
 from router.qos.standing import Standing, TimeHeap
 from workers.api.ordering import Charge
 
@@ -59,17 +60,24 @@ class Limits:
 
 
 class Band:
-    """The active accounts of one band: those that only wait, those that wait and run, those that only run."""
+    """The active accounts of one band: those that only wait, those that wait and run, those that only run.
 
-    __slots__ = ("both", "clock", "running", "tier", "waiting")
+    `queued` of their requests wait.
+    """
+
+    __slots__ = ("both", "clock", "kinds", "queued", "running", "tier", "waiting")
 
     def __init__(self, tier: str) -> None:
         self.tier = tier
+        self.queued = 0
+        self.kinds: dict[tuple[int, float], int] = {}  # accounts that wait, by number of requests and weight
         self.waiting, self.both, self.running = TimeHeap(), TimeHeap(), TimeHeap()
         self.clock = 0.0  # the greatest time at which an account has turned idle
 
     def place(self, standing: Standing) -> None:
         """It stands where it belongs, at its present time."""
+        if standing.queued != standing.counted:
+            self._count(standing)
         if standing.queued:
             (self.both if standing.resident else self.waiting).put(standing)
         elif standing.resident:
@@ -89,15 +97,11 @@ class Band:
         """The first `most` of the accounts that wait, the least first."""
         return sorted(self.waiting.least(most) + self.both.least(most), key=lambda s: s.time)[:most]
 
-    def waiters(self) -> Iterator[Standing]:
-        """All accounts that wait, in no order."""
-        yield from self.waiting
-        yield from self.both
-
-    @property
-    def queued(self) -> int:
-        """Requests that wait."""
-        return sum(s.queued for s in self.waiters())
+    def ahead(self, standing: Standing, mine: int) -> float:
+        """About how many requests of its other accounts go before number `mine` of `standing`, as quotas go."""
+        turns = mine / standing.weight
+        found = sum(n * min(queued, turns * weight) for (queued, weight), n in self.kinds.items())
+        return found - min(standing.counted, turns * standing.weight)
 
     @property
     def waits(self) -> bool:
@@ -108,6 +112,15 @@ class Band:
     def active(self) -> bool:
         """Whether anybody waits or runs."""
         return bool(len(self.waiting) or len(self.both) or len(self.running))
+
+    def _count(self, standing: Standing) -> None:
+        before, now = standing.counted, standing.queued
+        self.queued += now - before
+        if before:
+            counted(self.kinds, (before, standing.weight), -1)
+        if now:
+            counted(self.kinds, (now, standing.weight), 1)
+        standing.counted = now
 
 
 class Policy:
@@ -268,6 +281,7 @@ class Policy:
         clocks = {(b.tier, number % 2): b.clock for number, b in self.bands.items()}
         for standing in old:
             TimeHeap.drop(standing)
+            standing.counted = 0
         self._standings, self.bands = {}, {}
         moved: list[Standing] = []
         for standing in old:

@@ -21,7 +21,8 @@ class Standing:
     """
 
     __slots__ = (
-        *("account", "band", "home", "key", "offset", "pending", "queued", "resident", "service", "turn", "weight"),
+        *("account", "band", "counted", "home", "key", "offset", "pending"),
+        *("queued", "resident", "service", "turn", "weight"),
     )
 
     def __init__(self, account: Account) -> None:
@@ -29,6 +30,7 @@ class Standing:
         self.turn: Turn | None = None
         self.service = self.pending = self.offset = 0.0
         self.queued = self.resident = 0  # requests: that wait, that hold slot and blocks
+        self.counted = 0  # of those that wait, how many its band has counted
         self._take(account)
 
     def assign(self, account: Account) -> None:
