@@ -82,7 +82,7 @@ class Granting:
             return Refused(request.lease_id, Refusal.UNKNOWN_MODEL, request.model)
         fleet = self._registry.fleet(request.model)
         waiting = Waiting(request, client, now - max(request.age, 0.0), now)
-        self._stories.asked(request, *self._home(request), waiting.arrived)
+        self._stories.asked(client, request, *self._home(request), waiting.arrived)
         refusal = self._refusal(waiting, fleet)
         if refusal is not None:
             ends.refused += 1

@@ -39,6 +39,7 @@ class Candidate:
 class _Lease:
     """Seconds are counted from when the request first came."""
 
+    front: str
     model: str
     prompt_tokens: int
     choices: int
@@ -56,6 +57,7 @@ class _Lease:
         places = [{"after_seconds": round(at, 3), "position": position} for at, position in self.places]
         return {
             "state": self.state,
+            "front": self.front,
             "model": self.model,
             "prompt_tokens": self.prompt_tokens,
             "choices": self.choices,
@@ -114,15 +116,15 @@ class Stories:
 
     # what the dispatcher tells
 
-    def asked(self, request: Acquire, tier: str, account: str, came: float) -> None:
-        """A lease is wanted, of a request that first came at `came`."""
+    def asked(self, front: str, request: Acquire, tier: str, account: str, came: float) -> None:
+        """`front` wants a lease, of a request that first came at `came`."""
         if not request.name:
             return
         story = self._story(request.owner, request.name.rpartition(".")[0])
         story.user, story.tier, story.account = request.sub, tier, account
         if len(story.leases) >= MOST_LEASES:
             return
-        lease = _Lease(request.model, request.prompt_tokens, request.choices, request.resumed_tokens, came)
+        lease = _Lease(front, request.model, request.prompt_tokens, request.choices, request.resumed_tokens, came)
         story.leases[request.lease_id] = self._by_lease[request.lease_id] = lease
         heapq.heappush(self._looks, (came + FIRST_LOOK, request.lease_id))
 

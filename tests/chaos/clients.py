@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import monotonic
 
-from chaos.judge import Fate, Verdict, judge
+from chaos.judge import Fate, Verdict, judge, unchunked
 from chaos.oracle import Ask, Oracle
 
 HANGS_SECONDS = 90.0  # without a byte: nobody waits for longer
 AGAIN_SECONDS = 0.05  # after a request that was not accepted
+TRACES = 20  # tries to have a request explained
 
 
 @dataclass(eq=False, slots=True)
@@ -26,6 +28,8 @@ class Seen:
     arrivals: list[float] = field(default_factory=list)  # of every piece of its body
     ended: float | None = None
     verdict: Verdict | None = None
+    id: str = ""  # its x-request-id, once it was sent
+    front: str = ""  # the ingress that had its last lease, where that was asked for and is known
 
     @property
     def is_flowing(self) -> bool:
@@ -43,15 +47,17 @@ class Client:
 
     def __init__(self, host: str, port: int, model: str) -> None:
         self.host, self.port, self.model = host, port, model
+        self._numbers = itertools.count(1)
 
     async def ask(self, seen: Seen, *, key: str | None = None) -> None:
         """Run `seen.ask` to its end; `seen` has the verdict then. `key`: its Idempotency-Key."""
         raw = bytearray()
         verdict: Verdict | None = None
+        seen.id = f"chaos-{next(self._numbers)}"
         try:
             reader, writer = await asyncio.open_connection(self.host, self.port)
             try:
-                writer.write(self.request(seen.ask, key=key))
+                writer.write(self.request(seen.ask, name=seen.id, key=key))
                 await self._read(reader, seen, raw)
             finally:
                 writer.close()
@@ -64,10 +70,31 @@ class Client:
         seen.ended = monotonic()
         seen.verdict = verdict or judge(bytes(raw), seen.ask)
 
-    def request(self, ask: Ask, *, key: str | None = None) -> bytes:
-        """The bytes of the request."""
+    async def trace(self, seen: Seen) -> None:
+        """Ask which ingress `seen` was at. Its `front` stays as it is where nobody knows, or answers."""
+        for _ in range(TRACES):
+            try:
+                reader, writer = await asyncio.open_connection(self.host, self.port)
+                try:
+                    lines = f"GET /requests/{seen.id}/explain HTTP/1.1", "host: x", "connection: close", "", ""
+                    writer.write("\r\n".join(lines).encode())
+                    async with asyncio.timeout(HANGS_SECONDS):
+                        raw = await reader.read()
+                finally:
+                    writer.close()
+            except OSError:  # no answer; TimeoutError is one
+                raw = b""
+            if raw[9:12] in (b"200", b"404"):
+                seen.front = front_of(raw)
+                return
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    def request(self, ask: Ask, *, name: str = "", key: str | None = None) -> bytes:
+        """The bytes of the request; `name`: its x-request-id."""
         data = json.dumps(ask.body(self.model)).encode()
         lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json", "connection: close"]
+        if name:
+            lines.append(f"x-request-id: {name}")
         if key is not None:
             lines.append(f"idempotency-key: {key}")
         return "\r\n".join([*lines, f"content-length: {len(data)}", "", ""]).encode() + data
@@ -83,6 +110,17 @@ class Client:
                 seen.accepted = now
             seen.arrivals.append(now)
             raw += part
+
+
+def front_of(raw: bytes) -> str:
+    """The ingress of the last lease, in the answer `raw` that explains a request; "" where none is known."""
+    head, _, body = raw.partition(b"\r\n\r\n")
+    if head[9:12] != b"200":
+        return ""
+    if b"transfer-encoding: chunked" in head.lower():
+        body, _ = unchunked(body)
+    leases = json.loads(body)["leases"]
+    return str(leases[-1]["front"]) if leases else ""
 
 
 class Load:

@@ -6,11 +6,12 @@ import os
 import random
 import signal
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from chaos.clients import Load
+from chaos.clients import Load, Seen
 from chaos.judge import Fate
 from chaos.oracle import Oracle
 from chaos.waiting import look
@@ -40,7 +41,8 @@ class Fault(ABC):
     """One kind; an object is one time that it happens.
 
     `needs`: ready replicas before. `least`: streams in flight at the fault, fewer are no trial. `hold`: seconds for
-    which new requests go on coming. `forgives`: fates that are declared for it.
+    which new requests go on coming. `forgives`: fates that are declared for it. `whose`: what is declared depends on
+    the ingress that carried a stream.
     """
 
     name: ClassVar[str]
@@ -48,6 +50,7 @@ class Fault(ABC):
     least: ClassVar[int] = 8
     hold: ClassVar[float] = 1.5
     forgives: ClassVar[frozenset[Fate]] = frozenset()
+    whose: ClassVar[bool] = False
     look_every: ClassVar[float] = 0.02  # seconds between two looks whether it was noticed
 
     def __init__(self) -> None:
@@ -65,6 +68,14 @@ class Fault(ABC):
 
     async def after(self, scene: Scene) -> str:
         """Called when the touched streams have ended: what is wrong beside them; "" when nothing is."""
+        return ""
+
+    def excuses(self, seen: Seen) -> bool:
+        """Whether the way in which `seen` ended is declared. Its `front` is known, as far as it can be."""
+        return seen.verdict is not None and seen.verdict.fate in self.forgives
+
+    def void(self, touched: Sequence[Seen]) -> str:
+        """Why it proves nothing that the streams in flight were `touched`; "" when it does."""
         return ""
 
     async def heal(self, scene: Scene) -> None:  # noqa: B027

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import struct
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar
@@ -13,14 +14,15 @@ from typing import TYPE_CHECKING, ClassVar
 from chaos.clients import Seen
 from chaos.fault import Fault, Scene
 from chaos.judge import Fate
-from chaos.processes import pids
-from chaos.waiting import look
+from chaos.processes import is_gone, pids
+from chaos.waiting import look, until
 
 if TYPE_CHECKING:  # it imports Ray
     from chaos.site import Site
 
 CUT = frozenset({Fate.TORN, Fate.UNANSWERED})
 PROBE_SECONDS = 0.05
+DYING_SECONDS = 30.0  # a process that was killed is gone by then
 PROBE_TOKENS = (1, 4)
 DAY = 86_400
 
@@ -66,22 +68,23 @@ class _FrontFault(Fault):
 
     async def inject(self, scene: Scene) -> None:
         running = await look(lambda: pids(self.role))
-        self._pid = scene.rng.choice(running)
-        self._count = len(running)
-        self.victim = f"{self.role} (pid {self._pid}, one of {self._count})"
+        self.pid, self.count = scene.rng.choice(running), len(running)
+        self.victim = f"{self.role} (pid {self.pid}, one of {self.count})"
         self._keyed = uuid.uuid4().hex
         ask = scene.oracle.ask(scene.rng, tokens=(200, 250), stream=False, choices=1)
         self._first = asyncio.create_task(scene.load.one(ask, key=self._keyed))
         await asyncio.sleep(0.2)
-        self.send(self._pid, signal.SIGKILL)
+        self.send(self.pid, signal.SIGKILL)
+        self._dying = asyncio.create_task(self._await_end())
         self._ask = ask
         self._probing = asyncio.create_task(probe(self, scene))
 
     def noticed(self, site: Site) -> bool:
-        return self._probing.done() and len(pids(self.role)) >= self._count
+        return self._probing.done() and len(pids(self.role)) >= self.count
 
     async def after(self, scene: Scene) -> str:
         """Retries under one Idempotency-Key get one right answer, whatever became of the first try."""
+        await self._dying
         await self._first
         await self._probing
         for _ in range(100):
@@ -94,15 +97,41 @@ class _FrontFault(Fault):
         return "" if again.verdict.fate is Fate.EXACT else f"the retry with the same key: {again.verdict}"
 
     async def heal(self, scene: Scene) -> None:
-        self._probing.cancel()
-        await asyncio.gather(self._probing, return_exceptions=True)
+        for task in (self._probing, self._dying):
+            task.cancel()
+        await asyncio.gather(self._probing, self._dying, return_exceptions=True)
+
+    async def _await_end(self) -> None:
+        """Until then its sockets are open, one or the other, and take requests."""
+        await until(lambda: is_gone(self.pid), DYING_SECONDS, every=0.005)
+        self.gone = monotonic()
 
 
 class IngressKilled(_FrontFault):
-    """SIGKILL to one ingress."""
+    """SIGKILL to one ingress: what it carried is cut, and nothing that others carry."""
 
     name: ClassVar[str] = "ingress killed"
+    whose: ClassVar[bool] = True
     role: ClassVar[str] = "ingress"
+
+    def excuses(self, seen: Seen) -> bool:
+        """Nobody knows whose a request was that never got to a lease: of several ingresses the one that was killed may
+        have had it if it was not accepted, and came before that one's last socket was closed.
+        """
+        if not super().excuses(seen):
+            return False
+        if seen.front:
+            return self._killed(seen)
+        return self.count == 1 or (seen.accepted is None and seen.began < self.gone)
+
+    def void(self, touched: Sequence[Seen]) -> str:
+        """Where there are several ingresses, the killed one and another have to carry something."""
+        if self.count > 1 and {self._killed(seen) for seen in touched if seen.front} != {True, False}:
+            return "no stream in flight was at the killed ingress, or none at another one"
+        return ""
+
+    def _killed(self, seen: Seen) -> bool:
+        return seen.front.startswith(f"ingress-{self.pid}-")
 
 
 class ProxyKilled(_FrontFault):

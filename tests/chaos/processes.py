@@ -87,6 +87,15 @@ def pids(role: str) -> list[int]:
     return sorted(p.pid for p in cluster_processes() if p.role == role)
 
 
+def is_gone(pid: int) -> bool:
+    """Whether process `pid` has ended: whatever it had open is closed."""
+    try:
+        found = _STAT.match(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace"))
+    except OSError:
+        return True
+    return found is not None and found[3] == "Z"
+
+
 def census() -> Counter[str]:
     """How many there are of each role that has a fixed number; what Ray keeps in reserve is not counted."""
     return Counter(p.role for p in cluster_processes() if p.role not in ("spare worker", "agent", "other"))

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from chaos.clients import Seen
+from chaos.clients import Seen, front_of
 from chaos.fault import Fault, Scene
+from chaos.faults_front import IngressKilled
 from chaos.judge import Fate, Verdict
 from chaos.oracle import FILE, MOST_TOKENS, Ask, Oracle, weights_digest
 from chaos.report import Report, spread, summary
@@ -36,9 +37,9 @@ class Strict(Cut):
     forgives: ClassVar[frozenset[Fate]] = frozenset()
 
 
-def seen(*arrivals: float, fate: Fate = Fate.EXACT, began: float = 95.0) -> Seen:
-    first, *rest = arrivals
-    return Seen(ASK, began, first, rest, rest[-1] if rest else first, Verdict(fate))
+def seen(*arrivals: float, fate: Fate = Fate.EXACT, began: float = 95.0, name: str = "", front: str = "") -> Seen:
+    first, *rest = arrivals or (None,)
+    return Seen(ASK, began, first, rest, rest[-1] if rest else first, Verdict(fate), name, front)
 
 
 def judged(fault: Fault, touched: list[Seen], later: list[Seen] = [], *, in_flight: int = 8) -> Trial:  # noqa: B006
@@ -67,6 +68,54 @@ def test_what_is_declared_is_forgiven_and_nothing_else() -> None:
     assert (trial.lost, len(trial.wrong), trial.fates) == (1, 1, {Fate.TORN: 1, Fate.EXACT: 1})
     repeated = judged(Cut(), [seen(98.0, 99.0, fate=Fate.REPEATED)])
     assert (repeated.lost, len(repeated.wrong)) == (0, 1)
+
+
+def killed(of: int) -> IngressKilled:
+    fault = IngressKilled()
+    fault.pid, fault.count, fault.gone = 71, of, AT + 0.05
+    return fault
+
+
+MINE, OTHER, LIKE = "ingress-71-abc", "ingress-8-def", "ingress-711-ghi"
+WELL = [seen(98.0, 99.0, 101.0, front=front) for front in (MINE, OTHER)]
+
+
+def torn(front: str, fate: Fate = Fate.TORN) -> Seen:
+    return seen(98.0, 99.0, 100.1, fate=fate, name="chaos-3", front=front)
+
+
+def test_of_several_ingresses_the_killed_one_alone_may_tear_streams() -> None:
+    trial = judged(killed(of=2), [*WELL, torn(MINE)])
+    assert (trial.passed, trial.fronts) == (True, {MINE: 2, OTHER: 1})
+    for front in (OTHER, LIKE, ""):
+        trial = judged(killed(of=2), [*WELL, torn(front)])
+        assert (trial.lost, len(trial.wrong)) == (1, 1)
+        assert trial.wrong[0].startswith(f"torn: chaos-3 at {front}" if front else "torn: chaos-3:")
+    assert judged(killed(of=2), [*WELL, torn(MINE, Fate.LESS)]).wrong, "a token of a stream that ended is missing"
+    assert judged(killed(of=1), [torn("")]).passed
+    assert judged(killed(of=1), [torn(OTHER)]).wrong, "the next ingress's"
+
+
+def test_who_was_never_accepted_may_have_been_at_the_killed_ingress_if_he_came_before() -> None:
+    cases = (99.9, "", True), (100.04, "", True), (100.1, "", False), (99.9, OTHER, False), (100.1, MINE, True)
+    for began, front, passed in cases:
+        unanswered = seen(fate=Fate.UNANSWERED, began=began, front=front)
+        assert judged(killed(of=2), WELL, [unanswered]).passed is passed
+
+
+def test_where_one_ingress_carries_all_the_death_of_one_proves_nothing() -> None:
+    for front in (MINE, OTHER):
+        assert judged(killed(of=2), [seen(98.0, 101.0, front=front)]).invalid
+    assert not judged(killed(of=1), [seen(98.0, 101.0, front=MINE)]).invalid
+
+
+def test_the_ingress_of_a_request_is_that_of_its_last_lease() -> None:
+    body = json.dumps({"leases": [{"front": OTHER}, {"front": MINE}]}).encode()
+    assert front_of(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n" + body) == MINE
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    assert front_of(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks) == MINE
+    assert front_of(b'HTTP/1.1 200 OK\r\n\r\n{"leases": []}') == ""
+    assert front_of(b"HTTP/1.1 404 Not Found\r\n\r\n{}") == ""
 
 
 def test_too_little_load_proves_nothing() -> None:

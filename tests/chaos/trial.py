@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from time import monotonic
 from typing import Any
@@ -27,6 +28,7 @@ class Trial:
     fault: str
     victim: str = ""
     in_flight: int = 0  # streams in the middle of their answer, at the fault
+    fronts: dict[str, int] = field(default_factory=dict)  # those accepted by then, by ingress, where one was asked for
     judged: int = 0  # requests that ended since the last trial, in flight at the fault or not
     fates: dict[str, int] = field(default_factory=dict)  # of those
     lost: int = 0  # of those: accepted, and not ended well, nor by a declared exception
@@ -80,7 +82,7 @@ async def run_trial(number: int, fault: Fault, scene: Scene, watch: Watch, *, st
             await fault.inject(scene)
         except (LookupError, OSError) as e:
             trial.invalid = f"nothing was hit: {e}"
-            count(trial, before, frozenset())
+            count(trial, before)
             return trial
         trial.in_flight = sum(1 for s in scene.load.live if s.arrivals and s.arrivals[0] < fault.at)
         touched = [s for s in scene.load.live if s.accepted is not None and s.accepted < fault.at]
@@ -96,8 +98,10 @@ async def run_trial(number: int, fault: Fault, scene: Scene, watch: Watch, *, st
         if fault.at:
             await fault.heal(scene)
     trial.victim, trial.figures = fault.victim, fault.figures
-    count(trial, before, frozenset())
-    judge_trial(trial, fault, touched, watch.take())
+    count(trial, before)
+    ended = watch.take()
+    await _trace(fault, scene, touched, ended)
+    judge_trial(trial, fault, touched, ended)
     if wrong:
         trial.wrong.append(wrong)
     return trial
@@ -111,21 +115,30 @@ async def _flowing(fault: Fault, scene: Scene) -> None:
     await look(scene.site.ready)  # streams get a moment to spread
 
 
-def count(trial: Trial, ended: Sequence[Seen], forgiven: frozenset[Fate]) -> None:
+async def _trace(fault: Fault, scene: Scene, touched: Sequence[Seen], ended: Sequence[Seen]) -> None:
+    """It is known at which ingress those were that ended badly, and the `touched`, where that decides."""
+    bad = [s for s in ended if s.verdict is not None and s.verdict.fate not in (Fate.EXACT, Fate.REFUSED)]
+    for seen in dict.fromkeys([*touched, *bad] if fault.whose else (s for s in bad if not fault.excuses(s))):
+        await scene.load.client.trace(seen)
+
+
+def count(trial: Trial, ended: Sequence[Seen], excused: Callable[[Seen], bool] = lambda seen: False) -> None:
     """Add the fates of requests that have ended, and what may not be."""
     for seen in ended:
         verdict = seen.verdict
         assert verdict is not None, "only requests that have ended are judged"
         trial.judged += 1
         trial.fates[verdict.fate] = trial.fates.get(verdict.fate, 0) + 1
-        if verdict.fate not in (Fate.EXACT, Fate.REFUSED, *forgiven):
+        if verdict.fate not in (Fate.EXACT, Fate.REFUSED) and not excused(seen):
             trial.lost += verdict.fate.is_lost
-            trial.wrong.append(f"{verdict.fate}: {verdict.seen}")
+            who = f"{seen.id} at {seen.front}" if seen.front else seen.id
+            trial.wrong.append(f"{verdict.fate}: {who}: {verdict.seen}")
 
 
 def judge_trial(trial: Trial, fault: Fault, touched: Sequence[Seen], ended: Sequence[Seen]) -> None:
     """Fill in what the clients saw: `touched` were accepted before the fault, `ended` are all that ended since."""
-    count(trial, ended, fault.forgives)
+    count(trial, ended, fault.excuses)
+    trial.fronts = dict(Counter(s.front for s in touched if s.front))
     streams = [s for s in touched if s.ask.stream]
     if streams:
         trial.failover = max(s.longest_pause(fault.at) for s in streams)
@@ -136,3 +149,5 @@ def judge_trial(trial: Trial, fault: Fault, touched: Sequence[Seen], ended: Sequ
         trial.wrong.append(f"not noticed within {NOTICE_SECONDS:g} s")
     if trial.in_flight < fault.least:
         trial.invalid = f"only {trial.in_flight} streams in flight at the fault, not {fault.least}"
+    else:
+        trial.invalid = fault.void(touched)

@@ -69,6 +69,7 @@ def test_the_whole_story() -> None:
     assert story is not None
     assert (story["tier"], story["account"], story["state"], story["outcome"]) == ("Bronze", "carl", "ended", "stop")
     (lease,) = story["leases"]
+    assert lease["front"] == "i"
     assert [p["position"] for p in lease["positions"]] == [2] * len(lease["positions"])
     times = [p["after_seconds"] for p in lease["positions"]]
     assert times == sorted(times)
@@ -134,12 +135,12 @@ def test_an_id_that_is_used_again_names_the_newer_request() -> None:
 def test_what_is_kept_is_bounded() -> None:
     stories, most = Stories(most=10), 10
     for i in range(1000):
-        stories.asked(ask(f"l{i}", name=f"r{i}.x"), "", "", 0.0)
+        stories.asked("i", ask(f"l{i}", name=f"r{i}.x"), "", "", 0.0)
     assert len(stories) == most
     assert len(stories._by_lease) == most
     assert len(stories._last) == most
     for i in range(100):
-        stories.asked(ask(f"p{i}", name="many.x"), "", "", 0.0)
+        stories.asked("i", ask(f"p{i}", name="many.x"), "", "", 0.0)
     told = stories.tell("default", "many")
     assert told is not None
     assert len(told["leases"]) == MOST_LEASES
