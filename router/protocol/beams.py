@@ -8,7 +8,6 @@ from typing import Any
 from router.protocol.validation import Refused
 from workers.api.request import MAX_BEAMS, BeamParams
 
-MAX_LENGTH_PENALTY = 10.0
 DEFAULT_LENGTH_PENALTY = 1.0
 # Fields that change which tokens are likely, stop at text, or name tokens: the search knows the likeliest ones, as the
 # model has them.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from router.protocol.beams import MAX_LENGTH_PENALTY, asked_beams, check_beams
+from router.protocol.beams import asked_beams, check_beams
 from router.protocol.extras import CHAT_EXTRAS, COMPLETION_EXTRAS, WHY
 from router.protocol.fields import (
     AllowedIds,
@@ -41,7 +41,7 @@ from router.protocol.structured import (
 )
 from router.protocol.tools import MAX_TOOLS, Tool, ToolCall, ToolChoice, Tools, check_choice, required_grammar
 from router.protocol.validation import Refused
-from workers.api.request import BeamParams
+from workers.api.request import MAX_LENGTH_PENALTY, BeamParams
 
 MAX_MESSAGES = 2048
 MAX_N = 128

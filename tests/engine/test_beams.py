@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -77,6 +78,18 @@ def test_an_abort_by_any_of_its_ids_ends_it(name: str, steps: int) -> None:
     harness.drain()
 
 
+def test_an_abort_of_what_runs_of_it_is_one_of_an_unknown_id() -> None:
+    """Nobody outside knows of its sequences, and nobody is told of their ends."""
+    harness, asked = Harness(), search()
+    harness.submit(asked)
+    for _ in range(2):
+        harness.step()
+    for name in list(harness.engine.roster.live):
+        harness.engine.abort(name)
+    harness.drain()
+    assert {harness.receiver.finish(name) for name in asked.answer_ids} == {FinishReason.LENGTH}
+
+
 def test_a_fault_of_one_beam_ends_the_search_and_nobody_else() -> None:
     harness, asked = Harness(fault=lambda seed, position: seed == 5 and position == 13), search(seed=5)
     harness.submit(asked, request("plain", PROMPT, seed=1))
@@ -125,6 +138,9 @@ def test_grammars_replays_and_widths_that_cannot_be_are_refused() -> None:
             engine.submit(search(width=width))
     with pytest.raises(InvalidRequest, match="1 to 14 beams"):
         engine.submit(search(width=15, stop_ids=tuple(range(VOCAB - 14))))
+    for penalty in (10.5, -1000.0, math.inf, math.nan):  # a length to that power may be none, or not to be divided by
+        with pytest.raises(InvalidRequest, match="length penalty"):
+            engine.submit(replace(asked, beams=BeamParams(3, penalty)))
     engine.submit(asked)
     with pytest.raises(InvalidRequest, match="in use"):
         engine.submit(asked)

@@ -1,4 +1,4 @@
-"""Blocks that go to host memory and come back: the same bits on one rank, the same tokens on two.
+"""Blocks that go to host memory and come back: the same bits on one rank, the same tokens on two, of beam searches, too.
 
 Mutants seen to fail: copies in before copies out; the last layer left out.
 """
@@ -17,7 +17,7 @@ from tiny import VOCAB, checkpoint, replica
 
 from workers.api.config import KVCacheSpec
 from workers.api.errors import EngineFault
-from workers.api.request import EngineRequest, SamplingParams
+from workers.api.request import BeamParams, EngineRequest, SamplingParams
 from workers.api.wire import FrameCodec
 from workers.engine.plan import StepHandle, StepPlan
 from workers.execution import swap
@@ -57,14 +57,15 @@ def test_blocks_come_back_bit_for_bit(monkeypatch: pytest.MonkeyPatch, staging: 
 
 
 def asked() -> list[EngineRequest]:
-    """Two rounds of chats that share nothing, greedy and seeded: the second finds nothing on the device."""
+    """Two rounds of chats that share nothing, greedy, seeded and searched: the second finds nothing on the device."""
     rng = random.Random(3)
     made = []
     prompts = [tuple(rng.randrange(VOCAB) for _ in range(rng.randint(14, 30))) for _ in range(6)]
     for number, prompt in enumerate(prompts * 2):
         seeded = {"temperature": 1.5, "seed": 40 + number % 6}
         sampling: dict[str, Any] = {"temperature": 0.0} if number % 6 % 2 else seeded
-        made.append(EngineRequest(f"r{number}", prompt, SamplingParams(max_tokens=14, **sampling)))
+        beams = BeamParams(3) if number % 6 == 5 else None
+        made.append(EngineRequest(f"r{number}", prompt, SamplingParams(max_tokens=14, **sampling), beams=beams))
     return made
 
 

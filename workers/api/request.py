@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from workers.api.grammar import GrammarSpec
 
 MAX_BEAMS = 32  # of one search: the host ranks the square of them every step
+MAX_LENGTH_PENALTY = 10.0  # either way: a length to the power of it is a number
 INVALID = "invalid: "  # how `Delta.error` starts when the request itself is at fault: no replica would take it
 
 

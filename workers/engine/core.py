@@ -118,7 +118,7 @@ class Engine:
         Of a beam search, the ids of its answers stand for it.
         """
         sequence = self.roster.live.get(request_id)
-        if sequence is not None:
+        if sequence is not None and not sequence.is_part:
             self._outbox.append(self.roster.finish(sequence, FinishReason.ABORT))
         elif request_id in self._beams:
             self._outbox += self._beams.end(request_id, FinishReason.ABORT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from workers.api.errors import ContextLengthExceeded, InvalidRequest
-from workers.api.request import MAX_BEAMS, BeamParams, EngineRequest, FinishReason, SamplingParams
+from workers.api.request import MAX_BEAMS, MAX_LENGTH_PENALTY, BeamParams, EngineRequest, FinishReason, SamplingParams
 from workers.engine.sequence import Sequence
 
 MAX_TOKEN_ID = 2**31  # what a rank's int32 tensors hold
@@ -80,6 +80,11 @@ def _check_beams(request: EngineRequest, beams: BeamParams, vocab_size: int) -> 
     most = min(MAX_BEAMS, vocab_size - len(set(sampling.stop_ids)))
     if not 1 <= beams.width <= most:
         raise InvalidRequest(f"a beam search has 1 to {most} beams, got {beams.width}", param="n")
+    if not abs(beams.length_penalty) <= MAX_LENGTH_PENALTY:  # NaN, too
+        raise InvalidRequest(
+            f"a length penalty is from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}, got {beams.length_penalty}",
+            param="length_penalty",
+        )
 
 
 def _check_ids(ids: Iterable[int], limit: int, param: str) -> None:
