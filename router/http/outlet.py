@@ -104,13 +104,14 @@ class EventStream:
         self._write: Callable[[str], bool] | None = None  # while nobody waits for the client
         self._held: list[str] = []
         self._size = 0
-        self._begun = False
+        self._sending = False  # the client is waited for
         self._filled = asyncio.Event()  # there is something for `relay`
 
     def put(self, events: str) -> None:
         """Send `events`, soon or later. Raises EngineFault for a reader that is too far behind.
 
-        It is not while nothing has been sent, nor by one piece: what shows a prompt may be long.
+        It is not while it takes what it gets, nor by one piece: what shows a prompt may be long, and several beam
+        searches may end at once.
         """
         self._held.append(events)
         self._size += len(events)
@@ -118,7 +119,7 @@ class EventStream:
             self._filled.set()
         elif len(self._held) == 1:
             self._turn.add(self)
-        if self._size > MOST_HELD and self._begun and self._size - max(map(len, self._held)) > MOST_HELD:
+        if self._size > MOST_HELD and self._sending and self._size - max(map(len, self._held)) > MOST_HELD:
             raise EngineFault(f"the reader of this stream is {self._size} bytes behind")
 
     def write(self) -> None:
@@ -138,7 +139,6 @@ class EventStream:
 
     async def relay(self, work: asyncio.Future[None]) -> None:
         """The answer has begun: send what is put until `work` is done."""
-        self._begun = True
         self.straight = straight_write(self._scope) is not None
         work.add_done_callback(self._wake)
         try:
@@ -162,7 +162,9 @@ class EventStream:
             body = "".join(self._held).encode("ascii")
             self._held.clear()
             self._size = 0
+            self._sending = True
             await self._outlet({"type": "http.response.body", "body": body, "more_body": True})
+            self._sending = False
 
     def _wake(self, work: asyncio.Future[None]) -> None:
         self._filled.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -13,6 +14,7 @@ import pytest
 from router.http import outlet
 from router.http.app import create_app
 from router.http.config import FrontConfig, ServedModel
+from workers.api.errors import EngineFault
 
 from .fakes import ANSWER, FakeGenerator, FakeStatus
 from .raw_http import Connection
@@ -101,3 +103,33 @@ def test_events_go_straight_to_the_connection(served, monkeypatch):
     assert len(sent) < 20
     with urllib.request.urlopen(f"http://127.0.0.1:{address[1]}/metrics") as page:
         assert 'echelon_streams_total{way="straight"} 1.0' in page.read().decode()
+
+
+async def test_long_answers_that_end_in_one_turn_make_no_reader_slow():
+    """As of a beam search for each of three prompts, whose answers come whole; then a reader that takes nothing."""
+    sent, taken = [], asyncio.Event()
+    taken.set()
+
+    async def send(message):
+        sent.append(len(message["body"]))
+        await taken.wait()
+
+    out = outlet.Outlet(send, 60.0, lambda: None)
+    stream, work = outlet.EventStream(out, {}, outlet.Turn()), asyncio.get_running_loop().create_future()
+    relaying = asyncio.create_task(stream.relay(work))
+    await asyncio.sleep(0)
+    for _ in range(3):
+        stream.put("x" * outlet.MOST_HELD)
+    await asyncio.sleep(0)
+    assert sum(sent) == 3 * outlet.MOST_HELD
+    taken.clear()
+    stream.put("x")
+    await asyncio.sleep(0)
+    for _ in range(2):
+        stream.put("x" * outlet.MOST_HELD)
+    with pytest.raises(EngineFault, match="behind"):
+        stream.put("x")
+    taken.set()
+    work.set_result(None)
+    await relaying
+    out.close()
