@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from cluster_site import MODEL, Site, until
 from fake_executor import VOCAB, beam_oracle
 
 from router.generation import ChoiceDelta, GenerationRequest
+from workers.api.errors import EngineFault
 from workers.api.request import BeamParams, Delta, EngineRequest, FinishReason, SamplingParams
 
 TIERS = """
@@ -56,8 +58,10 @@ async def test_searches_of_two_tiers_beside_a_crowd() -> None:
         assert deltas[0].executed_prefill + deltas[0].cached_tokens == len(request.prompt_ids)
 
 
-async def test_a_search_whose_link_breaks_is_done_again() -> None:
+async def test_a_search_whose_link_breaks_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Site(TIERS) as site:
+        settled, settle = [], site.sessions.dispatcher.settle
+        monkeypatch.setattr(site.sessions.dispatcher, "settle", lambda bill: settled.append(bill) or settle(bill))
         request, engine = search("long", output=200), site.running[0].harness.engine
         asked = asyncio.ensure_future(answers(site, request))
         await until(lambda: engine.stats.decode > 20)
@@ -65,6 +69,8 @@ async def test_a_search_whose_link_breaks_is_done_again() -> None:
             link.close("cut by a test")
         assert [(delta.token_ids, delta.finish) for delta in await asked] == expected(request)
         assert (site.sessions.replays, request.trace.replays) == (1, 1)
+        assert [bill.output_tokens for bill in settled] == [0, sum(len(delta.token_ids) for delta in await asked)]
+        assert [bill.first_seconds for bill in settled] == [0.0, 0.0], "nobody learns of first tokens from a search's"
         counts = engine.load().requests
         assert (counts.accepted, counts.aborted, counts.completed) == (2, 1, 1)
 
@@ -79,3 +85,14 @@ async def test_who_goes_away_leaves_nothing_behind() -> None:
             await asked
         await until(lambda: engine.load().requests.aborted == 1)
         assert engine.load().requests.running == 0
+
+
+async def test_a_search_that_no_engine_can_run_is_refused_once() -> None:
+    async with Site(TIERS, replicas=2) as site:
+        asked = search("wide", width=4)
+        stops = tuple(range(VOCAB - 3))
+        wide = replace(asked, samplings=tuple(replace(one, stop_ids=stops) for one in asked.samplings))
+        with pytest.raises(EngineFault, match="invalid: a beam search has 1 to 3 beams"):
+            async with asyncio.timeout(10):
+                await answers(site, wide)
+        assert site.sessions.replays == 0

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
 from engine_runs import Harness, request
-from fake_executor import VOCAB, beam_oracle
+from fake_executor import VOCAB, beam_oracle, likeliest
 
 from workers.api.errors import InvalidRequest
 from workers.api.grammar import GrammarSpec
 from workers.api.request import MAX_BEAMS, BeamParams, EngineRequest, FinishReason
+from workers.engine.beam_search import BeamSearch
 
 PROMPT = tuple(range(1, 11))
 
@@ -35,6 +37,37 @@ def test_all_answers_come_at_once_the_best_first_and_the_first_bears_the_counts(
     assert (last[0].executed_prefill, last[0].cached_tokens) == (len(PROMPT), 0)
     assert last[0].executed_decode > 0
     assert {(d.executed_prefill, d.executed_decode) for d in last[1:]} == {(0, 0)}
+
+
+def test_beams_keep_their_sequences_while_nobody_waits() -> None:
+    """Mutant seen to fail: those that have drawn are given up before the others of the step have."""
+    harness = Harness()
+    harness.submit(search(width=5, max_tokens=20), request("plain", PROMPT, 20))
+    harness.drain()
+    assert sum(len(plan.added) for plan in harness.executor.plans) == 5 + 1
+    assert harness.engine.stats.overhead == 4 * (len(PROMPT) % 4)  # what the others share no block of
+
+
+def test_what_stands_is_what_the_whole_search_would_find() -> None:
+    """Many ends, all penalties: a search may be over before the greatest length, but no better answer may come then.
+
+    Mutants seen to fail: over when no beam can reach the best answer; the bound of one sign of penalty for the other.
+    """
+    rng, early = random.Random(5), 0
+    for number in range(150):
+        stops = tuple(rng.sample(range(VOCAB), rng.choice([2, 8, 20, 40])))
+        width = rng.choice([1, 2, 4, min(VOCAB - len(stops), MAX_BEAMS)])
+        params = BeamParams(width, rng.choice([-2.0, 0.0, 0.4, 1.0, 3.0]))
+        limits = {"max_tokens": rng.randint(1, 9), "min_tokens": rng.choice([0, 0, 1, 3])}
+        asked = replace(search(prompt=(number,), stop_ids=stops, **limits), beams=params)
+        beams = BeamSearch(params, asked.sampling, asked.sampling.max_tokens)
+        while True:
+            beams.advance([likeliest(asked.prompt_ids + b.token_ids, beams.candidates) for b in beams.running])
+            if beams.is_over:
+                break
+        early += bool(beams.running)
+        assert [(b.token_ids, b.finish) for b in beams.answers] == beam_oracle(asked, 128), asked
+    assert early > 20
 
 
 def test_a_search_counts_as_one_request_whatever_runs_of_it() -> None:

@@ -1,4 +1,4 @@
-"""Blocks that go to host memory and come back: the same bits on one rank, the same tokens on two, of beam searches, too.
+"""Blocks that go to host memory and come back: the same bits on one rank, the same tokens on two, also of searches.
 
 Mutants seen to fail: copies in before copies out; the last layer left out.
 """
