@@ -37,3 +37,9 @@ async def test_what_the_prompt_found_in_the_cache_is_told_once(client, generator
     generator.cached = 2
     found = await post(client, COMPLETION, **PROMPT, n=3, use_beam_search=True)
     assert found["usage"]["prompt_tokens_details"]["cached_tokens"] == 2
+
+
+async def test_the_best_are_told_without_log_probabilities(client, generator):
+    await post(client, COMPLETION, **PROMPT, n=2, best_of=4, use_beam_search=True)
+    assert generator.requests[0].beams == BeamParams(4, 1.0)
+    assert {sampling.logprobs for sampling in generator.requests[0].samplings} == {None}
