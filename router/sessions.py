@@ -108,7 +108,7 @@ class _Run:
             id=name,
             prompt_ids=r.prompt_ids,
             sampling=choice.sampling,
-            resumed_ids=tuple(choice.emitted),
+            resumed_ids=tuple(choice.emitted) if r.beams is None else (),  # a search begins anew
             owner=r.owner,
             tier=r.tier,
             age=age,

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from workers.api.channel import Channel, Listener, listen
-from workers.api.errors import ContextLengthExceeded, EngineFault, RequestError
+from workers.api.errors import ContextLengthExceeded, EngineFault, RequestError, WireError
 from workers.api.grammar import GrammarSpec
 from workers.api.ordering import ServiceReport, ServiceSync
 from workers.api.replica import CacheNews, LoadReport, ReplicaInfo
@@ -193,13 +193,25 @@ class EngineServer:
         self, by_channel: dict[Channel, list[Delta]], load: LoadReport, told: list[CacheNews | ServiceReport]
     ) -> None:
         for channel, deltas in by_channel.items():
-            channel.send(StepFrame(tuple(deltas), load))
+            self._send_step(channel, tuple(deltas), load)
         frame = b""
         for channel in self._channels:
             if channel.peer.startswith(OBSERVER):
                 if not frame:
                     frame = b"".join(map(ENGINE_CODEC.encode, (*told, StepFrame((), load))))
                 channel.send_frame(frame)
+
+    def _send_step(self, channel: Channel, deltas: tuple[Delta, ...], load: LoadReport) -> None:
+        """In one frame, or where answers of beam searches, which come whole, do not fit in one, in several."""
+        try:
+            channel.send(StepFrame(deltas, load))
+        except WireError as e:
+            if len(deltas) == 1:
+                channel.close(str(e))  # else its reader would wait for ever
+                return
+            half = len(deltas) // 2
+            self._send_step(channel, deltas[:half], load)
+            self._send_step(channel, deltas[half:], load)
 
     def opened(self, channel: Channel) -> None:
         """A peer with the secret."""

@@ -10,6 +10,7 @@ from cluster_site import MODEL, Site, until
 from fake_executor import VOCAB, beam_oracle
 
 from router.generation import ChoiceDelta, GenerationRequest
+from router.sessions import _Choice, _Run
 from workers.api.errors import EngineFault
 from workers.api.request import BeamParams, Delta, EngineRequest, FinishReason, SamplingParams
 
@@ -96,3 +97,12 @@ async def test_a_search_that_no_engine_can_run_is_refused_once() -> None:
             async with asyncio.timeout(10):
                 await answers(site, wide)
         assert site.sessions.replays == 0
+
+
+def test_a_search_of_which_some_answers_came_begins_anew() -> None:
+    """They come in several frames where they are long, and a replica may die between two."""
+    request = search("half")
+    choices = [_Choice(sampling) for sampling in request.samplings]
+    choices[0].take(Delta("half#0/0", 0, (1, 2), finish=FinishReason.LENGTH))
+    run = _Run(request, choices, 0.0, 2, lambda batch: True)
+    assert {asked.resumed_ids for asked, _ in run.engine_requests(0.0).values()} == {()}

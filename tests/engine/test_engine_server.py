@@ -6,16 +6,19 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from engine_runs import Harness, request
-from fake_executor import oracle
+from fake_executor import beam_oracle, oracle
 
 from router.dispatch.prefixes import _cut
+from workers.api import wire
 from workers.api.channel import Channel, dial
 from workers.api.hashing import SHORT_BYTES, block_hashes
 from workers.api.replica import CacheNews, ReplicaInfo
-from workers.api.request import Delta, EngineRequest, FinishReason
+from workers.api.request import BeamParams, Delta, EngineRequest, FinishReason
 from workers.api.wire import ENGINE_CODEC, StepFrame, Submit
 from workers.replica import EngineServer
 
@@ -133,3 +136,14 @@ async def test_observers_alone_hear_what_the_prefix_cache_holds_the_late_ones_to
                     await reader.changed.wait()
             assert reader.news[-1].anew
         assert not readers[0].news
+
+
+async def test_answers_of_a_search_that_fill_a_frame_come_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness()
+    asked = replace(request("wide", range(1, 9), 60, temperature=0.0), beams=BeamParams(8))
+    async with serving(harness) as (client, channel):
+        monkeypatch.setattr(wire, "MAX_FRAME_BYTES", 600)
+        channel.send(Submit((asked,)))
+        await client.until_ended(*asked.answer_ids)
+    found = [(tuple(client.tokens[name]), client.ended[name].finish) for name in asked.answer_ids]
+    assert found == beam_oracle(asked, 128)
