@@ -305,14 +305,16 @@ class JobMaker:
             kind = IdsChoice
         requests: list[GenerationRequest] = []
         choices: list[Choice] = []
+        kept = body.truncate_prompt_tokens
+        if kept is not None:
+            prompts = [ids[:kept] if body.truncation_side == "right" else ids[-kept:] for ids in prompts]
+        tokens = sum(map(len, prompts))
         for ids, echoed in zip(prompts, echoes, strict=True):
-            if body.truncate_prompt_tokens is not None:
-                kept = body.truncate_prompt_tokens
-                ids = ids[:kept] if body.truncation_side == "right" else ids[-kept:]
             if not ids:
                 raise InvalidRequest(f"Invalid '{param}': it has no tokens.", param=param, code="invalid_value")
             max_tokens = room(body, len(ids), n * len(prompts), facts, limits, param)
-            params = samplings(body, len(ids), max_tokens, self._draw_seed(), facts, limits, bad_words)
+            seed = self._draw_seed()
+            params = samplings(body, tokens, max_tokens, seed, facts, limits, bad_words, len(prompts))
             requests.append(
                 GenerationRequest(
                     id=unique_id(),

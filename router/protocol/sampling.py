@@ -98,9 +98,10 @@ def samplings(
     model: ModelFacts,
     limits: RequestLimits,
     bad_words: tuple[tuple[int, ...], ...] = (),
+    prompts: int = 1,
 ) -> tuple[SamplingParams, ...]:
     """One `SamplingParams` for each choice of a prompt; `seed` is the drawn one, the body's own wins. `bad_words` are
-    the body's, as ids.
+    the body's, as ids. The body has so many `prompts`, of `prompt_tokens` together.
 
     Log-probabilities of the prompt are the first choice's.
     """
@@ -121,16 +122,17 @@ def samplings(
     if body.logprob_token_ids:
         top = 0  # they stand in the place of the likeliest
     shown = max(top or 0, len(body.logprob_token_ids))
-    if top is not None and n * max_tokens * (shown + 1) > limits.max_logprobs:
+    if top is not None and n * prompts * max_tokens * (shown + 1) > limits.max_logprobs:
         raise InvalidRequest(
-            f"Invalid 'logprobs': n x max_tokens x alternatives is over {limits.max_logprobs}; ask for fewer.",
+            f"Invalid 'logprobs': n x prompts x max_tokens x alternatives is over {limits.max_logprobs}; ask for "
+            "fewer.",
             param=next((p for p in ("logprob_token_ids", "top_logprobs") if p in body.model_fields_set), "logprobs"),
             code="invalid_value",
         )
     of_prompt = body.asked_prompt_logprobs
     if of_prompt is not None and prompt_tokens * (of_prompt + 1) > limits.max_logprobs:
         raise InvalidRequest(
-            f"Invalid 'prompt_logprobs': tokens of the prompt x alternatives is over {limits.max_logprobs}; ask for "
+            f"Invalid 'prompt_logprobs': tokens of all prompts x alternatives is over {limits.max_logprobs}; ask for "
             "fewer.",
             param="prompt_logprobs" if "prompt_logprobs" in body.model_fields_set else "logprobs",
             code="invalid_value",

@@ -285,3 +285,16 @@ def test_an_answer_ends_where_the_pool_does() -> None:
     assert harness.engine.max_model_len == 12
     assert harness.receiver.tokens["a"] == oracle(asked, 12)[0]
     assert len(harness.receiver.tokens["a"]) == 7
+
+
+@pytest.mark.parametrize("ordering", [None, ByOwner()])
+def test_a_plan_adds_no_more_tokens_than_its_way_to_the_ranks_holds(
+    ordering: ByOwner | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.engine.scheduler.MOST_NEW_TOKENS", 30)
+    harness = Harness(max_num_batched_tokens=200, ordering=ordering)
+    harness.submit(*(request(f"r{i}", range(i, i + 12), 2) for i in range(7)), request("long", range(50), 2))
+    harness.drain()
+    added = [[len(new.token_ids) for new in plan.added] for plan in harness.executor.plans]
+    assert max(map(len, added)) == 3, "two are under the bound"
+    assert all(sum(tokens[:-1]) < 30 for tokens in added)

@@ -96,8 +96,6 @@ class BeamSearches:
         return found
 
     def _take(self, search: _Search, sequence: Sequence, delta: Delta) -> list[Delta]:
-        if search.request.id not in self._by_id:  # it ended with another one in the same step
-            return []
         if delta.finish is not None:
             return self.end(search.request.id, delta.finish, delta.error)
         search.prompt_logprobs = search.prompt_logprobs or delta.prompt_logprobs

@@ -24,6 +24,8 @@ from workers.engine.quick import quick
 from workers.engine.roster import Roster
 from workers.engine.sequence import Phase, Sequence
 
+MOST_NEW_TOKENS = 1 << 19  # of the sequences that a plan adds, but for the last: a plan has a place of 8 MiB on its way
+
 _scheduled = quick(ScheduledSequence)
 
 Run = tuple[Sequence, ScheduledSequence]
@@ -145,7 +147,7 @@ class Scheduler:
     def _admit(self, budget: int, out: list[Run], added: list[NewSequence]) -> int:
         """Waiting sequences enter, in order, while slots, blocks and budget last; returns their query tokens."""
         left = budget
-        while left > 0 and self._residents.free_slots:
+        while left > 0 and self._residents.free_slots and takes_more(added):
             sequence = self._roster.queue.flow(None).head()
             if sequence is None:
                 break
@@ -220,6 +222,11 @@ class Scheduler:
     def _victim(self) -> Sequence:
         residents = self._residents
         return max((*residents.decoding, *residents.prefilling), key=_by_arrival)
+
+
+def takes_more(added: list[NewSequence]) -> bool:
+    """Whether a plan that adds these may add another one."""
+    return sum([len(new.token_ids) for new in added]) < MOST_NEW_TOKENS
 
 
 def _masked(sequences: list[Sequence], runs: list[ScheduledSequence]) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from workers.api.ordering import Flow as Handle
 from workers.engine.cost import StepCost
 from workers.engine.filling import Filling
 from workers.engine.roster import Roster
-from workers.engine.scheduler import PlannedStep, Scheduler
+from workers.engine.scheduler import PlannedStep, Scheduler, takes_more
 from workers.engine.sequence import Flow, Phase, Sequence
 
 _NOTHING = (0.0, 0.0)
@@ -170,7 +170,7 @@ class TurnScheduler(Scheduler):
                 added = self._prefill(sequence, turn, plan, turn.units - units, turn.seconds - seconds)
                 units, seconds = units + added[0], seconds + added[1]
         admissible = False
-        while plan.left > 0 and not more and (turn.urgent or not self._is_reserved):
+        while plan.left > 0 and not more and (turn.urgent or not self._is_reserved) and takes_more(plan.added):
             head = flow.head()
             if head is None or head in self._evicted or turn.only not in (None, head.id):
                 break

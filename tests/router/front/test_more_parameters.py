@@ -10,6 +10,7 @@ from tokenizers import AddedToken
 
 from router.http.app import create_app
 from router.http.config import FrontConfig, ServedModel
+from router.protocol.sampling import RequestLimits
 from router.text.tokenizer import Tokenizer
 from workers.api.request import BeamParams, TokenLogprobs
 
@@ -175,3 +176,16 @@ async def test_a_suffix_makes_the_prompt_of_the_models_own_form(client, tokenize
     wanted = (begin, *own.encode("hello"), between, *own.encode(" the end"), end)
     assert generator.requests[0].prompt_ids == wanted
     assert stop in generator.requests[0].samplings[0].stop_ids
+
+
+async def test_log_probabilities_are_bounded_over_all_prompts(generator, tokenizer, status):
+    """Mutant seen to fail: a product without the prompts."""
+    config = FrontConfig(limits=RequestLimits(max_logprobs=100))
+    app = create_app(config, [ServedModel("m", tokenizer, 256)], generator, status)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+        for asked in ({"logprobs": 4, "max_tokens": 11}, {"prompt_logprobs": 4, "max_tokens": 1}):
+            one = {"model": "m", "prompt": "x" * 11, **asked}
+            assert (await client.post(COMPLETION, json=one)).status_code == 200
+            refused = await client.post(COMPLETION, json=one | {"prompt": ["x" * 11, "x" * 11]})
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] in asked
