@@ -37,7 +37,7 @@ from load.work import Pacing, Work, make_work
 
 from workers.api.request import EngineRequest, SamplingParams
 from workers.engine.core import Engine
-from workers.execution import runner as runner_module
+from workers.execution import passes as passes_module
 from workers.execution.padded import PaddedInputs
 from workers.rank import Rank
 
@@ -84,14 +84,15 @@ class Parts:
             (engine._scheduler, "plan", "plan"),
             (engine._committer, "commit", "commit"),
             (rank.runner, "submit", "submit"),
-            (rank.runner, "_run", "run"),
             (rank.runner.state, "flatten", "inputs"),
             (rank.runner.state, "upload", "inputs"),
             (rank.runner.state, "upload_changes", "inputs"),
             (PaddedInputs, "fill", "inputs"),
-            (runner_module, "sample", "sampling"),
+            (passes_module, "sample_own", "sampling"),
             (rank.runner, "_result", "results"),
         ]
+        if rank.device.type == "cpu":
+            watched += [(rank.runner, "_begin", "run"), (rank.runner, "_finish", "run")]
         stack = ExitStack()
         for owner, attribute, name in watched:
             stack.enter_context(patch.object(owner, attribute, self.timed(name, getattr(owner, attribute))))
