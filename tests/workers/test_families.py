@@ -1,4 +1,6 @@
-"""Every family against its reference in fp32: prefill, chunks, decodes and a ragged batch, on one rank and on two."""
+"""Every family against its reference in fp32: prefill, chunks, decodes and a ragged batch, on one rank and on two; some
+on four, where each key and value head is on two of them.
+"""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def run_all(wanted: list[EngineRequest]) -> Callable[[Engine], tuple[dict[str, l
     """Tokens and errors by request, and how many steps were cut."""
 
     def use(engine: Engine) -> tuple[dict[str, list[int]], dict[str, str], int]:
-        tokens: dict[str, list[int]] = {one.id: [] for one in wanted}
+        tokens: dict[str, list[int]] = {name: [] for one in wanted for name in one.answer_ids}
         errors = {}
         for one in wanted:
             engine.submit(one)
