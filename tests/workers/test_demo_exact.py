@@ -150,7 +150,7 @@ def check_way(name: str, count: int) -> None:
     engine, got = way.run(requests(count))
     assert differing(got, alone(count)) == {}
     load = engine.load()
-    least = count // 8 if way.num_blocks or way.tiers else count if way.preempt_every else 0
+    least = count // 16 if way.num_blocks or way.tiers else count if way.preempt_every else 0
     assert load.preemptions >= least
     if isinstance(engine.ordering, StepOrder):
         ledger = engine.ordering.policy.ledger

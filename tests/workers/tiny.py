@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,17 @@ def _root() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="echelon-tiny-")
 
 
-@functools.cache
 def checkpoint(name: str) -> Path:
-    """The folder of `reference(name)`, made once a test run."""
+    """The folder of `reference(name)`, made once a test run, whichever rank's thread asks first."""
+    with _MAKING:
+        return _made(name)
+
+
+_MAKING = threading.Lock()
+
+
+@functools.cache
+def _made(name: str) -> Path:
     folder = Path(_root().name) / name
     reference(name).save_pretrained(folder)
     return folder
