@@ -1,7 +1,7 @@
 """Requests to the demo model for the tests of exactness, and how an engine is made to answer them.
 
 For each prompt a greedy request, for every third one a sampled one too; the sampling parameters go round, so that each
-filter, penalty and bias is met alone and with others. For every twentieth one a beam search.
+filter, penalty and bias is met alone and with others. For three in every sixty a beam search.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workers.engine.core import Engine
 from workers.engine.sequence import Sequence
 
 SAMPLED = 12  # tokens at most
-EVERY, SEARCHES_EVERY = 3, 20
+EVERY, SEARCHES_EVERY = 3, 60
 # Hot, since the model is sure of most tokens.
 VARIED: tuple[dict[str, Any], ...] = (
     {"temperature": 2.2},
@@ -85,7 +85,7 @@ def requests(count: int) -> list[EngineRequest]:
         if i % EVERY == 0:
             asked.append(sampled(i))
         if i % SEARCHES_EVERY == 5:
-            asked.append(search(i))
+            asked += [search(i), search(i + 1), search(i + 2)]
     return asked
 
 
