@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
-from router.dispatch.least_first import LeastFirst
 from router.dispatch.rounds import (
     BeginRound,
     Begun,
@@ -25,6 +24,7 @@ from router.dispatch.rounds import (
     SessionCounts,
     StopRound,
 )
+from router.qos.least_first import LeastFirst
 
 MAX_BYTES = 256 << 20
 MAX_HISTORY_BYTES = 16 << 20

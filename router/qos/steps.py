@@ -6,11 +6,11 @@ by the replicas, plus what was executed here since. With raw counters all replic
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator
 from math import inf
 
 from router.qos.config import DEFAULT, Account, QosConfig, Tier
+from router.qos.least_first import LeastFirst
 from router.qos.ledger import Prices
 from router.qos.policy import Limits, Policy
 from router.qos.standing import Standing
@@ -210,25 +210,20 @@ class _Live:
     """The live requests of a tier by when they first came: replays and parts of beam searches arrive late."""
 
     def __init__(self) -> None:
-        self._order: list[tuple[float, int, str, Standing]] = []  # a heap; the number keeps equals in order
-        self._ids: set[str] = set()
-        self._added = 0
+        self._order: LeastFirst[str] = LeastFirst()
+        self._requests: dict[str, Oldest] = {}  # by their ids
 
     def add(self, request_id: str, standing: Standing, since: float) -> None:
-        self._added += 1
-        heapq.heappush(self._order, (since, self._added, request_id, standing))
-        self._ids.add(request_id)
+        self._requests[request_id] = Oldest(standing, since, request_id)
+        self._order.put(request_id, since)
 
     def discard(self, request_id: str) -> None:
-        self._ids.discard(request_id)
+        self._requests.pop(request_id, None)
+        self._order.drop(request_id)
 
     def first(self) -> Oldest | None:
-        while self._order and self._order[0][2] not in self._ids:
-            heapq.heappop(self._order)
-        if not self._order:
-            return None
-        since, _, request_id, standing = self._order[0]
-        return Oldest(standing, since, request_id)
+        request_id = self._order.first()
+        return None if request_id is None else self._requests[request_id]
 
 
 def _ordered(config: QosConfig) -> QosConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from router.dispatch.least_first import LeastFirst
+from router.qos.least_first import LeastFirst
 
 
 def test_against_a_dictionary() -> None:
